@@ -1,0 +1,81 @@
+# Needs make, pip and Python 3.11 or newer; the model tests also want a C++ compiler.
+# Variables: PYTHON=python3.12  VENV=.venv  LLM=0 (leave the model tests out)  JOBS=3 (test processes)  ARGS="…" (for the command run)
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+LLM ?= auto
+ARGS ?=
+JOBS ?= 3
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PACKAGES := bus agents plans bridge tools
+
+.PHONY: help demo test quick smoke check lint bench bundle llm-wheel typing clean
+
+help: ## print this help
+	@echo "rigbus: a message bus for agents on a GPU rig"
+	@echo
+	@awk -F ':[^#]*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@sed -n '2s/^# /  /p' Makefile
+
+demo: $(VENV)/.base ## a private rig in a temporary folder: a plan, a killed worker, a report
+	@$(BIN)/rigbus demo $(ARGS)
+
+test: $(VENV)/.test ## the whole suite; builds llama-cpp-python beside it for the model tests
+	@LLM=$(LLM) JOBS=$(JOBS) bash tools/scripts/test.sh $(VENV) $(ARGS)
+
+quick: $(VENV)/.test ## the tests that start no rig
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not live and not llm" $(ARGS)
+
+smoke: $(VENV)/.test ## quick, and the few live tests that every Python version runs
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "smoke or not live and not llm" $(ARGS)
+
+check: lint quick ## ruff, mypy --strict and the quick tests
+
+lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@MYPYPATH=build/typing $(BIN)/mypy --config-file pyproject.toml -m rigbus $(PACKAGES:%=-p rigbus.%)
+
+bench: $(VENV)/.base ## tasks per second through a real rig on this machine
+	@$(BIN)/rigbus bench bus $(ARGS)
+
+bundle: $(VENV)/.base ## dist/rigbus-bundle: wheels and install.sh for a machine without a network
+	@bash tools/scripts/bundle.sh $(VENV)
+
+llm-wheel: $(VENV)/.test ## build llama-cpp-python once and keep its wheel (10 minutes on two cores)
+	@bash tools/scripts/llm_wheel.sh $(VENV)
+
+typing: build/typing/rigbus ## build/typing/rigbus, the link by which type checkers find the package
+
+clean: ## remove what make has made here: environments, build/, dist/ and caches
+	@rm -rf .venv .venv-3.* build dist rigbus.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The repository's root is the package `rigbus`: a checker needs a folder that holds it under this name.
+build/typing/rigbus:
+	@mkdir -p build/typing
+	@ln -sfn ../.. $@
+
+# Stamps: a second make installs nothing. The editable install sees every change but those of pyproject.toml.
+$(VENV)/.made: tools/scripts/venv.sh
+	@sh tools/scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.made pyproject.toml
+	@echo "installing rigbus into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) install --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@echo "installing ruff and mypy into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@

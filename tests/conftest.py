@@ -1,0 +1,122 @@
+"""Fixtures of the whole suite, and the rules that keep one test from disturbing another."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, Processes, end_all, processes_of, short_folder, wait_for
+
+LIVE = ROOT / "tests" / "live"
+LEAVE_TIME_S = 5.0  # a process that was told to end may need a moment; one that stays longer is a leak
+LLM_FIX = "`make test` builds it where there is a C++ compiler; by hand: pip install 'rigbus[test-llm]'"
+
+
+class _RootIsNotATestPackage:
+    """The repository's root holds the package's own __init__.py; pytest would import it a second time,
+    under the name of the folder, as the set-up of a test package. A conftest's hooks are not asked about
+    folders above it, so this is registered as a plugin."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        if path == ROOT:
+            return pytest.Dir.from_parent(parent, path=path)
+        return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_RootIsNotATestPackage(), "rigbus-root-is-not-a-test-package")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(LIVE):
+            item.add_marker(pytest.mark.live)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("llm") is None:
+        return
+    missing = [name for name in ("llama_cpp", "gguf") if find_spec(name) is None]
+    if not missing:
+        return
+    reason = f"not run: no {' and no '.join(missing)}; {LLM_FIX}"
+    if os.environ.get("RIGBUS_REQUIRE_LLM") == "1":
+        pytest.fail(f"RIGBUS_REQUIRE_LLM=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither the user's RIGBUS_* variables nor files in the user's folders reach a test, or are touched."""
+    private = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("RIGBUS_") and not name.startswith(("RIGBUS_TEST_", "RIGBUS_REQUIRE_")):
+                patch.delenv(name)
+        for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+            patch.setenv(name, str(private / name.lower()))
+        yield
+
+
+@pytest.fixture
+def rig_dir() -> Iterator[Path]:
+    """A short private folder for a rig (see `short_folder`); the test fails when a process of it is left."""
+    with short_folder() as folder:
+        try:
+            yield folder
+        finally:
+            left = _still_there(folder)
+        _fail_for(left, folder)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Starts processes for one test and ends them all (see `helpers.Processes`)."""
+    started = Processes(tmp_path)
+    try:
+        yield started
+    finally:
+        started.stop_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left_by_a_live_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a live test nothing that it started still runs.
+
+    TMPDIR is a folder of the test's own, inherited by every process and by every temporary folder made
+    meanwhile, so it marks them all.
+    """
+    if request.node.get_closest_marker("live") is None:
+        yield
+        return
+    with short_folder("rbt-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        try:
+            yield
+        finally:
+            left = _still_there(folder)
+    _fail_for(left, folder)
+
+
+def _still_there(folder: Path) -> dict[int, str]:
+    """The processes of `folder` that outlive the grace time; they are killed, so that the next test starts
+    clean."""
+    try:
+        wait_for(lambda: not processes_of(folder), timeout_s=LEAVE_TIME_S, what=f"the processes of {folder}")
+    except AssertionError:
+        left = processes_of(folder)
+        end_all(left)
+        return left
+    return {}
+
+
+def _fail_for(left: dict[int, str], folder: Path) -> None:
+    if left:
+        names = "; ".join(f"pid {pid}: {command[:120]}" for pid, command in left.items())
+        pytest.fail(f"processes of {folder} outlived the test by {LEAVE_TIME_S:g} s: {names}", pytrace=False)

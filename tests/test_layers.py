@@ -1,0 +1,123 @@
+"""Imports point one way, and looking at the rig costs no import that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+# layer -> the layers of ours that it may import; the root's __init__ is the public face and lazy.
+ALLOWED = {
+    "bus": {"bus"},
+    "plans": {"plans"},
+    "agents": {"agents", "bus", "plans"},
+    "bridge": {"bridge", "bus", "plans"},
+    "tools": {"tools", "bus", "plans", "agents", "bridge"},
+}
+HEAVY = ("zmq", "llama_cpp", "pydantic", "rich", "msgpack", "numpy")
+EXAMPLES = ROOT / "plans" / "examples"  # scripts of plans run by path with the standard library only
+
+
+def sources(layer: str) -> list[Path]:
+    return sorted(
+        path for path in (ROOT / layer).rglob("*.py") if not path.is_relative_to(EXAMPLES) and path.is_file()
+    )
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    package = ("rigbus", *path.parent.relative_to(ROOT).parts)
+    return imports_in(path.read_bytes(), package)
+
+
+def imports_in(text: bytes | str, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of each import, lazy ones and TYPE_CHECKING ones included."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield node.lineno, module
+            for alias in node.names:  # `from .. import bus` names its module in the alias
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def layer_of(name: str) -> str | None:
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] or None if first == "rigbus" else None
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_a_layer_imports_only_the_layers_below_it(layer):
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: imports {name}"
+        for path in sources(layer)
+        for line, name in imports_of(path)
+        if layer_of(name) in ALLOWED and layer_of(name) not in ALLOWED[layer]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_inside_the_package_imports_are_relative():
+    """An absolute `import bus.wire` would work from the root only, and load the file a second time."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for layer in ALLOWED
+        for path in sources(layer)
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+        for module in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+        if module.partition(".")[0] in {*ALLOWED, "rigbus"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from ..agents.base import Agent",
+        "from .. import agents",
+        "from rigbus.agents import base",
+        "import rigbus.agents.base",
+        "def f():\n    from ..agents import base",
+    ],
+)
+def test_the_layer_rule_sees_every_form_of_import(text):
+    """The checks above are only worth something if the reader of imports misses none."""
+    assert "agents" in {layer_of(name) for _line, name in imports_in(text, ("rigbus", "bus"))}
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = (
+        f"import sys\n{statement}\nprint('\\n'.join(sorted(name.partition('.')[0] for name in sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_import_rigbus_loads_nothing_else():
+    assert not loaded_after("import rigbus; rigbus.__version__; dir(rigbus)") & set(HEAVY)
+
+
+def test_help_loads_neither_the_bus_nor_the_models():
+    statement = (
+        "import sys; sys.argv = ['rigbus', '--help']\n"
+        "from rigbus.tools.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+    )
+    heavy = loaded_after(statement) & set(HEAVY)
+    assert not heavy, f"rigbus --help imports {', '.join(sorted(heavy))}"
