@@ -1,0 +1,305 @@
+"""The rig's settings: flags > ``RIGBUS_*`` > configuration files > defaults, and where each value came from.
+
+Files, the strongest first: ``./rigbus.toml``, ``$XDG_CONFIG_HOME/rigbus/config.toml``, ``/etc/rigbus/config.toml``;
+``--config FILE`` is the only one when given. Tables nest: ``retention.tasks`` is RIGBUS_RETENTION__TASKS.
+
+It loads pydantic; verbs that only need folders use :func:`.paths.locate`, which reads the same keys of the same files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import ConfigError
+from .paths import RigPaths, config_files, default_state, read_toml, rig_paths
+from .wire import LEASE_S
+
+PREFIX: Final = "RIGBUS_"
+NETWORK_SETTLE_S: Final = 30.0
+LOCAL_SETTLE_S: Final = 3.0
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Retention(_Table):
+    """How much history the broker keeps; what still runs, or is waited for, always stays."""
+
+    events: int = Field(default=2_000_000, ge=10_000, description="events of the numbered log")
+    tasks: int = Field(default=200_000, ge=1_000, description="ended tasks")
+
+
+class Limits(_Table):
+    """Bounds of the broker; past them it answers BUSY. They can be lowered below PROTOCOL §9, not raised."""
+
+    live_tasks: int = Field(default=1_000_000, ge=1, le=1_000_000, description="tasks that have not ended")
+    batch_tasks: int = Field(default=100_000, ge=1, le=100_000, description="tasks of one batch")
+
+
+class Logs(_Table):
+    """Bounds of what tasks and processes write."""
+
+    task_bytes: int = Field(
+        default=64 << 20, ge=4096, description="log file of one attempt; the rest is counted only"
+    )
+    tail_bytes: int = Field(
+        default=64 << 10, ge=256, le=64 << 10, description="end of the output in the task's result"
+    )
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Model(_Table):
+    """One GGUF model under ``[models.NAME]``."""
+
+    path: Path
+    context: int = Field(default=4096, ge=64, description="tokens of the context window")
+    gpu_layers: int = Field(default=-1, ge=-1, description="layers on the GPU; -1: all")
+
+
+class AgentSpec(_Table):
+    """An agent that ``up`` starts beside the workers: ``[[agents]]``."""
+
+    spec: str = Field(description="module:Class")
+    name: str | None = None
+    count: int = Field(default=1, ge=1, le=100)
+    slots: int = Field(default=1, ge=1, le=1000)
+
+
+class Settings(BaseSettings):
+    """Every setting with its default. Durations end in their unit. Use :func:`load`, which knows the order."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    state: Path = Field(
+        default_factory=default_state, description="the rig's private folder, on a local disk"
+    )
+    shared: Path | None = Field(default=None, description="the shared folder; <state>/shared when not set")
+    workers: int | None = Field(
+        default=None, ge=0, le=256, description="workers of `up`; one per free GPU, else 2"
+    )
+    slots: int = Field(default=1, ge=1, le=1000, description="tasks that one worker runs at once")
+    model: Path | None = Field(default=None, description="GGUF file that `up` serves as `generate`")
+    models: dict[str, Model] = Field(default_factory=dict)
+    agents: list[AgentSpec] = Field(default_factory=list)
+    durability: Literal["full", "normal"] = Field(
+        default="full", description="full: safe after power loss; normal: after a crash"
+    )
+    lease_s: float = Field(
+        default=LEASE_S, ge=1, le=300, description="a silent worker loses its tasks after it"
+    )
+    renew_s: float | None = Field(
+        None, gt=0, description="how often leases are renewed; lease_s / 5 when not set"
+    )
+    kill_grace_s: float = Field(
+        default=10.0, ge=0, le=600, description="between SIGTERM and SIGKILL of a task"
+    )
+    settle_s: float | None = Field(
+        None, ge=0, le=3600, description="rest of a drop; 3 local, 30 on a network mount"
+    )
+    env_pass: list[str] = Field(
+        default_factory=list, description="environment variables that commands may see"
+    )
+    retention: Retention = Field(default_factory=Retention)
+    limits: Limits = Field(default_factory=Limits)
+    logs: Logs = Field(default_factory=Logs)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load() has merged all sources in order; nothing may be added behind its back.
+        return (init_settings,)
+
+    @property
+    def paths(self) -> RigPaths:
+        """The rig's folders."""
+        return rig_paths(self.state, self.shared)
+
+    @property
+    def renewal_s(self) -> float:
+        """Seconds between two RENEWs."""
+        return self.renew_s if self.renew_s is not None else self.lease_s / 5
+
+    def settling_s(self, *, network: bool) -> float:
+        """How long a dropped folder must rest, for a share on a local or a network file system."""
+        if self.settle_s is not None:
+            return self.settle_s
+        return NETWORK_SETTLE_S if network else LOCAL_SETTLE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting for people."""
+
+    name: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and for each value that is no default where it came from (dotted name -> origin)."""
+
+    settings: Settings
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def show(self) -> list[Row]:
+        """Every setting with its value and origin (``default`` when nobody set it), in the order of the model."""
+        return [
+            Row(name, value, _origin(self.origins, name)) for name, value in _flat(self.settings.model_dump())
+        ]
+
+
+def _origin(origins: Mapping[str, str], name: str) -> str:
+    """A list or table that was set as a whole answers for its parts."""
+    while name:
+        if name in origins:
+            return origins[name]
+        name = name.rpartition(".")[0]
+    return "default"
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@dataclass(slots=True)
+class _Source:
+    """One layer: its values, and how it names a dotted key to people."""
+
+    values: dict[str, Any]
+    label: str
+    folder: Path | None = None
+
+    def name_of(self, key: str) -> str:
+        if self.label == "environment":
+            return PREFIX + key.upper().replace(".", "__")
+        if self.label == "flags":
+            return f"--{key.replace('_', '-')}"
+        return f"{self.label}: {key}"
+
+    def origin_of(self, key: str) -> str:
+        return self.label if self.folder is not None else self.name_of(key)
+
+
+def load(
+    flags: Mapping[str, Any] | None = None, config: Path | None = None, cwd: Path | None = None
+) -> Loaded:
+    """Read all sources and check them together.
+
+    Args:
+        flags: what the command line gave; None values are left out.
+        config: the only configuration file to read.
+        cwd: where ``rigbus.toml`` is looked for.
+
+    Raises:
+        ConfigError: a file is missing or no TOML, a key is unknown, a value is wrong; the message names the place, the
+            key and the fix.
+    """
+    if config is not None and not config.is_file():
+        raise ConfigError(f"{config}: no such file; correct --config")
+    sources = [_Source({k: v for k, v in (flags or {}).items() if v is not None}, "flags"), _environment()]
+    for file in [config] if config is not None else config_files(os.environ, cwd):
+        values = read_toml(file)
+        if values is not None:
+            sources.append(
+                _Source(_anchored(values, file.absolute().parent), str(file), file.absolute().parent)
+            )
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    by_key: dict[str, _Source] = {}
+    for source in reversed(sources):
+        _merge(merged, source.values)
+        for key, _ in _flat(source.values):
+            origins[key] = source.origin_of(key)
+            by_key[key] = source
+    try:
+        return Loaded(Settings(**merged), origins)
+    except ValidationError as e:
+        raise ConfigError("; ".join(_complaint(error, by_key) for error in e.errors())) from None
+
+
+def _environment() -> _Source:
+    try:
+        return _Source(EnvSettingsSource(Settings)(), "environment")
+    except ValueError as e:
+        raise ConfigError(
+            f"{e}: write lists and tables as JSON, such as RIGBUS_ENV_PASS='[\"LANG\"]'"
+        ) from None
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Values over those already there; tables are merged key by key."""
+    for key, value in values.items():
+        old = into.get(key)
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            _merge(old, value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths in a file are relative to that file's folder."""
+    for table in (values, *(m for m in _tables(values.get("models")))):
+        for key in ("state", "shared", "model", "path"):
+            if isinstance(table.get(key), str) and table[key]:
+                table[key] = str(folder / Path(table[key]).expanduser())
+    return values
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    return [t for t in value.values() if isinstance(t, dict)] if isinstance(value, dict) else []
+
+
+def _complaint(error: Any, by_key: Mapping[str, _Source]) -> str:
+    """One problem as: place, what, fix."""
+    key = ".".join(str(part) for part in error["loc"])
+    source = by_key.get(key) or next((s for k, s in by_key.items() if k.startswith(f"{key}.")), None)
+    if source is None:
+        parent = key.rpartition(".")[0]
+        source = by_key.get(parent) or next(
+            (s for k, s in by_key.items() if parent and k.startswith(parent)), None
+        )
+    place = source.name_of(key) if source is not None else key
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"{place}: unknown key; " + (
+            f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        )
+    if error["type"] == "missing":
+        return f"{place}: is missing; add it"
+    return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r:.80}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """The keys of the table at ``loc``."""
+    tables: dict[str, type[BaseModel]] = {
+        "retention": Retention,
+        "limits": Limits,
+        "logs": Logs,
+        "models": Model,
+        "agents": AgentSpec,
+    }
+    table = tables.get(str(loc[0]), Settings) if loc else Settings
+    return sorted(table.model_fields)

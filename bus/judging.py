@@ -1,0 +1,163 @@
+"""BRAIN: one atomic message of the brain; verdicts; facts. Pure.
+
+The whole message is checked, then the whole of it is applied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .checks import maps, texts, whole
+from .errors import DefinitionError, Refused
+from .model import Batch, Session, Task
+from .states import TaskEvent, TaskState
+from .submitting import Made, Submitting
+from .wire import MAX_FACT_BYTES, MAX_KEY_BYTES, Envelope, pack
+
+VERDICTS: Final = frozenset({"accept", "reject", "retry", "dead"})
+_MAX_REASON: Final = 4000
+
+
+@dataclass(slots=True)
+class _Order:
+    """A checked BRAIN message."""
+
+    batch: Batch | None
+    made: list[Made]
+    releases: list[Task]
+    closes: list[Batch]
+    ends: list[tuple[Batch, str]]
+    verdicts: list[tuple[Task, str, str]]
+    facts: list[tuple[str, str, Any]]
+
+
+class Judging(Submitting):
+    """What the brain may change."""
+
+    epoch: int
+    brain: str  #: session that holds the epoch
+
+    def brain_message(self, session: Session, env: Envelope) -> dict[str, Any]:
+        """One atomic message of the brain; the header of OK.
+
+        Raises:
+            Refused: an older epoch, or a fact changed meanwhile.  DefinitionError, NotFound, BadFrame: a part is
+                wrong. Nothing was applied.
+        """
+        h = env.header
+        if session.id != self.brain or h.get("epoch") != self.epoch:
+            raise Refused(
+                f"stale_epoch: the brain of epoch {self.epoch} acts now, not of {h.get('epoch')!r:.20}"
+            )
+        order = self._check_order(session, env)
+        ids: list[str] = []
+        if order.batch is not None and order.made:
+            ids, _ = self._apply_tasks(session, order.batch, order.made, watch=False)
+        for batch in order.closes:
+            batch.closed = True
+            self.keep_batch(batch)
+            self.touch_batch(batch)
+        for task in order.releases:
+            if task.hold:
+                task.hold = False
+                task.unmet -= 1
+                self.dirty(task)
+                self.settle(task)
+        for batch, error in order.ends:
+            self.cancel_batch(batch, error, failed=True)
+        for task, verdict, note in order.verdicts:
+            self.apply_verdict(task, verdict, note)
+        for scope, key, value in order.facts:
+            self.set_fact(scope, key, value, self.epoch)
+        if order.batch is not None:
+            self.keep_batch(order.batch)
+            self.touch_batch(order.batch)
+        return {"seq": self.seq, "ids": ids}
+
+    def _check_order(self, session: Session, env: Envelope) -> _Order:
+        h = env.header
+        batch = self.find_batch(h["batch"]) if h.get("batch") else None
+        specs = maps(h, "tasks")
+        if specs and batch is None:
+            raise DefinitionError("BRAIN with tasks names their batch")
+        made: list[Made] = []
+        # A batch that has ended, or is about to, gets no more tasks: its end overtook the brain's message.
+        if batch is not None and specs and not (batch.cancelled or batch.error or batch.ended_at):
+            made = self._plan_tasks(session, batch, specs, env.body)
+        ends = [(self.find_batch(f.get("batch")), _reason(f, "error", "failed")) for f in maps(h, "fail")]
+        ends += [
+            (self.find_batch(f.get("batch")), _reason(f, "reason", "aborted")) for f in maps(h, "cancel")
+        ]
+        return _Order(
+            batch=batch,
+            made=made,
+            releases=[self.find_task(i) for i in texts(h, "release")],
+            closes=[self.find_batch(i) for i in texts(h, "close")],
+            ends=ends,
+            verdicts=[self._check_verdict(v) for v in maps(h, "verdicts")],
+            facts=self._check_facts(maps(h, "facts")),
+        )
+
+    def _check_verdict(self, v: dict[str, Any]) -> tuple[Task, str, str]:
+        verdict = v.get("verdict")
+        if verdict not in VERDICTS:
+            raise DefinitionError(f"verdict {verdict!r:.40}: accept, reject, retry or dead")
+        return self.find_task(v.get("id")), str(verdict), _reason(v, "note", "")
+
+    def _check_facts(self, facts: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
+        out = []
+        for f in facts:
+            scope, key, value = f.get("scope"), f.get("key"), f.get("value")
+            if (
+                not isinstance(scope, str)
+                or not isinstance(key, str)
+                or len((scope + key).encode()) > MAX_KEY_BYTES
+            ):
+                raise DefinitionError(
+                    f"a fact has scope and key of at most {MAX_KEY_BYTES} bytes, not {scope!r:.40}"
+                )
+            if len(pack(value)) > MAX_FACT_BYTES:
+                raise DefinitionError(f"fact {scope}/{key} is over {MAX_FACT_BYTES} bytes")
+            old = self.facts.get((scope, key))
+            present = old.rev if old else 0
+            if old and old.epoch == self.epoch and f.get("rev") == present - 1 and old.value == value:
+                continue  # the same message again: its answer was lost
+            if whole(f, "rev", 0, 2**53, 0) != present:
+                raise Refused(f"fact {scope}/{key} has revision {present}, not {f.get('rev')}; read it again")
+            out.append((scope, key, value))
+        return out
+
+    def apply_verdict(self, task: Task, verdict: str, note: str) -> None:
+        """A verdict on REVIEW or FAILED; one that comes too late changes nothing."""
+        if task.state is TaskState.REVIEW and verdict in ("accept", "reject", "dead"):
+            if verdict == "accept":
+                self.move(task, TaskEvent.ACCEPT)
+                self.conclude(task, None, note=note)
+                return
+            task.counts = (task.counts[0] + 1, task.counts[1], task.counts[2])
+            if verdict == "reject" and task.counts[0] < task.policy.task:
+                self.move(task, TaskEvent.REJECT)
+                self.enter_ready(task)
+                self.announce(task, "rework", note=note)
+                return
+            task.error = note or "rejected"
+            self.move(task, TaskEvent.ESCALATE)
+            if verdict == "reject" and task.policy.escalate:
+                self.timer(self.now + self.verdict_s, "verdict", (task, task.attempt, task.state))
+                self.announce(task, note=note, error=task.error[:2000])
+                return
+            self.move(task, TaskEvent.BURY)
+            self.conclude(task, None, note=note)
+        elif task.state is TaskState.FAILED and verdict in ("retry", "dead"):
+            if verdict == "retry":
+                self.move(task, TaskEvent.RETRY)
+                self.enter_ready(task)
+                self.announce(task, note=note)
+            else:
+                self.move(task, TaskEvent.BURY)
+                self.conclude(task, None, note=note)
+
+
+def _reason(part: dict[str, Any], name: str, default: str) -> str:
+    return str(part.get(name) or default)[:_MAX_REASON]

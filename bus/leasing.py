@@ -1,0 +1,329 @@
+"""Leases: granted, renewed, lost, answered. Pure.
+
+A lease is a fencing token ``(incarnation, seq)``. It is durable, with its attempt count, before it is sent; a result
+that does not carry the current token is STALE: logged, never applied.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+from .checks import MAX_INT, Outcome, number, outcomes, texts, token, tokens, whole
+from .lifecycle import DEADLINE_PASSED
+from .model import Send, Session, Task
+from .reviving import Reviving
+from .states import TaskEvent, TaskState
+from .wire import LEASE_S, Envelope, Token, Verb
+
+_REMEMBERED: Final = 20_000
+#: payloads are at most 256 KiB, so a message stays in the low megabytes even at worst
+_LEASES_A_MESSAGE: Final = 250
+
+
+class Leasing(Reviving):
+    """Matching, and the worker's verbs."""
+
+    def __init__(
+        self, *, incarnation: int, state_id: str, lease_s: float = LEASE_S, age_s: float = 60.0
+    ) -> None:
+        super().__init__(incarnation=incarnation, state_id=state_id, age_s=age_s)
+        self.lease_s = lease_s
+        self.token_seq = 0
+        self.leases: dict[Token, Task] = {}
+        self.recorded: OrderedDict[Token, None] = OrderedDict()  #: results that may be sent again
+        self.stale_results = 0
+
+    # -- granting --------------------------------------------------------------------------------------------
+
+    def match(self) -> None:
+        """Give ready tasks to workers with free credit: first every slot, one by one, then prefetch in small turns."""
+        if not self.ready.shapes or self.paused("all"):
+            return
+        grants: dict[str, list[Task]] = {}
+        for prefetch in (False, True):
+            turn = 8 if prefetch else 1
+            open_ = [w for w in self.workers() if self.may_lease(w)]
+            open_.sort(key=lambda w: (len(w.leases) / w.slots, w.order))
+            while open_ and self.ready.shapes:
+                again = []
+                for worker in open_:
+                    room = (worker.credit if prefetch else min(worker.slots, worker.credit)) - len(
+                        worker.leases
+                    )
+                    took = self._take_turn(worker, min(turn, room), grants)
+                    if 0 < took < room and took == turn:
+                        again.append(worker)
+                open_ = again
+        for sid, tasks in grants.items():
+            self._send_leases(self.sessions[sid], tasks)
+
+    def _take_turn(self, worker: Session, n: int, grants: dict[str, list[Task]]) -> int:
+        """Grant up to ``n`` tasks to a worker; how many there were."""
+        for i in range(n):
+            # A lent slot is for calls: their answers let somebody go on, a new conversation would only wait as well.
+            calls_only = len(worker.leases) >= worker.credit - worker.lent
+            task = self.ready.take(worker, self.now, calls_only=calls_only)
+            if task is None:
+                return i
+            self._grant(task, worker)
+            grants.setdefault(worker.id, []).append(task)
+        return max(n, 0)
+
+    def may_lease(self, worker: Session) -> bool:
+        """Whether a worker may get leases at all right now (the last predicates of `why`)."""
+        return (
+            bool(worker.peer)
+            and len(worker.leases) < worker.credit
+            and not worker.draining
+            and not worker.suspect
+            and not self.paused(worker.name)
+        )
+
+    def _grant(self, task: Task, worker: Session) -> None:
+        self.move(task, TaskEvent.LEASE)
+        self.token_seq += 1
+        task.token_inc, task.token_seq = self.incarnation, self.token_seq
+        task.attempt += 1
+        task.session = worker.id
+        task.worker = worker.name
+        task.leased_at = self.wall
+        task.lease_deadline = self.now + self.lease_s
+        task.hold_reason = ""
+        self.leases[task.token] = task
+        worker.leases[task.token_seq] = task
+        self.watch(worker)
+        worker.order = self.now
+        self.announce(task)
+
+    def _send_leases(self, worker: Session, tasks: list[Task]) -> None:
+        for i in range(0, len(tasks), _LEASES_A_MESSAGE):
+            part = tasks[i : i + _LEASES_A_MESSAGE]
+            header = {"leases": [self._lease_header(t) for t in part], "lease_s": self.lease_s}
+            self.fx.sends.append(Send(worker.peer, Verb.LEASE, header, payload_of=[t.no for t in part]))
+
+    def _lease_header(self, task: Task) -> dict[str, Any]:
+        shape, policy = task.shape, task.policy
+        lease: dict[str, Any] = {
+            "token": [task.token_inc, task.token_seq],
+            "id": task.id,
+            "batch": task.batch.id,
+            "key": task.key,
+            "type": shape.type,
+            "class": shape.cls,
+            "attempt": task.attempt,
+            "priority": task.priority,
+        }
+        if policy.timeout_s is not None:
+            lease["timeout_s"] = policy.timeout_s
+        if policy.no_progress_s is not None:
+            lease["no_progress_s"] = policy.no_progress_s
+        if task.deadline:
+            lease["deadline_s"] = max(0.0, task.deadline - self.now)
+        if task.parent and task.parent in self.tasks:
+            lease["parent"] = self.tasks[task.parent].id
+        return lease
+
+    # -- the worker's verbs ----------------------------------------------------------------------------------
+
+    def on_offer(self, worker: Session, env: Envelope) -> None:
+        """OFFER: what the worker runs and how many leases it holds at once."""
+        h = env.header
+        credit = whole(h, "credit", 0, MAX_INT, 0)
+        slots = whole(h, "slots", 1, MAX_INT, 1)
+        offered = tuple(frozenset(texts(h, name)) for name in ("types", "classes", "needs", "pools"))
+        before = (worker.types, worker.classes, worker.needs, worker.pools, worker.state_id)
+        worker.credit, worker.slots = min(credit, 4096), slots
+        worker.lent = min(whole(h, "lent", 0, MAX_INT, 0), worker.credit)
+        worker.types, worker.classes, worker.needs, worker.pools = offered
+        worker.state_id = str(h.get("state_id") or "")
+        if isinstance(h.get("info"), dict):
+            worker.info = h["info"]
+        if before != (*offered, worker.state_id):
+            worker.shapes.clear()
+
+    def held(self, worker: Session, shown: Any) -> tuple[list[Task], list[list[int]]]:
+        """The tasks behind a worker's current tokens, and the tokens that are not current."""
+        tasks: list[Task] = []
+        stale: list[list[int]] = []
+        for held in tokens(shown):
+            task = self.leases.get(held)
+            if task is None or task.session != worker.id:
+                stale.append(list(held))
+            else:
+                tasks.append(task)
+        return tasks, stale
+
+    def on_started(self, worker: Session, env: Envelope) -> None:
+        """STARTED: for people and clocks."""
+        tasks, _ = self.held(worker, env.header.get("tokens"))
+        for task in tasks:
+            if not task.started_at:
+                task.started_at = self.wall
+                self.dirty(task)
+                self.announce(task, "started")
+
+    def renew_leases(self, worker: Session, shown: Any) -> dict[str, Any]:
+        """RENEW of a worker: the header of RENEWED."""
+        tasks, stale = self.held(worker, shown)
+        deadline = self.now + self.lease_s
+        cancel = []
+        for task in tasks:
+            task.lease_deadline = deadline
+            if task.ending:
+                cancel.append(list(task.token))
+        return {"cancel": cancel, "stale": stale}
+
+    def on_result(self, worker: Session, env: Envelope) -> None:
+        """RESULT: record what is current, in this transaction; answer RECORDED or STALE."""
+        recorded: list[list[int]] = []
+        stale: list[list[int]] = []
+        for out in outcomes(env.header, env.body):
+            task = self.leases.get(out.token)
+            if task is not None and task.session == worker.id:
+                self._record(task, out)
+            elif out.token not in self.recorded:
+                self.stale_results += 1
+                self.emit("p", f"worker.{worker.name}.stale", "", "", {"token": list(out.token)})
+                stale.append(list(out.token))
+                continue
+            recorded.append(list(out.token))
+        self._answer(env, recorded, stale)
+
+    def _record(self, task: Task, out: Outcome) -> None:
+        self.release(task)
+        self.remember(out.token)
+        if out.wrong:
+            self.fail(task, "definition", out.wrong, None)
+        elif out.ok:
+            task.error = None
+            task.ending = 0
+            self.changes.results[task.no] = out.value
+            if out.ref is not None:
+                self.changes.refs[task.no] = out.ref
+            if task.policy.review:
+                self.move(task, TaskEvent.OK_REVIEW)
+                self.timer(self.now + self.verdict_s, "verdict", (task, task.attempt, task.state))
+                self.announce(task, **out.extra)
+                if task.deadline and task.deadline <= self.now:
+                    self.cancel_task(task, DEADLINE_PASSED, expired=True)  # a verdict would come too late
+            else:
+                self.move(task, TaskEvent.OK)
+                self.conclude(task, out.value, **out.extra)
+        else:
+            # ended by its worker for a cancel that nobody asked for: it runs again
+            error_class = "infra" if out.cancelled and not task.ending else out.error_class
+            self.fail(task, error_class, out.error, out.value, **out.extra)
+
+    def on_return(self, worker: Session, env: Envelope) -> None:
+        """RETURN: handed back without a run; counts no attempt."""
+        tasks, stale = self.held(worker, env.header.get("tokens"))
+        reason = str(env.header.get("reason") or "returned")[:200]
+        delay = min(number(env.header, "not_before_s", 0, float("inf")) or 0.0, 3600.0)
+        returned = [list(t.token) for t in tasks]
+        for task in tasks:
+            self.hand_back(task, reason, delay)
+        self._answer(env, returned, stale)
+
+    def _answer(self, env: Envelope, recorded: list[list[int]], stale: list[list[int]]) -> None:
+        for verb, answered in ((Verb.RECORDED, recorded), (Verb.STALE, stale)):
+            if answered:
+                self.fx.sends.append(Send(env.peer, verb, {"tokens": answered}, corr=env.corr))
+
+    def on_progress(self, worker: Session, env: Envelope) -> None:
+        """PROGRESS: not durable, passed on to who waits and to the topic."""
+        task = self.leases.get(token(env.header.get("token")))
+        if task is None or task.session != worker.id:
+            return
+        header: dict[str, Any] = {k: env.header[k] for k in ("n", "pct", "note") if k in env.header}
+        header["id"] = task.id
+        header["attempt"] = task.attempt
+        body = list(env.body)
+        for sid in task.waiters or ():
+            self.send(self.sessions.get(sid), Verb.PROGRESS, header, body)
+        self.fx.progress.append((task.id, header, body))
+
+    # -- the end of a lease ----------------------------------------------------------------------------------
+
+    def release(self, task: Task) -> None:
+        """Take a task's lease away, whatever follows; a later result of it is STALE."""
+        self.leases.pop(task.token, None)
+        worker = self.sessions.get(task.session)
+        if worker is not None:
+            worker.leases.pop(task.token_seq, None)
+
+    def remember(self, answered: Token) -> None:
+        """A result is recorded: the same again is answered RECORDED, not STALE."""
+        self.recorded[answered] = None
+        if len(self.recorded) > _REMEMBERED:
+            self.recorded.popitem(last=False)
+
+    def remember_recorded(self, tasks: list[Task]) -> None:
+        """After a restart: the newest results in the store, which their workers may send again."""
+        done = [t.token for t in tasks if t.token_seq and t.state in (TaskState.DONE, TaskState.REVIEW)]
+        for answered in sorted(done)[-_REMEMBERED:]:
+            self.remember(answered)
+
+    def hand_back(self, task: Task, reason: str, delay_s: float = 0.0) -> None:
+        """LEASED -> READY without counting an attempt (or to its end, if one was asked for)."""
+        self.release(task)
+        if task.ending:
+            self.finish_ending(task, None)
+            return
+        self.move(task, TaskEvent.RETURN)
+        task.attempt -= 1  # nothing ran: the next lease is the same attempt, under a new token
+        task.hold_reason = reason
+        self.enter_ready(task, delay_s)
+        self.announce(task, "returned", reason=reason)
+
+    def lose(self, task: Task, why: str, *, ran: bool = True, stuck: bool = False) -> None:
+        """A lease is lost, its worker is gone or silent: class ``infra``, or handed back where it cannot have run.
+
+        ``stuck``: the worker lived but did not answer, as one does whose interpreter a handler holds. What ran there
+        when that happened for the second time counts as a crash: it may be the cause.
+        """
+        if not ran and not task.started_at:
+            self.hand_back(task, why)
+            return
+        error_class = "infra"
+        if stuck:
+            task.silences += 1
+            if task.silences > 1:
+                error_class = "crash"
+                why += (
+                    f"; that was time {task.silences} while this ran: a handler that holds the interpreter's lock stops "
+                    "its whole agent, mark it isolated=True"
+                )
+        self.release(task)
+        self.fail(task, error_class, why, None)
+
+    def lose_leases(self, worker: Session, lost: list[Task], why: str, *, stuck: bool = False) -> None:
+        """Lose some of a worker's leases. What stood behind its slots was only prefetched: that has not run, and the
+        task before it that kills workers must not take it along."""
+        oldest = sorted(worker.leases)[: worker.slots]
+        for task in lost:
+            self.lose(task, why, ran=task.token_seq in oldest, stuck=stuck)
+
+    def end_worker_leases(self, worker: Session, why: str, *, stuck: bool = False) -> int:
+        """All leases of a worker end now; how many."""
+        tasks = list(worker.leases.values())
+        self.lose_leases(worker, tasks, why, stuck=stuck)
+        return len(tasks)
+
+    def watch(self, worker: Session) -> None:
+        """See to it that one timer looks after the worker's leases."""
+        if not worker.watched:
+            worker.watched = True
+            soonest = min(t.lease_deadline for t in worker.leases.values())
+            self.timer(max(soonest, self.now + 0.05), "lease", worker)
+
+    def check_leases(self, worker: Session) -> None:
+        """Timer: lose what was not renewed in time; look again while anything is held."""
+        worker.watched = False
+        lost = [t for t in worker.leases.values() if t.lease_deadline <= self.now]
+        if lost:
+            worker.suspect = True
+            why = f"lease lost: {worker.name} was silent for {self.lease_s:g} s"
+            self.lose_leases(worker, lost, why, stuck=True)
+        if worker.leases:
+            self.watch(worker)

@@ -1,0 +1,228 @@
+"""Which task goes to which worker, and why not: pure.
+
+Order: priority level first, raised by one for every ``age_s`` that the level's oldest task has waited (so
+nothing starves); inside a level the batch that has had the least service (a 500-task plan does not starve a
+3-task one); inside a batch first come, first served. :func:`predicates` are the same tests one by one, with values
+and fixes: `why` prints them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .model import Batch, Session, Shape, Task
+from .states import TaskState
+
+AGE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Predicate:
+    """One test of the scheduler: its name, whether it holds, what it saw, and what would change it."""
+
+    name: str
+    ok: bool
+    value: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the wire."""
+        return {"name": self.name, "ok": self.ok, "value": self.value, "fix": self.fix}
+
+
+def _is_due(task: Task) -> bool:
+    """READY and not backing off: an entry of an earlier time may still stand in a queue when a task is READY again."""
+    return task.state is TaskState.READY and not task.not_before
+
+
+class _Level:
+    """The ready tasks of one shape and priority."""
+
+    __slots__ = ("fifo", "heap", "queues")
+
+    def __init__(self) -> None:
+        self.queues: dict[int, deque[Task]] = {}  # by batch no
+        self.heap: list[tuple[float, int, Batch]] = []  # (service, batch no, batch), lazily refreshed
+        self.fifo: deque[Task] = deque()  # all of the level in order of arrival, for ageing
+
+    def push(self, task: Task) -> None:
+        batch = task.batch
+        queue = self.queues.get(batch.no)
+        if queue is None:
+            queue = self.queues[batch.no] = deque()
+            heapq.heappush(self.heap, (batch.vtime, batch.no, batch))
+        queue.append(task)
+        self.fifo.append(task)
+
+    def head(self) -> Task | None:
+        """The next task, or None; drops what is no longer ready."""
+        while self.heap:
+            vtime, no, batch = self.heap[0]
+            queue = self.queues.get(no)
+            while queue and not _is_due(queue[0]):
+                queue.popleft()
+            if not queue:
+                heapq.heappop(self.heap)
+                self.queues.pop(no, None)
+            elif vtime < batch.vtime:
+                heapq.heapreplace(self.heap, (batch.vtime, no, batch))
+            else:
+                return queue[0]
+        self.fifo.clear()
+        return None
+
+    def oldest_at(self) -> float:
+        while self.fifo and not _is_due(self.fifo[0]):
+            self.fifo.popleft()
+        return self.fifo[0].ready_at if self.fifo else float("inf")
+
+
+class ReadyTasks:
+    """All READY tasks whose time has come, by shape."""
+
+    def __init__(self, age_s: float = AGE_S) -> None:
+        self.age_s = age_s
+        self.shapes: dict[Shape, dict[int, _Level]] = {}
+        self.vtime = 0.0
+
+    def push(self, task: Task) -> None:
+        """A task became READY. A batch that comes back from rest does not get paid for the time it was away."""
+        levels = self.shapes.setdefault(task.shape, {})
+        level = levels.get(task.priority)
+        if level is None:
+            level = levels[task.priority] = _Level()
+        task.batch.vtime = max(task.batch.vtime, self.vtime)
+        level.push(task)
+
+    def _best(self, shape: Shape, now: float) -> tuple[float, float, int, Task] | None:
+        best: tuple[float, float, int, Task] | None = None
+        levels = self.shapes[shape]
+        for priority in list(levels):
+            level = levels[priority]
+            task = level.head()
+            if task is None:
+                del levels[priority]
+                continue
+            aged = priority + int(max(0.0, now - level.oldest_at()) / self.age_s)
+            rank = (-aged, task.batch.vtime, task.no, task)
+            if best is None or rank[:3] < best[:3]:
+                best = rank
+        if not levels:
+            del self.shapes[shape]
+        return best
+
+    def take(self, worker: Session, now: float, *, calls_only: bool = False) -> Task | None:
+        """The next task for this worker, charged to its batch; None if it offers nothing that is ready.
+
+        ``calls_only``: what a handler waits for, the most deeply nested first: it cannot be held up by others that
+        have to wait in their turn.
+        """
+        best: tuple[float, float, int, Task] | None = None
+        depth = 1 if calls_only else 0
+        for shape in list(self.shapes):
+            if shape.depth >= depth and worker.accepts(shape):
+                rank = self._best(shape, now)
+                if rank is None:
+                    continue
+                deeper = calls_only and shape.depth > depth
+                if best is None or deeper or rank[:3] < best[:3]:
+                    best = rank
+                    depth = shape.depth if calls_only else 0
+        if best is None:
+            return None
+        task = best[3]
+        batch = task.batch
+        self.vtime = max(self.vtime, batch.vtime)
+        batch.vtime += 1.0
+        self.shapes[task.shape][task.priority].queues[batch.no].popleft()
+        return task
+
+    def ahead_of(self, task: Task) -> int:
+        """Ready tasks of the same shape that come before this one at equal service; an estimate for people."""
+        n = 0
+        for priority, level in self.shapes.get(task.shape, {}).items():
+            for queue in level.queues.values():
+                n += sum(
+                    1
+                    for t in queue
+                    if _is_due(t)
+                    and (priority > task.priority or (priority == task.priority and t.no < task.no))
+                )
+        return n
+
+    def waiting_shapes(self) -> Iterator[Shape]:
+        """Shapes that have ready tasks."""
+        for shape, levels in self.shapes.items():
+            if any(level.head() is not None for level in levels.values()):
+                yield shape
+
+
+def predicates(shape: Shape, worker: Session, *, paused: bool, rig_paused: bool) -> list[Predicate]:
+    """Every test that stands between a task of this shape and this worker, in the scheduler's own order."""
+    name = worker.name
+    out = [
+        Predicate(
+            "type",
+            shape.type in worker.types,
+            f"{name} runs {_words(worker.types)}",
+            f"start an agent with a handler for {shape.type!r}",
+        ),
+        Predicate(
+            "class",
+            (shape.cls in worker.classes) if shape.cls else "brain" not in worker.classes,
+            f"{name} offers {_words(worker.classes)}",
+            f"rigbus worker --class {shape.cls}" if shape.cls else "",
+        ),
+        Predicate(
+            "pool",
+            shape.pool is None or shape.pool in worker.pools,
+            f"{name} is in {_words(worker.pools) or 'no pool'}",
+            f"rigbus worker --pool {shape.pool}",
+        ),
+        Predicate(
+            "needs",
+            worker.needs.issuperset(shape.needs),
+            f"{name} has {_words(worker.needs) or 'no capabilities'}",
+            "rigbus worker" + "".join(f" --need {need}" for need in sorted(shape.needs)),
+        ),
+        Predicate(
+            "view",
+            shape.view is None or shape.view == worker.state_id,
+            f"{name} sees state folder {worker.state_id[:8] or '(none)'}",
+            "run a worker on the rig's own machine (plan tasks need its state folder)",
+        ),
+        Predicate(
+            "rig not paused", not rig_paused, "paused" if rig_paused else "running", "rigbus resume all"
+        ),
+        Predicate(
+            "worker not paused", not paused, "paused" if paused else "running", f"rigbus resume {name}"
+        ),
+        Predicate(
+            "not draining",
+            not worker.draining,
+            "draining" if worker.draining else "running",
+            f"rigbus resume {name}",
+        ),
+        Predicate(
+            "heard of lately",
+            not worker.suspect,
+            "silent" if worker.suspect else "alive",
+            f"rigbus status; the supervisor restarts {name} if it is dead",
+        ),
+        Predicate(
+            "free credit",
+            len(worker.leases) < worker.credit - (0 if shape.depth else worker.lent),
+            f"{name} holds {len(worker.leases)} of {worker.credit}"
+            + (f", {worker.lent} of them for calls of handlers" if worker.lent else ""),
+            "wait, or start more workers: rigbus up --workers N",
+        ),
+    ]
+    return out
+
+
+def _words(items: Iterable[str]) -> str:
+    return ", ".join(sorted(items))

@@ -1,0 +1,177 @@
+"""What processes publish about themselves, as pydantic models with JSON Schema 2020-12.
+
+The broker never decodes these (heartbeats are hints), so nothing in its loop needs this file; it is for readers:
+the page, the mirror, other people's programs. Inside a major version fields are only added, so unknown ones are allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_BASE: Final = "https://rigbus.invalid/schemas/"
+FOLDER: Final = Path(__file__).parent / "schemas"
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+
+class GpuReading(_Open):
+    """One GPU as its driver reports it; a field that the driver does not know is null."""
+
+    index: int | None = None
+    uuid: str | None = None
+    name: str | None = None
+    vram_used_mb: float | None = Field(default=None, ge=0)
+    vram_total_mb: float | None = Field(default=None, ge=0)
+    utilization_pct: float | None = Field(default=None, ge=0, le=100)
+    temperature_c: float | None = None
+    power_w: float | None = Field(default=None, ge=0)
+    power_limit_w: float | None = Field(default=None, ge=0)
+    clock_mhz: float | None = Field(default=None, ge=0)
+    fan_pct: float | None = None
+    throttle: list[str] | None = Field(default=None, description="reasons why the clock is lowered now")
+    pcie_group: str | None = None
+
+
+class RunningTask(_Open):
+    """A task that a worker runs."""
+
+    id: str
+    name: str = ""
+    elapsed_s: float = Field(default=0.0, ge=0)
+
+
+class WorkerTelemetry(_Open):
+    """A worker's heartbeat, once a second on ``hb.<worker>``."""
+
+    schema_: Literal["rigbus.telemetry/1"] = Field(default="rigbus.telemetry/1", alias="schema")
+    worker: str
+    pid: int
+    host: str = ""
+    at: float = Field(description="Unix seconds of the worker's clock")
+    uptime_s: float = Field(default=0.0, ge=0)
+    state: str = Field(default="idle", description="idle, busy, draining, paused, starting")
+    slots: int = Field(default=1, ge=0)
+    credit: int = Field(default=0, ge=0)
+    running: list[RunningTask] = Field(default_factory=list)
+    model: str | None = None
+    load: float | None = Field(default=None, ge=0, description="1 minute load average of the machine")
+    rss_bytes: int | None = Field(default=None, ge=0)
+    gpu: GpuReading | None = None
+
+
+class TaskCounts(_Open):
+    """Tasks by state."""
+
+    waiting: int = 0
+    ready: int = 0
+    leased: int = 0
+    review: int = 0
+    failed: int = 0
+    done: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    skipped: int = 0
+
+
+class WorkerStatus(_Open):
+    """A worker as the broker sees it."""
+
+    id: str
+    state: str
+    classes: list[str] = Field(default_factory=list)
+    model: str | None = None
+    heartbeat_age_s: float | None = None
+    tasks: list[str] = Field(default_factory=list, description="ids of the tasks it holds")
+    gpu: GpuReading | None = None
+
+
+class BatchStatus(_Open):
+    """A batch with the counts of its tasks."""
+
+    id: str
+    plan: str | None = None
+    state: Literal["planning", "running", "complete", "failed", "cancelled"]
+    tasks: TaskCounts
+    progress: float = Field(ge=0, le=1)
+
+
+class RigStatus(_Open):
+    """``rigbus status --json``."""
+
+    schema_: Literal["rigbus.status/1"] = Field(default="rigbus.status/1", alias="schema")
+    as_of: float | str | None = None
+    seq: int = 0
+    broker: dict[str, Any] = Field(default_factory=dict)
+    brain: dict[str, Any] = Field(default_factory=dict)
+    bridge: dict[str, Any] = Field(default_factory=dict)
+    workers: list[WorkerStatus] = Field(default_factory=list)
+    tasks: TaskCounts = Field(default_factory=TaskCounts)
+    batches: list[BatchStatus] = Field(default_factory=list)
+
+
+class TapRecord(_Open):
+    """One line of ``rigbus sniff --json``."""
+
+    ts: str = Field(description="RFC 3339, UTC, milliseconds")
+    seq: int | None = None
+    dir: str = Field(description="in: to the broker, out: from it, event: published by it")
+    peer: str = ""
+    verb: str = ""
+    topic: str = ""
+    task_id: str | None = None
+    batch_id: str | None = None
+    bytes: int = 0
+    latency_ms: float | None = None
+    dropped: int | None = Field(default=None, description="messages lost before this one")
+
+
+#: By the name that the payload's ``schema`` key has, or would have.
+MODELS: Final[dict[str, type[BaseModel]]] = {
+    "rigbus.telemetry/1": WorkerTelemetry,
+    "rigbus.status/1": RigStatus,
+    "rigbus.sniff/1": TapRecord,
+}
+
+
+def export_schemas() -> dict[str, dict[str, Any]]:
+    """``{name: JSON Schema 2020-12}``; each with its ``$id``, which has the major version."""
+    out = {}
+    for name, model in MODELS.items():
+        body = model.model_json_schema(by_alias=True, mode="serialization")
+        head = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$id": f"{SCHEMA_BASE}{file_name(name)}",
+        }
+        out[name] = {**head, **body}
+    return out
+
+
+def file_name(name: str) -> str:
+    """``rigbus.status/1`` -> ``rigbus.status.v1.json``."""
+    base, _, major = name.partition("/")
+    return f"{base}.v{major}.json"
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write every schema into ``folder``; the files written. ``python -m rigbus.bus.telemetry`` renews the committed ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, schema in export_schemas().items():
+        file = folder / file_name(name)
+        file.write_text(
+            json.dumps(schema, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+        )
+        written.append(file)
+    return written
+
+
+if __name__ == "__main__":
+    for path in write_schemas(FOLDER):
+        print(path)
