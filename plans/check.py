@@ -1,0 +1,279 @@
+"""What must hold before a plan runs: its graph when it is read, its variables when it is submitted. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .errors import FaultList, PlanFault
+from .model import Plan, PlanTask
+from .values import ValueFault, check_argv, rewrite_batch, rewrite_command, variables_in
+from .variables import BUILT_INS, ITEM, LOUD, NAME, find_variables, split_name, substitute
+
+#: Variables of the earlier system's control keys, with the values that they have when nobody sets them.
+CONTROL_DEFAULTS: Final = {"PRIORITY": "normal", "PREEMPTIBLE": "True", "RUN_MODE": "fresh"}
+_MAX_CYCLES: Final = 20
+
+
+def check_tasks(tasks: Sequence[PlanTask], faults: FaultList) -> None:
+    """Duplicate ids, unknown dependencies, per-item dependencies that cannot be, cycles."""
+    first: dict[str, PlanTask] = {}
+    for task in tasks:
+        if task.id in first:
+            faults.error(
+                task.line,
+                f"the task id {task.id!r} stands twice (first in line {first[task.id].line})",
+                "give one of them another id",
+            )
+        else:
+            first[task.id] = task
+    for task in tasks:
+        _check_dependencies(task, first, faults)
+    for template in first.values():
+        if template.foreach is None:
+            continue
+        made = re.compile(re.escape(template.id) + r"_batch_\d{4,}_\d{4,}")
+        for other in first.values():
+            if template.batch_size > 1 and made.fullmatch(other.id):
+                faults.error(
+                    other.line,
+                    f"the id {other.id!r} is one that the template {template.id!r} makes",
+                    "rename the task",
+                )
+    for cycle in find_cycles(first.values()):
+        path = " → ".join([*cycle, cycle[0]])
+        task = first[cycle[0]]
+        faults.error(
+            task.line_of("depends_on"),
+            f"tasks wait for each other: {path[:400]}",
+            "remove one of these dependencies",
+        )
+
+
+def _check_dependencies(task: PlanTask, known: Mapping[str, PlanTask], faults: FaultList) -> None:
+    line = task.line_of("depends_on")
+    for name in task.depends_on:
+        if name not in known:
+            faults.error(
+                line,
+                f"task {task.id!r} depends on the unknown task {name[:80]!r}",
+                _offer(name, known, faults),
+            )
+    for dependency in task.item_depends_on:
+        template = known.get(dependency.template)
+        if task.foreach is None:
+            faults.error(
+                line,
+                f"task {task.id!r} depends on single tasks of {dependency.template[:70]!r} without a foreach",
+                f"depend on {dependency.template!r} (all of its items), or add a foreach",
+            )
+        elif template is None:
+            faults.error(
+                line,
+                f"task {task.id!r} depends on the unknown template {dependency.template[:80]!r}",
+                _offer(dependency.template, known, faults),
+            )
+        elif template.foreach is None or max(template.batch_size, task.batch_size) > 1:
+            faults.error(
+                line,
+                f"{dependency.template!r} has no task of its own for each item",
+                f"depend on {dependency.template!r}, or give both a foreach with batch_size 1",
+            )
+
+
+def _offer(name: str, known: Iterable[str], faults: FaultList) -> str:
+    near = faults.nearest(name, known, 0.5)
+    return f"did you mean {near!r}?" if near else "add that task, or remove it from depends_on"
+
+
+def find_cycles(tasks: Iterable[PlanTask]) -> list[list[str]]:
+    """Each cycle as its ids in the order "waits for"; at most 20 of them."""
+    waits = {task.id: [*task.depends_on, *(one.template for one in task.item_depends_on)] for task in tasks}
+    waits = {name: [one for one in wanted if one in waits] for name, wanted in waits.items()}
+    cycles: list[list[str]] = []
+    while (left := _without_leaves(waits)) and len(cycles) < _MAX_CYCLES:
+        path: list[str] = []
+        here = next(iter(left))
+        while here not in path:
+            path.append(here)
+            here = next(one for one in left[here] if one in left)
+        cycle = path[path.index(here) :]
+        cycles.append(cycle)
+        waits = {name: wanted for name, wanted in left.items() if name not in cycle}
+    return cycles
+
+
+def _without_leaves(waits: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """What is left when tasks that can end are taken away, one after the other."""
+    missing = {name: {one for one in wanted if one in waits} for name, wanted in waits.items()}
+    dependents: dict[str, list[str]] = {}
+    for name, wanted in missing.items():
+        for one in wanted:
+            dependents.setdefault(one, []).append(name)
+    ready = [name for name, wanted in missing.items() if not wanted]
+    while ready:
+        done = ready.pop()
+        for name in dependents.get(done, ()):
+            missing[name].discard(done)
+            if not missing[name]:
+                ready.append(name)
+        del missing[done]
+    return {name: waits[name] for name in missing}
+
+
+def check_plan(
+    plan: Plan, config: Mapping[str, Any], built_ins: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[PlanFault]]:
+    """(the values of all variables, the faults) for a run of ``plan`` with ``config``.
+
+    The values are the control keys' defaults, then the plan's ``## Inputs`` defaults, then ``config``, then
+    ``built_ins`` (PLAN_PATH, BATCH_ID, BATCH_PATH). Without ``built_ins`` — at submit, when there is no batch
+    yet — those names count as known but have no value in the result, and defaults keep them as written.
+    A fault with severity "error" means that the run must be refused.
+    """
+    faults = FaultList(plan.file, plan.source)
+    values: dict[str, Any] = dict(CONTROL_DEFAULTS)
+    if plan.settings.priority is not None:
+        values["PRIORITY"] = plan.settings.priority
+    for spec in plan.inputs.values():
+        if spec.default is None:
+            continue
+        for name, _ in find_variables(spec.default):
+            if name not in BUILT_INS:
+                faults.error(
+                    spec.line,
+                    f"the default of {spec.name} names {{{name}}}",
+                    f"a default may only name {', '.join(BUILT_INS)}",
+                )
+        values[spec.name] = substitute(spec.default, built_ins or {})
+    values.update(_usable_config(config, faults))
+    values.update(built_ins or {})
+    variables = _Variables(plan, frozenset(values) | frozenset(BUILT_INS), faults)
+    lists = {name: len(value) for name, value in values.items() if isinstance(value, list)}
+    for task in plan.tasks:
+        variables.check(task)
+        variables.check_shell(task, lists)
+    return values, faults.all()
+
+
+def _usable_config(config: Mapping[str, Any], faults: FaultList) -> dict[str, Any]:
+    usable = {}
+    for key, value in config.items():
+        if key in BUILT_INS:
+            faults.warning(0, f"the configuration sets {key}, which rigbus sets itself", "drop the key")
+        elif key == ITEM:
+            faults.error(0, "the configuration sets ITEM, the element of a foreach", "use another name")
+        else:
+            usable[key] = value
+            if not NAME.fullmatch(key):
+                faults.warning(
+                    0, f"the key {key[:60]!r} cannot be used as a variable", "use letters, digits and _ only"
+                )
+    return usable
+
+
+_WARNING: Final = re.compile(r"line (?P<line>\d+): (?P<what>.*?); (?P<fix>.*)", re.DOTALL)
+
+
+def _references(task: PlanTask, field: str, text: str) -> list[tuple[str, int]]:
+    """(placeholder, its line in the plan) in one text of a task; a comment of a command asks for nothing."""
+    first = task.line_of(field)
+    if field == "command":
+        found = [one for one in variables_in(text) if one.context != "comment"]
+        return [(one.name, first + one.line - 1) for one in found]
+    return [(name, first) for name, _ in find_variables(text)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Variables:
+    """The variables of one plan and run: which names have a value, and where faults go."""
+
+    plan: Plan
+    known: frozenset[str]
+    faults: FaultList
+
+    def check(self, task: PlanTask) -> None:
+        """Report each placeholder of ``task`` that cannot get a value, once."""
+        reported: set[str] = set()
+        for field, text in task.texts():
+            for reference, line in _references(task, field, text):
+                if reference not in reported:
+                    reported.add(reference)
+                    self._check_one(task, field, reference, line)
+
+    def check_shell(self, task: PlanTask, lists: Mapping[str, int]) -> None:
+        """Report each place of a command or argv where a value would be parsed as program text."""
+        if task.type != "shell":
+            return
+        first = task.line_of("argv" if task.command is None else "command")
+        try:
+            if task.command is None:
+                warnings = check_argv(task.argv or [], self._has_value)
+            elif task.batch_size > 1:
+                warnings = rewrite_batch(task.command, 2, self._has_value, lists).warnings
+            else:
+                warnings = rewrite_command(task.command, self._has_value, lists).warnings
+        except ValueFault as fault:
+            line = first + (fault.line - 1 if task.command is not None else 0)
+            self.faults.error(line, f"task {task.id!r}: {fault.what}", fault.fix)
+            return
+        for warning in warnings:
+            place = _WARNING.fullmatch(warning)
+            if place is not None:
+                line = first + (int(place["line"]) - 1 if task.command is not None else 0)
+                self.faults.warning(line, f"task {task.id!r}: {place['what']}", place["fix"])
+
+    def _has_value(self, reference: str) -> bool:
+        return reference in self.known or reference in self.plan.inputs
+
+    def _check_one(self, task: PlanTask, field: str, reference: str, line: int) -> None:
+        name, fields = split_name(reference)
+        if name == ITEM:
+            self._check_item(task, field, reference, line)
+        elif fields and (name in self.known or name in self.plan.inputs):
+            self.faults.error(
+                line,
+                f"{{{reference}}} asks for a field of {name}",
+                f"only ITEM has fields; pass the value itself with --set {name}=…",
+            )
+        elif not fields and name not in self.known:
+            self._report_unresolved(task, name, line)
+
+    def _check_item(self, task: PlanTask, field: str, reference: str, line: int) -> None:
+        if task.foreach is None:
+            self.faults.error(
+                line,
+                f"task {task.id!r} uses {{{reference}}} but has no foreach",
+                "add a foreach, or write {{" + reference + "}} for the literal text",
+            )
+        elif field == "foreach":
+            self.faults.error(
+                line,
+                f"the foreach of {task.id!r} names {{{reference}}}, which exists only in its tasks",
+                "name a file that one earlier task writes",
+            )
+
+    def _report_unresolved(self, task: PlanTask, name: str, line: int) -> None:
+        """Capitals and declared inputs are meant as variables; other braces belong to awk and its like."""
+        near = self.faults.nearest(name, sorted(self.known), 0.75)
+        if name in self.plan.inputs:
+            where = self.plan.inputs[name].line
+            self.faults.error(
+                line,
+                f"task {task.id!r} uses the input {{{name}}}, which has no value",
+                f"pass --set {name}=… or put it into config.json, or write a default in line {where}: "
+                "(default: `…`)",
+            )
+        elif LOUD.fullmatch(name):
+            hint = f"did you mean {{{near}}}? " if near else ""
+            self.faults.error(
+                line,
+                f"task {task.id!r} uses {{{name}}}, which nothing sets",
+                f"{hint}pass --set {name}=… or put it into config.json, or write {{{{{name}}}}} for the literal text",
+            )
+        elif near:
+            self.faults.warning(
+                line, f"task {task.id!r} holds {{{name}}}, left as it is", f"did you mean {{{near}}}?"
+            )
