@@ -1,0 +1,182 @@
+"""Starting one child and reading it: the part that both implementations of process control share.
+
+Every child goes through a few lines of /bin/sh (cheaper than bash) that enter the folder *in the child*,
+because a chdir by the parent would hang the parent with the share. The script's stderr is a pipe to us,
+the *entry channel*: ``+`` says "entered", anything else is the reason why not. Then stderr becomes stdout
+and the script is replaced by the command, so the command inherits no descriptor of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from time import monotonic
+
+from .output import OutputLog, OutputSummary, drain, open_log
+from .process_api import TOKEN_VARIABLE, ExitStatus, Spawn, SpawnError
+
+_ENTER = """\
+[ "$PPID" = "$1" ] || kill -KILL "$$"
+if [ -n "$2" ]; then
+  [ -z "$3" ] || [ -d "$3" ] || { echo "$3: no such file or directory" >&2; exit 125; }
+  [ -d "$2" ] || mkdir -p -- "$2" || exit 125
+  cd -- "$2" || exit 125
+  [ -w . ] || { echo "$2: not writable" >&2; exit 125; }
+fi
+printf + >&2
+exec 2>&1
+shift 3
+exec "$@"
+"""
+# The first line closes the race of the parent death signal: a parent that died before the signal was armed.
+
+_TURN_BYTES = 1024 * 1024  # of output, taken in one turn of the caller's loop
+_ENTRY_BYTES = 4096
+_DEFINITION_ERRNO = {
+    errno.E2BIG: "arguments and environment are too long together; pass large values as files",
+    errno.EINVAL: "the arguments or the environment are malformed",
+}
+
+
+class BaseChild:
+    """Pipes, log and entry channel of one started process. How it ends is the implementations' part."""
+
+    def __init__(self, spec: Spawn, wrapper: list[str]) -> None:
+        _check(spec)
+        self.token = spec.token
+        self.exit_fd: int | None = None
+        self.output_fd: int | None = None
+        self.entered_fd: int | None = None
+        self.entered = False
+        self.entry_message = ""
+        self.status: ExitStatus | None = None
+        self.signalled = False
+        self.gathers_orphans = spec.subreaper
+        self._entry = bytearray()
+        self._summary: OutputSummary | None = None
+        self._log = OutputLog(
+            spec.log_path if spec.capture else None,
+            max_log_bytes=spec.max_log_bytes,
+            head_bytes=spec.head_bytes,
+            tail_bytes=spec.tail_bytes,
+        )
+        self._started_at = monotonic()
+        try:
+            self._popen = self._start(spec, wrapper)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            self.close()
+            raise _spawn_error(spec, error) from error
+        self.pid = self._popen.pid
+
+    def _start(self, spec: Spawn, wrapper: list[str]) -> subprocess.Popen[bytes]:
+        theirs: list[int] = []
+        try:
+            self.entered_fd = self._pipe(theirs)
+            if spec.capture:
+                self.output_fd = self._pipe(theirs)
+            else:
+                theirs.append(open_log(spec.log_path) if spec.log_path else os.open(os.devnull, os.O_WRONLY))
+            enter, needs = ("" if path is None else str(path) for path in (spec.enter, spec.enter_needs))
+            return subprocess.Popen(
+                [*wrapper, "/bin/sh", "-c", _ENTER, "rigbus", str(os.getpid()), enter, needs, *spec.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=theirs[1],
+                stderr=theirs[0],
+                cwd=spec.cwd,
+                env={**spec.env, TOKEN_VARIABLE: spec.token},
+                pass_fds=spec.pass_fds,
+                umask=spec.umask,
+                start_new_session=True,
+            )
+        finally:
+            for fd in theirs:
+                os.close(fd)
+
+    @staticmethod
+    def _pipe(theirs: list[int]) -> int:
+        """Our non-blocking read end; the write end goes to ``theirs``."""
+        ours, other = os.pipe()
+        theirs.append(other)
+        os.set_blocking(ours, False)
+        return ours
+
+    @property
+    def fds(self) -> list[int]:
+        return [fd for fd in (self.exit_fd, self.output_fd, self.entered_fd) if fd is not None]
+
+    def read_output(self) -> bool:
+        if self.output_fd is None:
+            return False
+        if not drain(self.output_fd, self._log, _TURN_BYTES):
+            self._close_output()
+        return self.output_fd is not None
+
+    def read_entry(self) -> bool:
+        while self.entered_fd is not None:
+            try:
+                data = os.read(self.entered_fd, _ENTRY_BYTES)
+            except BlockingIOError:
+                break
+            self._entry += data[: _ENTRY_BYTES - len(self._entry)]
+            self.entered = self.entered or data.endswith(b"+")
+            if self.entered or not data:
+                self._close_entry()
+                self.entry_message = self._entry.removesuffix(b"+").decode("utf-8", "replace").strip()
+        return self.entered
+
+    def finish_output(self) -> OutputSummary:
+        if self._summary is None:
+            # All that the process itself wrote is in the pipe by now; a grandchild that goes on writing
+            # must not hold us, so one bounded turn is enough and EOF is not awaited.
+            self.read_output()
+            self._close_output()
+            self._summary = self._log.close()
+        return self._summary
+
+    def close(self) -> None:
+        self.finish_output()
+        self._close_entry()
+        self._close_exit()
+
+    def _close_output(self) -> None:
+        fd, self.output_fd = self.output_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _close_entry(self) -> None:
+        fd, self.entered_fd = self.entered_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _close_exit(self) -> None:
+        fd, self.exit_fd = self.exit_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _ended(self, code: int | None, signal: int | None, message: str = "") -> ExitStatus:
+        self.read_entry()
+        if not self.entered:
+            message = message or self.entry_message or "the process ended before it had entered its folder"
+        duration_s = monotonic() - self._started_at
+        self.status = ExitStatus(code, signal, self.signalled, duration_s, self.entered, message)
+        return self.status
+
+
+def _check(spec: Spawn) -> None:
+    """What the caller got wrong, before anything is opened."""
+    if not spec.argv or not spec.argv[0]:
+        raise SpawnError("no program to start: argv is empty; give the command or its argv", "definition")
+    if not spec.token:
+        raise SpawnError("no token: a process that cannot be found again is never started", "definition")
+    if spec.enter is not None and not spec.enter.is_absolute():
+        raise SpawnError(f"folder to enter: {spec.enter} is not absolute; give the full path", "definition")
+
+
+def _spawn_error(spec: Spawn, error: Exception) -> SpawnError:
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, ValueError):
+        return SpawnError(f"cannot start {spec.argv[0]!r}: {error}; remove the NUL byte", "definition")
+    if number in _DEFINITION_ERRNO:
+        return SpawnError(f"cannot start {spec.argv[0]!r}: {_DEFINITION_ERRNO[number]}", "definition")
+    return SpawnError(f"cannot start {spec.argv[0]!r} in {spec.cwd}: {error}")
