@@ -1,0 +1,99 @@
+"""What the brain has to do next, from a snapshot and the events after it. Pure.
+
+The brain remembers nothing: each piece of work is derived from the broker's rows, and doing it twice is harmless
+(keys are deterministic, closes and releases idempotent). The queue below is the order of work, not a memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlanBatch:
+    """Declare the tasks of a batch in state ``planning``."""
+
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandTemplate:
+    """Declare the children of a foreach whose list is recorded."""
+
+    batch: str
+    expand_id: str
+    expand_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A task is in REVIEW or FAILED."""
+
+    batch: str
+    task: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAbort:
+    """A task of a plan ended badly: its failure policy may abort the batch."""
+
+    batch: str
+    task: str
+    key: str
+    state: str
+
+
+Work = PlanBatch | ExpandTemplate | Judge | CheckAbort
+
+_ABORTING = frozenset({"dead", "expired"})
+
+
+def work_of_snapshot(batches: list[Mapping[str, Any]], rows: list[Mapping[str, Any]]) -> list[Work]:
+    """Everything that is due in a snapshot of what the brain acts on (SNAPSHOT ``attn``)."""
+    work: list[Work] = [PlanBatch(b["id"]) for b in batches if not b["closed"]]
+    held = {(r["batch"], r["key"]) for r in rows if r["join"] and r["hold"]}
+    for row in rows:
+        batch, key, state = row["batch"], row["key"], row["state"]
+        if row["type"] == "expand" and state == "done":
+            if (batch, template_of(key)) in held:
+                work.append(ExpandTemplate(batch, row["id"], key))
+        elif state in ("review", "failed"):
+            work.append(Judge(batch, row["id"], state))
+        elif state in _ABORTING:
+            work.append(CheckAbort(batch, row["id"], key, state))
+    return work
+
+
+def work_of_event(topic: str, id_: str, batch: str, data: Mapping[str, Any]) -> list[Work]:
+    """What one event of channel ``a`` asks for."""
+    kind, _, rest = topic.partition(".")
+    _, _, state = rest.rpartition(".")
+    if kind == "batch":
+        return [PlanBatch(batch)] if state == "planning" else []
+    if rest == "expand.done":
+        return [ExpandTemplate(batch, id_, str(data.get("key")))]
+    if state in ("review", "failed"):
+        return [Judge(batch, id_, state)]
+    if state in _ABORTING:
+        return [CheckAbort(batch, id_, str(data.get("key")), state)]
+    return []
+
+
+def template_of(expand_key: str) -> str:
+    """The template of an expand task's key."""
+    return expand_key.removesuffix(":expand")
+
+
+def verdict(state: str) -> dict[str, str]:
+    """The judgement without a model: what works is accepted and said to be unjudged, what failed stays failed."""
+    if state == "review":
+        return {"verdict": "accept", "note": "accepted unjudged: no model is configured"}
+    return {"verdict": "dead", "note": "its attempts are used up"}
+
+
+def aborts(meta: Mapping[str, Any]) -> bool:
+    """Whether a task's failure aborts its batch."""
+    return meta.get("on_failure") == "abort"

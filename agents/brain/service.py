@@ -1,0 +1,379 @@
+"""The brain process: follows the broker, does one piece of work at a time, forgets everything.
+
+Kill it at any moment, start it anywhere: it takes a snapshot and goes on. It executes nothing and never touches the
+share: a plan is read from its staged copy, a foreach's list is a recorded result.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from ... import __version__
+from ...bus.errors import BadFrame, Busy, NotFound, Refused, RigbusError, Unreachable
+from ...bus.follow import Cursor, Event, event_of
+from ...bus.link import Connection
+from ...bus.model import task_id
+from ...bus.paths import RigPaths, find_rig
+from ...bus.wire import Verb, unpack
+from ...plans.errors import PlanInvalid
+from ...plans.model import Plan
+from ...plans.parser import parse_plan
+from . import core, planner
+
+log = logging.getLogger(__name__)
+
+_CACHED_PLANS: Final = 64
+_REQUEST_S: Final = 30.0
+
+
+class _Stop(BaseException):
+    """SIGTERM or SIGINT."""
+
+
+class Brain:
+    """One brain on one rig. ``run`` returns the exit code."""
+
+    def __init__(self, paths: RigPaths, endpoint: str) -> None:
+        self.paths = paths
+        self.link = Connection(endpoint, role="brain", name="brain", build=__version__)
+        self.work: deque[core.Work] = deque()
+        self.plans: dict[str, Plan] = {}
+        self.epoch = 0
+        self._events: zmq.Socket[bytes] | None = None
+        self._generation = 0
+        self._cursor = Cursor(("a",), 0)
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until SIGTERM, SIGINT or the supervisor's death."""
+        wake = self._install_signals()
+        lifeline = os.environ.get("RIGBUS_LIFELINE_FD")
+        try:
+            self._serve(wake, int(lifeline) if lifeline else None)
+        except _Stop:
+            log.info("asked to stop")
+        finally:
+            self.close()
+        return 0
+
+    def _serve(self, wake: int, lifeline: int | None) -> None:
+        while True:
+            poller = zmq.Poller()
+            poller.register(self.link.socket, self.link.interest)
+            poller.register(wake, zmq.POLLIN)
+            if self._events is not None:
+                poller.register(self._events, zmq.POLLIN)
+            if lifeline is not None:
+                poller.register(lifeline, zmq.POLLIN)
+            ready = dict(poller.poll(0 if self.work else 500))
+            if lifeline is not None and lifeline in ready:
+                return  # nothing is ever written there: the supervisor has ended
+            try:
+                self.turn()
+            except (Unreachable, BadFrame) as e:
+                log.info("the broker is away: %s", e)
+                self.link.reconnect()
+
+    def turn(self) -> None:
+        """Hear what is new, take the seat if it is ours, do one piece of work."""
+        self.link.tend()
+        while (env := self.link.recv()) is not None:
+            if env.verb is Verb.BYE:
+                log.info("the broker ended this session: %s", env.header.get("reason"))
+        self.link.renew()
+        if self.link.generation != self._generation:
+            self._generation = self.link.generation
+            self._seated()
+        self._hear_events()
+        if self.work and self.epoch:
+            self.do(self.work.popleft())
+
+    def _seated(self) -> None:
+        """A WELCOME: with an epoch this brain acts, and begins with a snapshot; without one it waits."""
+        welcome = self.link.welcome
+        self.work.clear()
+        if welcome.get("standby"):
+            self.epoch = 0
+            log.info("another brain is seated; this one waits for the epoch")
+            return
+        self.epoch = int(welcome.get("epoch") or 0)
+        self._subscribe(str(welcome["events"]))
+        self._snapshot()
+        log.info("seated with epoch %d, %d things to do", self.epoch, len(self.work))
+
+    def _subscribe(self, endpoint: str) -> None:
+        if self._events is not None:
+            self._events.close(0)
+        events = self.link.context.socket(zmq.SUB)
+        events.setsockopt(zmq.LINGER, 0)
+        events.setsockopt(zmq.RCVHWM, 10_000)
+        for topic in (b"a.", b"tick"):
+            events.subscribe(topic)
+        events.connect(endpoint)
+        self._events = events
+
+    def _snapshot(self) -> None:
+        """What is due now, page by page; events after the first page's seq come on top."""
+        cursor, first = None, None
+        batches: list[Any] = []
+        rows: list[Any] = []
+        while True:
+            page = self.link.request(
+                Verb.SNAPSHOT, {"attn": True, "cursor": cursor}, timeout_s=_REQUEST_S
+            ).header
+            first = page["seq"] if first is None else first
+            batches += page["batches"]
+            rows += page["rows"]
+            cursor = page["cursor"]
+            if cursor is None:
+                break
+        self._cursor = Cursor(("a",), first or 0)
+        self.work.extend(core.work_of_snapshot(batches, rows))
+
+    def _hear_events(self) -> None:
+        behind = False
+        while self._events is not None:
+            try:
+                frames = self._events.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            try:
+                value = unpack(frames[1])
+            except (BadFrame, IndexError):
+                continue
+            if frames[0] == b"tick":
+                behind = behind or self._cursor.behind(value.get("channels") or {})
+                continue
+            event = event_of(value)
+            if not self._cursor.fresh(event):
+                continue
+            if self._cursor.see(event):
+                behind = True
+            else:
+                self._take(event)
+        if behind:
+            self._catch_up()
+
+    def _take(self, event: Event) -> None:
+        self.work.extend(core.work_of_event(event.topic, event.id or "", event.batch or "", event.data))
+
+    def _catch_up(self) -> None:
+        """Events were missed: read them from the log; where that is trimmed, take a snapshot."""
+        while True:
+            answer = self.link.request(
+                Verb.EVENTS, {"since": self._cursor.since, "channel": "a"}, timeout_s=_REQUEST_S
+            )
+            if answer.verb is Verb.RESNAPSHOT:
+                self.work.clear()
+                self._snapshot()
+                return
+            for row in answer.header["events"]:
+                event = event_of(row)
+                self._cursor.read(event)
+                self._take(event)
+            if not answer.header["more"]:
+                self._cursor.caught_up(int(answer.header["last"]))
+                return
+
+    # -- work ------------------------------------------------------------------------------------------------
+
+    def do(self, work: core.Work) -> None:
+        """One piece of work; what cannot be done ends its batch with the reason, never this loop."""
+        work_epoch = self.epoch
+        try:
+            if isinstance(work, core.PlanBatch):
+                self.plan(work.batch)
+            elif isinstance(work, core.ExpandTemplate):
+                self.expand(work)
+            elif isinstance(work, core.Judge):
+                self.tell({"verdicts": [{"id": work.task, **core.verdict(work.state)}]})
+            else:
+                self.check_abort(work)
+        except planner.Unplannable as e:
+            log.warning("batch %s fails: %s", work.batch, e)
+            self.tell({"fail": [{"batch": work.batch, "error": str(e)}]})
+        except Busy as e:
+            log.warning("the broker is full: %s; trying again in %.1f s", e, e.retry_after_s)
+            self._pause(e.retry_after_s)
+            self.work.appendleft(work)
+        except Unreachable:
+            self.work.appendleft(work)
+            raise
+        except NotFound as e:
+            log.info("left alone: %s", e)
+        except Refused as e:
+            if "epoch" not in str(e):
+                log.warning("refused: %s", e)
+                return
+            log.info("not the seated brain any more: %s", e)
+            self.epoch = 0
+            if int(self.link.welcome.get("epoch") or 0) == work_epoch:
+                self.link.reconnect()  # another brain took the seat: HELLO asks for it again
+            else:
+                self._generation = 0  # a WELCOME with a newer epoch came meanwhile: begin again with it
+        except RigbusError as e:
+            log.warning("batch %s: %s", work.batch, e)
+            self.tell({"fail": [{"batch": work.batch, "error": str(e)}]})
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait for the broker's retry time, or for whatever it says meanwhile."""
+        self.link.poll(min(pause_s, 1.0))
+
+    def tell(
+        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+    ) -> dict[str, Any]:
+        """One atomic BRAIN message; the broker's answer."""
+        header = {"epoch": self.epoch, "upto_seq": self._cursor.since, **header}
+        body: list[bytes] = []
+        if message is not None:
+            header |= {"batch": batch, "tasks": message.specs}
+            body = message.payloads
+        return self.link.request(Verb.BRAIN, header, body, timeout_s=_REQUEST_S).header
+
+    def plan(self, batch_id: str) -> None:
+        """Declare a batch's tasks, then close it; the last message does both."""
+        row = self.link.request(Verb.QUERY, {"what": "batch", "id": batch_id}, timeout_s=_REQUEST_S).header
+        if row["closed"] or row["kind"] != "plan":
+            return
+        run, plan = self._run_of(row)
+        messages = planner.declare(plan, run)
+        for message in messages[:-1]:
+            self.tell({}, message, batch_id)
+        said = [str(w) for w in plan.warnings][:50]
+        fact = {"tasks": len(plan.tasks), "warnings": said, "title": plan.title}
+        old = self.link.request(
+            Verb.QUERY, {"what": "facts", "scope": "plan", "key": batch_id}, timeout_s=_REQUEST_S
+        ).header["facts"]
+        facts = [] if old else [{"scope": "plan", "key": batch_id, "rev": 0, "value": fact}]
+        self.tell({"close": [batch_id], "facts": facts}, messages[-1], batch_id)
+        log.info("planned %s: %s, %d tasks", batch_id, plan.name, len(plan.tasks))
+
+    def expand(self, work: core.ExpandTemplate) -> None:
+        """Declare the children of a foreach, chunk by chunk; the last one releases the join."""
+        row = self.link.request(Verb.QUERY, {"what": "batch", "id": work.batch}, timeout_s=_REQUEST_S).header
+        run, plan = self._run_of(row)
+        template = core.template_of(work.expand_key)
+        items = self._value(work.expand_id)["items"]
+        join = task_id(work.batch, template)
+        messages = list(planner.expand(plan, run, template, items))
+        for message in messages[:-1]:
+            self.tell({}, message, work.batch)
+            self.link.renew()
+        self.tell({"release": [join]}, messages[-1], work.batch)
+        log.info("expanded %s of %s: %d items", template, work.batch, len(items))
+
+    def check_abort(self, work: core.CheckAbort) -> None:
+        """Apply a plan's `on_failure: abort`."""
+        rows = self.link.request(
+            Verb.QUERY, {"what": "rows", "ids": [work.task]}, timeout_s=_REQUEST_S
+        ).header["rows"]
+        if rows and rows[0]["state"] == work.state and core.aborts(rows[0].get("meta") or {}):
+            reason = f"aborted: {work.key} ended {work.state}" + (
+                f" ({rows[0]['error'][:500]})" if rows[0].get("error") else ""
+            )
+            self.tell({"cancel": [{"batch": work.batch, "reason": reason}]})
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
+        """The run and the parsed plan of a batch, from its staged copy.
+
+        Raises:
+            Unplannable: the staged copy is gone or invalid.
+        """
+        spec = row["spec"] or {}
+        sha = str(spec.get("sha256"))
+        staged = self.paths.staged / sha
+        run = planner.Run(
+            batch=row["id"],
+            name=str(spec.get("name")),
+            state_id=str(self.link.welcome["state_id"]),
+            sha256=sha,
+            staged=str(staged),
+            original=str(spec.get("path")),
+            view=str(self.paths.views / row["id"]),
+            batch_path=f"{spec.get('batch_root')}/{row['id']}",
+            config=spec.get("config") or {},
+            priority=spec.get("priority"),
+        )
+        plan = self.plans.get(sha)
+        if plan is None:
+            plan = self._parse(staged, run.name)
+            if len(self.plans) >= _CACHED_PLANS:
+                del self.plans[next(iter(self.plans))]
+            self.plans[sha] = plan
+        return run, plan
+
+    @staticmethod
+    def _parse(staged: Path, name: str) -> Plan:
+        try:
+            text = (staged / "plan.md").read_bytes()
+        except OSError as e:
+            raise planner.Unplannable(f"{staged}/plan.md: {e.strerror}; submit the plan again") from None
+        try:
+            return parse_plan(text, file="plan.md", name=name)
+        except PlanInvalid as e:
+            raise planner.Unplannable("; ".join(map(str, e.faults))) from None
+
+    def _value(self, task: str) -> Any:
+        """A recorded result, from its row or its file."""
+        answer = self.link.request(Verb.QUERY, {"what": "rows", "ids": [task]}, timeout_s=_REQUEST_S)
+        if not answer.header["rows"]:
+            raise NotFound(f"task {task} is gone")
+        ref = answer.header["rows"][0].get("ref")
+        if not ref:
+            return unpack(answer.body[0])
+        path = self.paths.results / ref["sha256"][:2] / ref["sha256"]
+        try:
+            return _unpack_large(path.read_bytes())
+        except OSError as e:
+            raise planner.Unplannable(
+                f"the recorded list {path} cannot be read: {e.strerror}; retry the task"
+            ) from None
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    def _install_signals(self) -> int:
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        os.set_blocking(read, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        return read
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        # Also out of a request to a broker that is gone: a brain may be cut off anywhere.
+        raise _Stop
+
+    def close(self) -> None:
+        """End the session."""
+        if self._events is not None:
+            self._events.close(0)
+            self._events = None
+        self.link.close()
+
+
+def _unpack_large(data: bytes) -> Any:
+    """A value that went by reference: larger than a frame, so the wire's own limits do not fit; written by our worker."""
+    import msgpack
+
+    return msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+
+
+def main(state: Path | None = None) -> int:
+    """One brain process; the exit code."""
+    rig = find_rig(state)
+    started = time.monotonic()
+    code = Brain(rig.paths, rig.endpoints["commands"]).run()
+    log.info("brain ended after %.1f s", time.monotonic() - started)
+    return code
