@@ -1,0 +1,167 @@
+"""``ModelAgent``: one local model on the bus, as the handler ``generate`` (task class ``llm``).
+
+    python -m rigbus.agents.llm --model FILE.gguf        # or: rigbus up --model FILE.gguf
+    rigbus call generate prompt="…"
+
+The text streams as PROGRESS, a string a chunk, while it is made. The model itself lives in a child process (see
+``model_host.py``); this process stays small and keeps its leases whatever llama.cpp does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from ..bus.errors import ConfigError, DefinitionError
+from .base import Agent, agent_ref, handler
+from .model import GenerateRequest, Model, collect
+from .model_files import check_llama, check_model_file
+from .model_host import ModelHost
+
+MODEL_VARIABLE: Final = "RIGBUS_MODEL"  #: the GGUF file, where no command line names it
+CTX_VARIABLE: Final = "RIGBUS_MODEL_CTX"
+GPU_LAYERS_VARIABLE: Final = "RIGBUS_MODEL_GPU_LAYERS"
+THREADS_VARIABLE: Final = "RIGBUS_MODEL_THREADS"
+
+
+class ModelAgent(Agent):
+    """Serves one model. ``model_file`` of a subclass, else RIGBUS_MODEL, names it; ``ctx`` 0 is the model's own.
+
+    It joins the rig at once: a request that comes while the model loads waits, with notes on how far it is. One that
+    cannot be served (no such file, no llama.cpp, a prompt longer than the context) ends as class ``definition``.
+    """
+
+    model_file: ClassVar[Path | None] = None
+    ctx: ClassVar[int] = 0
+    gpu_layers: ClassVar[int] = -1
+    threads: ClassVar[int] = 0
+
+    model: Model
+
+    def open_model(self) -> Model:
+        """The model to serve; not loaded yet. For a subclass to override.
+
+        Raises:
+            ConfigError: none is named, or a RIGBUS_MODEL_* variable is no number.
+        """
+        file = self.model_file or _path(os.environ.get(MODEL_VARIABLE, ""))
+        if file is None:
+            raise ConfigError(f"no model: give --model FILE.gguf, or set {MODEL_VARIABLE}")
+        return ModelHost(
+            file,
+            ctx=_number(CTX_VARIABLE, self.ctx),
+            gpu_layers=_number(GPU_LAYERS_VARIABLE, self.gpu_layers),
+            threads=_number(THREADS_VARIABLE, self.threads),
+            log_path=self._state / "logs" / f"model-{file.stem}.log" if self._state is not None else None,
+        )
+
+    def on_start(self) -> None:
+        self.model = self.open_model()
+        self.model.start()
+
+    def on_stop(self) -> None:
+        self.model.close()
+
+    @handler("generate", cls="llm")
+    def generate(
+        self,
+        prompt: str | None = None,
+        messages: list[dict[str, str]] | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        seed: int | None = None,
+        stop: str | list[str] | None = None,
+        model: str | None = None,
+    ) -> dict[str, Any]:
+        """One text (see ``GenerateRequest``): ``{"text", "json", "model", "finish", "usage", "timings"}``."""
+        if model is not None and model != self.model.name:
+            raise DefinitionError(
+                f'generate: field "model": there is no {model!r} here; leave it out, or name {self.model.name!r}'
+            )
+        request = GenerateRequest(
+            prompt=prompt,
+            messages=messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop=[stop] if isinstance(stop, str) else stop or (),
+        )
+        task = self.task
+        generation = self.model.generate(request)
+        task.when_cancelled(generation.cancel)
+        result = collect(
+            generation,
+            self.model.name,
+            on_text=lambda text: task.progress(data=text),
+            on_wait=self._tell_state,
+        )
+        return result.to_map()
+
+    def _tell_state(self) -> None:
+        """A sign of life for whoever waits while the model loads; a model that is ready and silent gives none."""
+        state = self.model.state
+        if state.phase == "loading":
+            self.task.progress(note=f"the model is loading: {state.share:.0%}")
+        elif state.phase == "restarting":
+            self.task.progress(note=state.message)
+
+    @classmethod
+    def main(cls, argv: Sequence[str] | None = None) -> None:
+        """Run the model as a process of its own: ``--model FILE`` and the options of every agent. Never returns."""
+        from .main_parent import run_alone
+
+        parser = argparse.ArgumentParser(
+            prog="rigbus.agents.llm",
+            description="Serve a GGUF model as the task type `generate`.",
+            epilog="Also --state DIR, --name NAME and --slots N, as every agent.",
+            allow_abbrev=False,
+        )
+        parser.add_argument(
+            "--model", type=Path, metavar="FILE", help=f"the .gguf file (default: {MODEL_VARIABLE})"
+        )
+        parser.add_argument(
+            "--ctx", type=int, metavar="N", help="tokens of prompt and answer; 0: the model's, ≤ 4096"
+        )
+        parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU; -1: all")
+        parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0: by the machine's cores")
+        given, rest = parser.parse_known_args(argv)
+        options = {
+            MODEL_VARIABLE: given.model and given.model.expanduser().absolute(),
+            CTX_VARIABLE: given.ctx,
+            GPU_LAYERS_VARIABLE: given.gpu_layers,
+            THREADS_VARIABLE: given.threads,
+        }
+        # By the environment: the agent runs in a child of run_alone's, as under `rigbus up`.
+        os.environ.update({name: str(value) for name, value in options.items() if value is not None})
+        try:
+            file = cls.model_file or _path(os.environ.get(MODEL_VARIABLE, ""))
+            if file is None:
+                raise ConfigError(f"no model: give --model FILE.gguf, or set {MODEL_VARIABLE}")
+            check_model_file(file)
+            check_llama()
+        except (ConfigError, DefinitionError) as e:
+            print(f"rigbus: {e}", file=sys.stderr)
+            sys.exit(ConfigError.exit_code)
+        # Under `python -m` this module is called __main__; the child must find it by its real name.
+        ref = f"{__package__}.llm:{cls.__qualname__}" if cls.__module__ == "__main__" else agent_ref(cls)
+        sys.exit(run_alone(ref, rest, program="rigbus.agents.llm"))
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise ConfigError(f"{variable}={text!r} is no whole number; correct or unset it") from None
+
+
+if __name__ == "__main__":
+    ModelAgent.main()
