@@ -1,0 +1,187 @@
+"""The worker process: ``python -m rigbus.agents.worker``. Runs ``shell`` and ``expand``, or the handlers of one agent.
+
+It needs nothing but the rig's state folder (or its endpoints); everything it must know about a task is in the lease.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from ..bus.errors import ConfigError, RigbusError
+from ..bus.paths import find_rig
+from .base import load_agent
+from .expand import ExpandRunner
+from .lifeline import lifeline_fd
+from .loop import ALIVE_VARIABLE, Loop, Peer
+from .output import MAX_LOG_BYTES
+from .process import processes
+from .serve import AgentWorker, Place, inherited_fd, leave
+from .shell import ShellRunner
+from .spawned import SpawnedRunner
+from .worker_events import Drain
+from .worker_run import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+CLASSES = ("cpu", "script")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a plain worker runs. ``gpu`` pins CUDA_VISIBLE_DEVICES; ``classes`` is ``("brain",)`` beside the brain."""
+
+    slots: int = 1
+    classes: tuple[str, ...] = CLASSES
+    needs: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    env_pass: tuple[str, ...] = ()
+    gpu: str | None = None
+    kill_grace_s: float = 10.0
+    drain_s: float = 20.0
+    max_log_bytes: int = MAX_LOG_BYTES
+
+
+class Worker:
+    """Runs commands and foreach sources for a rig whose state folder it sees; :meth:`run` serves."""
+
+    def __init__(self, place: Place, options: WorkerOptions | None = None) -> None:
+        if place.state is None:
+            raise ConfigError("a worker of commands must see the rig's state folder; give --state DIR")
+        self.options = options or WorkerOptions()
+        self._ctx: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.loop = Loop(
+            Peer(place.name, place.commands, place.heartbeats),
+            ctx=self._ctx,
+            state=place.state,
+            alive_fd=inherited_fd(ALIVE_VARIABLE),
+            lifeline_fd=lifeline_fd(),
+        )
+        if self.options.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.options.gpu
+        procs = processes()
+        helpers = SpawnedRunner(self.loop, procs, place.state, lambda lease: {}, None)
+        shell = ShellRunner(
+            self.loop,
+            procs,
+            helpers,
+            place.state,
+            env_pass=self.options.env_pass,
+            max_log_bytes=self.options.max_log_bytes,
+        )
+        self.loop.add(("expand",), ExpandRunner(self.loop, helpers, place.state / "results"))
+        self.loop.add(("shell",), shell)
+        self.loop.add((), helpers)
+
+    def config(self) -> WorkerConfig:
+        """What this worker offers."""
+        o = self.options
+        return WorkerConfig(
+            slots=o.slots,
+            types=("shell", "expand"),
+            classes=o.classes,
+            needs=o.needs,
+            pools=o.pools,
+            kill_grace_s=o.kill_grace_s,
+            drain_s=o.drain_s,
+        )
+
+    def run(self) -> int:
+        """Serve until drained; the exit code (see :meth:`Loop.run`)."""
+        return self.loop.run(self.config())
+
+    def stop(self, *, fast: bool = False) -> None:
+        """Drain, from any thread."""
+        self.loop.post(Drain(fast=fast))
+
+
+def place_of(name: str, state: Path | None) -> Place:
+    """Where the rig with this state folder (None: the user's default) is reached.
+
+    Raises:
+        ConfigError: its folders are unusable.
+    """
+    rig = find_rig(state)
+    e = rig.endpoints
+    return Place(name, e["commands"], e["heartbeats"], rig.paths.state)
+
+
+def run_worker(name: str, state: Path | None, options: WorkerOptions | None = None) -> int:
+    """Be a worker of commands until drained; the exit code.
+
+    Raises:
+        ConfigError: the rig's folders are unusable.
+    """
+    processes().become_subreaper()
+    return Worker(place_of(name, state), options).run()
+
+
+def run_agent(ref: str, name: str, state: Path | None, *, slots: int | None = None) -> tuple[int, bool]:
+    """Be the agent ``module:Class`` until drained: the exit code, and whether a thread of it still hangs.
+
+    Raises:
+        ConfigError: no such agent, or the rig's folders are unusable.
+    """
+    cls = load_agent(ref)
+    place = place_of(name, state)
+    if any(s.options.isolated for s in cls.specs().values()):
+        processes().become_subreaper()
+    worker = AgentWorker(cls(), place, slots=slots, ref=ref)
+    return worker.run(), worker.hangs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The process's entry: options as words, signals from the supervisor, exit code to it."""
+    parser = argparse.ArgumentParser(prog="rigbus.agents.worker", description="One worker of a rig.")
+    parser.add_argument("--state", type=Path, help="the rig's state folder")
+    parser.add_argument("--name", default=f"worker-{os.getpid()}")
+    parser.add_argument(
+        "--agent", help="module:Class or path/file.py:Class; without it the worker runs commands"
+    )
+    parser.add_argument("--slots", type=int)
+    parser.add_argument("--class", dest="classes", action="append", help="a task class that it serves")
+    parser.add_argument("--need", dest="needs", action="append", default=[], help="a capability that it has")
+    parser.add_argument("--pool", dest="pools", action="append", default=[])
+    parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
+    parser.add_argument("--gpu", help="CUDA_VISIBLE_DEVICES of its commands")
+    parser.add_argument("--verbose", action="store_true")
+    a = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if a.verbose else logging.INFO,
+        format=f"%(asctime)s {a.name} %(levelname)s %(message)s",
+    )
+    hangs = False
+    try:
+        if a.agent:
+            code, hangs = run_agent(a.agent, a.name, a.state, slots=a.slots)
+        else:
+            options = WorkerOptions(
+                slots=a.slots or 1,
+                classes=tuple(a.classes or CLASSES),
+                needs=tuple(a.needs),
+                pools=tuple(a.pools),
+                env_pass=tuple(a.env_pass),
+                gpu=a.gpu,
+            )
+            code = run_worker(a.name, a.state, options)
+    except RigbusError as e:
+        print(f"{a.name}: {e}", file=sys.stderr)
+        code = e.exit_code
+    except TypeError as e:  # a signature that cannot be a schema: the agent's author reads this line
+        if a.agent is None:
+            raise
+        print(f"{a.name}: {a.agent}: {e}", file=sys.stderr)
+        code = 2
+    # Threads of handlers and of @on are daemons, but a handler in C code can hold the interpreter's end.
+    leave(code, hard=hangs or a.agent is not None)
+
+
+if __name__ == "__main__":
+    main()
