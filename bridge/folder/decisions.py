@@ -1,0 +1,105 @@
+"""The lines of ``logs/brain_decisions.log``: what changed, in the words that the earlier system's scripts
+know. Pure.
+
+They colour a line by ASSIGN, COMPLETE, SUCCESS, FAIL, ERROR in its type and print ``timestamp[-8:]``, hence
+whole seconds. The log is appended in place: readers keep their descriptor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .layout import Row, error_text, iso
+
+
+class Decision(NamedTuple):
+    """One line's content."""
+
+    type: str
+    message: str
+    details: dict[str, Any]
+
+
+def decision_line(at: float, decision: Decision, utc_offset_s: float) -> bytes:
+    """One JSON object and a newline."""
+    fields = {
+        "timestamp": iso(at, utc_offset_s, whole_seconds=True),
+        "type": decision.type,
+        "message": decision.message,
+        "details": {k: v for k, v in decision.details.items() if v is not None},
+    }
+    return json.dumps(fields, default=str).encode("ascii") + b"\n"
+
+
+def task_decision(before: Row | None, task: Row) -> Decision | None:
+    """The line for a task that was ``before`` (None: new) and is now ``task``; None when nothing is worth
+    one.
+    """
+    was = before["state"] if before else None
+    state, name, shell = task["state"], task["key"], task["type"] == "shell"
+    started = bool(task.get("started")) and not (before and before.get("started") and was == "leased")
+    if was == state and not (state == "leased" and started):
+        return None
+    word, text = "", ""
+    if state == "leased" and started:
+        word, text = ("SHELL_EXECUTE" if shell else "TASK_ASSIGNED"), f"{name} on {task.get('worker')}"
+    elif state in ("waiting", "ready") and was is None:
+        word, text = "TASK_CREATED", f"{name} ({task.get('class')})"
+    elif state == "ready" and was == "waiting":
+        word, text = "TASK_RELEASED", name
+    elif state == "ready" and was in ("leased", "failed", "review"):
+        word, text = "RETRY", f"{name}, attempt {int(task.get('attempt') or 0) + 1}: {error_text(task)}"
+    elif state == "ready":
+        word, text = "RETRY", f"{name}, asked for by a person"
+    elif state == "done":
+        word, text = _done(task, name, shell)
+    elif state in ("failed", "dead", "expired"):
+        word, text = _bad(task, state, shell), f"{name}: {error_text(task)}"
+    elif state in ("cancelled", "skipped"):
+        word, text = "ABANDON", f"{name} {state}: {error_text(task)}"
+    return Decision(word, text, _task_details(task)) if word else None
+
+
+def batch_decision(before: Row | None, batch: Row) -> Decision | None:
+    """The line for a batch's change of state."""
+    was, state, plan = (before["state"] if before else None), batch["state"], batch.get("plan") or "client"
+    if was == state:
+        return None
+    details = {"batch_id": batch["id"], "plan": batch.get("plan"), "tasks": batch["total"]}
+    if state == "planning":
+        return Decision("PLAN_READ", plan, details)
+    if state == "running":
+        return Decision("PLAN_PARSED", f"{plan}: {batch['total']} tasks", details)
+    if state == "complete":
+        return Decision("BATCH_COMPLETE", f"{plan} ({batch['id']})", details)
+    why = f": {batch['error']}" if batch.get("error") else ""
+    return Decision("BATCH_ABORTED", f"{plan} ({batch['id']}) {state}{why}", details)
+
+
+def _done(task: Row, name: str, shell: bool) -> tuple[str, str]:
+    if task["type"] == "expand":
+        return "FOREACH_EXPAND", name
+    given = task.get("result")
+    took = given.get("duration_s") if isinstance(given, Mapping) else None
+    text = name if took is None else f"{name} in {took:.1f} s"
+    return ("SHELL_COMPLETE" if shell else "TASK_COMPLETE"), text
+
+
+def _bad(task: Row, state: str, shell: bool) -> str:
+    if task.get("error_class") == "definition":
+        return "TASK_DEFINITION_ERROR"
+    if state == "failed":
+        return "SHELL_FAILED" if shell else "TASK_FAILED"
+    return "ABANDON"
+
+
+def _task_details(task: Row) -> dict[str, Any]:
+    return {
+        "task_id": str(task["id"])[:8],
+        "name": task["key"],
+        "batch_id": task["batch"],
+        "worker": task.get("worker"),
+        "attempt": task.get("attempt"),
+    }

@@ -1,0 +1,383 @@
+"""Broker rows -> the files of the shared folder, by the file contract of the earlier system (its
+scripts read them unmodified). Pure: no clock, no disk; times come as unix seconds and leave as naive local
+ISO-8601.
+
+The laws, each with its reader:
+
+- Timestamps are naive local time, never ``Z`` or an offset: all readers subtract them from
+  ``datetime.now()``.
+- No null anywhere in a task: readers slice and measure what they find; a key without a value is left out.
+- A failed task always has ``result.error``. A file's mtime is the time of the event, so lanes sort by it.
+- Unchanged files are never rewritten: readers cache by mtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from .ops import Op, Result, unlink, write
+
+Row = Mapping[str, Any]
+
+PRIVATE, QUEUE, PROCESSING, COMPLETE, FAILED = (
+    "brain/private_tasks",
+    "tasks/queue",
+    "tasks/processing",
+    "tasks/complete",
+    "tasks/failed",
+)
+LANES = (PRIVATE, QUEUE, PROCESSING, COMPLETE, FAILED)
+# Made before any script of the Pi runs: those create only the queue themselves.
+FOLDERS = (*LANES, "logs", "signals", "workers", "plans", "inbox", "inbox/.requests", "inbox/.refused")
+DECISIONS_LOG = "logs/brain_decisions.log"
+STATE_FILE = "brain/state.json"
+MAX_OUTPUT_CHARS = 64 * 1024
+
+_LANE = {
+    "waiting": (PRIVATE, "pending"),
+    "ready": (QUEUE, "pending"),
+    "review": (PROCESSING, "processing"),
+    "done": (COMPLETE, "complete"),
+    "failed": (FAILED, "failed"),
+    "dead": (FAILED, "failed"),
+    "expired": (FAILED, "failed"),
+    "cancelled": (FAILED, "abandoned"),
+    "skipped": (FAILED, "abandoned"),
+}
+_ENDED = (COMPLETE, FAILED)
+
+
+class File(NamedTuple):
+    """A file of the mirror: path relative to the share, content, and its mtime (the event's time)."""
+
+    path: str
+    data: bytes
+    mtime_ns: int
+
+
+def iso(at: float, utc_offset_s: float, *, whole_seconds: bool = False) -> str:
+    """Unix seconds as naive local ISO-8601; ``utc_offset_s`` is the rig's offset from UTC."""
+    local = datetime(1970, 1, 1) + timedelta(seconds=at + utc_offset_s)
+    return local.isoformat(timespec="seconds" if whole_seconds else "microseconds")
+
+
+def lane(task: Row) -> str | None:
+    """The folder that shows the task; None for a state that has none."""
+    if task["state"] == "leased":
+        return PROCESSING if task.get("started") else QUEUE
+    return _LANE.get(task["state"], (None, ""))[0]
+
+
+def status(task: Row) -> str:
+    """The word in the task's file."""
+    if task["state"] == "leased":
+        return "processing" if task.get("started") else "pending"
+    return _LANE.get(task["state"], (None, ""))[1]
+
+
+def task_file(task: Row, utc_offset_s: float) -> File | None:
+    """The task's file in its lane; None when its state has no lane."""
+    folder = lane(task)
+    if folder is None:
+        return None
+    ended, running = folder in _ENDED, folder == PROCESSING
+    attempt = int(task.get("attempt") or 0)
+    timeout = task.get("timeout_s")
+    fields: dict[str, Any] = {
+        "task_id": task["id"],
+        "type": task["type"],
+        "name": task["key"],
+        "batch_id": task["batch"],
+        "task_class": task.get("class"),
+        "executor": task.get("executor"),
+        "priority": task.get("priority"),
+        "status": status(task),
+        "created_at": _iso_or_none(task.get("created_at"), utc_offset_s),
+        "created_by": "submit" if task["type"] == "execute_plan" else "brain",
+        "command": task.get("command"),
+        "prompt": task.get("prompt"),
+        "context": task.get("context"),
+        "depends_on": list(task.get("after") or ()),
+        "foreach": task.get("foreach"),
+        "item_ids": task.get("item_ids"),
+        "plan_path": task.get("plan_path"),
+        "batch_path": task.get("batch_path"),
+        "timeout_seconds": None if timeout is None else math.ceil(timeout),
+        "fix_applied": task.get("fix_applied"),
+        "retry_count": max(0, attempt - 1),
+        "attempts": attempt,
+    }
+    if ended or running:  # a requeued task shows no owner and no result of its last attempt
+        fields["assigned_to"] = task.get("worker")
+        fields["started_at"] = _iso_or_none(task.get("started_at"), utc_offset_s)
+    if ended:
+        fields["completed_at"] = _iso_or_none(task.get("ended_at") or task.get("changed_at"), utc_offset_s)
+        fields["result"] = result_object(task)
+        fields.update(_why_ended(task))
+    return File(f"{folder}/{task['id']}.json", to_json(fields), mtime_ns(task.get("changed_at")))
+
+
+def result_object(task: Row) -> dict[str, Any]:
+    """``result`` as the earlier workers wrote it: success, output, and on failure always ``error``."""
+    ok = task["state"] == "done"
+    value = task.get("result")
+    given: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    out: dict[str, Any] = {"success": ok, "output": _output(value, given)}
+    if task["type"] == "shell":
+        out |= {"action": "allowed", "return_code": given.get("exit"), "log": given.get("log")}
+        out |= {"elapsed_seconds": given.get("duration_s")}
+    else:
+        out |= {"model": given.get("model"), "tokens": given.get("tokens")}
+    out |= {"duration_seconds": given.get("duration_s"), "worker": task.get("worker")}
+    if task.get("executor") == "brain":
+        out["handler"] = "brain"
+    if not ok:
+        error = error_text(task)
+        kind = task.get("error_class") or {"dead": None, "failed": None}.get(task["state"], task["state"])
+        out |= {"error": error, "reason": error, "error_type": kind}
+    return out
+
+
+def error_text(task: Row) -> str:
+    """Why the task ended badly: never empty."""
+    if task.get("error"):
+        return str(task["error"])
+    given = task.get("result")
+    code = given.get("exit") if isinstance(given, Mapping) else None
+    if code not in (None, 0):
+        return f"exit {code}"
+    return {
+        "expired": "its deadline passed",
+        "cancelled": "cancelled",
+        "skipped": "a task that it waits for ended badly",
+    }.get(task["state"], "no reason was recorded")
+
+
+def _why_ended(task: Row) -> dict[str, Any]:
+    if task["state"] in ("cancelled", "skipped"):
+        return {"abandoned_reason": error_text(task)}
+    if task["state"] != "done" and task.get("error_class") == "definition":
+        return {"error_type": "definition", "definition_error": error_text(task)}
+    return {}
+
+
+def _output(value: Any, given: Mapping[str, Any]) -> str:
+    for key in ("output", "text", "content"):
+        if isinstance(given.get(key), str):
+            text: str = given[key]
+            break
+    else:
+        text = "" if value is None or "exit" in given else json.dumps(_clean(value), ensure_ascii=False)
+    if len(text) > MAX_OUTPUT_CHARS:
+        whole = given.get("log", "see the task")
+        return f"[... cut; the log has all of it: {whole}]\n{text[-MAX_OUTPUT_CHARS:]}"
+    return text
+
+
+def task_log(plan: str, batch: str, key: str, attempt: int) -> str:
+    """Where the copy of an attempt's log lies."""
+    return f"plans/{plan}/batches/{batch}/logs/{key}.{attempt}.log"
+
+
+# -- batches and workers
+
+
+def priority_word(priority: int) -> str:
+    """low, normal, high or urgent, on the scale 3 / 5 / 8 / 10."""
+    return next((word for top, word in ((3, "low"), (5, "normal"), (8, "high")) if priority <= top), "urgent")
+
+
+def state_file(
+    batches: Iterable[Row], *, pid: int, host: str, started_at: float, changed_at: float, utc_offset_s: float
+) -> File:
+    """``brain/state.json``. Batches that have ended leave it; client batches not mirrored appear as
+    counts.
+    """
+    active: dict[str, Any] = {}
+    clients: dict[str, Any] = {}
+    for batch in batches:
+        if batch["state"] not in ("planning", "running"):
+            continue
+        if batch["kind"] == "client" and not batch.get("mirror"):
+            clients[batch["id"]] = {"tasks": dict(batch["counts"]), "total_tasks": batch["total"]}
+            continue
+        active[batch["id"]] = {
+            "plan": batch.get("plan") or batch["id"],
+            "display_name": batch.get("plan") or batch["id"],
+            "plan_dir": batch.get("plan_path"),
+            "batch_dir": batch.get("batch_path"),
+            "started_at": iso(batch["created_at"], utc_offset_s),
+            "config": batch.get("config") or {},
+            "total_tasks": batch["total"],
+            "tasks": dict(batch["counts"]),
+            "priority": priority_word(batch.get("priority") or 0),
+            "preemptible": False,
+        }
+    fields = {
+        "pid": pid,
+        "hostname": host,
+        "started_at": iso(started_at, utc_offset_s),
+        "status": "active",
+        "active_batches": active,
+        "client_batches": clients,
+    }
+    return File(STATE_FILE, to_json(fields), mtime_ns(changed_at))
+
+
+def batch_file(batch: Row, utc_offset_s: float) -> File | None:
+    """``batch.json`` in the batch's folder; None for a batch without a plan (it has no folder)."""
+    if not batch.get("plan"):
+        return None
+    counts, total = dict(batch["counts"]), batch["total"]
+    ended = sum(counts.get(state, 0) for state in ("done", "dead", "cancelled", "expired", "skipped"))
+    fields = {
+        "schema": "rigbus.batch/1",
+        "batch_id": batch["id"],
+        "plan": batch["plan"],
+        "status": batch["state"],
+        "priority": priority_word(batch.get("priority") or 0),
+        "started_at": iso(batch["created_at"], utc_offset_s),
+        "completed_at": _iso_or_none(batch.get("ended_at"), utc_offset_s),
+        "total_tasks": total,
+        "tasks": counts,
+        "progress": round(ended / total, 4) if total else 0.0,
+        "config": batch.get("config") or {},
+        "error": batch.get("error"),
+        "plan_path": batch.get("plan_path"),
+        "batch_path": batch.get("batch_path"),
+    }
+    path = f"plans/{batch['plan']}/batches/{batch['id']}/batch.json"
+    return File(path, to_json(fields), mtime_ns(batch.get("ended_at") or batch["created_at"]))
+
+
+def heartbeat_file(worker: Row, utc_offset_s: float, names: Mapping[str, str] | None = None) -> File:
+    """``workers/<id>/heartbeat.json``, readable for both generations of scripts. ``names``: task id -> its
+    name.
+
+    Written as the caller's rhythm wills (readers call 60 s stale); a worker that is gone is not written
+    again.
+    """
+    gpu = worker.get("gpu") or {}
+    tasks = list(worker.get("tasks") or ())
+    seen = iso(worker["seen_at"], utc_offset_s)
+    model = worker.get("model")
+    hot = "running" if tasks else ("hot" if model else "idle")
+    fields = {
+        "worker_id": worker["id"],
+        "name": worker["id"],
+        "timestamp": seen,
+        "last_updated": seen,
+        "state": worker["state"] if worker["state"] not in ("idle", "busy") else hot,
+        "hostname": worker.get("host"),
+        "pid": worker.get("pid"),
+        "model_loaded": bool(model),
+        "model": model,
+        "loaded_model": model,
+        "active_workers": len(tasks),
+        "active_task_id": tasks[0] if tasks else None,
+        "active_tasks": [{"task_id": t, "task_name": (names or {}).get(t, t)} for t in tasks],
+        "gpu_id": gpu.get("id", gpu.get("index")),
+        "temperature_c": gpu.get("temperature_c"),
+        "gpu_util_percent": gpu.get("util_percent"),
+        "power_draw_w": gpu.get("power_w"),
+        "vram_used_mb": gpu.get("vram_used_mb"),
+        "vram_total_mb": gpu.get("vram_total_mb"),
+    }
+    return File(f"workers/{worker['id']}/heartbeat.json", to_json(fields), mtime_ns(worker["seen_at"]))
+
+
+def status_file(worker: Row, utc_offset_s: float, changed_at: float) -> File:
+    """``workers/<id>/status.json``: what changes seldom, so that the file is written only when it does."""
+    fields = {
+        "schema": "rigbus.worker/1",
+        "worker_id": worker["id"],
+        "state": worker["state"],
+        "since": iso(changed_at, utc_offset_s),
+        "classes": list(worker.get("classes") or ()),
+        "model": worker.get("model"),
+        "tasks": list(worker.get("tasks") or ()),
+        "pid": worker.get("pid"),
+        "hostname": worker.get("host"),
+    }
+    return File(f"workers/{worker['id']}/status.json", to_json(fields), mtime_ns(changed_at))
+
+
+# -- what to write, given what stands
+
+
+def digest(data: bytes) -> str:
+    """Names a content; 16 bytes of BLAKE2b."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def diff(previous: Mapping[str, str], wanted: Mapping[str, File]) -> list[Op]:
+    """The operations that turn ``previous`` (path -> digest of what stands) into ``wanted``.
+
+    A task that changed its lane is one operation: the new file is written, then the old one unlinked. The
+    other order would show it nowhere to a reader in between, and a disk that is full would lose it.
+    """
+    leaving = {path for path in previous if path not in wanted}
+    old_lane = {path.rpartition("/")[2]: path for path in leaving if path.rpartition("/")[0] in LANES}
+    out: list[Op] = []
+    for path, file in wanted.items():
+        if previous.get(path) == digest(file.data):
+            continue
+        replaces = ""
+        folder, _, name = path.rpartition("/")
+        if folder in LANES and path not in previous and name in old_lane:
+            replaces = old_lane.pop(name)
+            leaving.discard(replaces)
+        out.append(write(path, file.data, mtime_ns=file.mtime_ns, replaces=replaces))
+    return out + [unlink(path) for path in sorted(leaving)]
+
+
+def acknowledge(previous: dict[str, str], batch: Sequence[Op], results: Sequence[Result]) -> int:
+    """Enter what was done into ``previous``; the number of operations that were not (diff asks for them
+    again).
+    """
+    failed = 0
+    for op, result in zip(batch, results, strict=True):
+        if not result["ok"]:
+            failed += 1
+        elif op["op"] == "write":
+            previous[op["path"]] = digest(op["data"])
+            previous.pop(op["replaces"], None)
+        elif op["op"] == "unlink":
+            previous.pop(op["path"], None)
+    return failed
+
+
+def to_json(fields: Mapping[str, Any]) -> bytes:
+    """Indented UTF-8 without nulls at any level that readers index; odd bytes of names stay readable."""
+    text = json.dumps(_clean(fields), indent=2, ensure_ascii=False)
+    # A lone surrogate becomes \\udcXX, which inside a JSON string is the valid escape for itself.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def mtime_ns(at: float | None) -> int:
+    """Unix seconds as nanoseconds, to the microsecond: what every file system of ours can hold."""
+    return round((at or 0.0) * 1e6) * 1000
+
+
+def _clean(value: Any) -> Any:
+    """Without null values, NaN and bytes: what any JSON reader takes."""
+    if isinstance(value, Mapping):
+        return {str(k): c for k, v in value.items() if (c := _clean(v)) is not None}
+    if isinstance(value, list | tuple):
+        return [_clean(v) for v in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def _iso_or_none(at: float | None, utc_offset_s: float) -> str | None:
+    return None if at is None else iso(at, utc_offset_s)

@@ -1,0 +1,274 @@
+"""The broker's rows and events -> the rows that `layout` and `decisions` draw. Pure.
+
+The broker keeps what it schedules by; what a plan said about a task travels in ``meta``. Times of a row are unix
+seconds, 0 where a thing has not happened; here None.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ...bus.errors import BadFrame
+from ...bus.follow import Event
+from ...bus.wire import unpack
+from .layout import Row
+from .receipts import PLAIN_NAME
+
+MAX_COMMAND_CHARS: Final = 4000
+_PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+_BATCH_ENDED: Final = frozenset({"complete", "failed", "cancelled"})
+ENDED: Final = frozenset({"done", "dead", "cancelled", "expired", "skipped"})
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What one event says about a task. ``before`` is the state it left (None: it is new)."""
+
+    seq: int
+    at: float
+    before: str | None
+    state: str
+    started: bool
+    key: str
+    type: str
+    attempt: int
+    worker: str | None
+    error: str | None
+    error_class: str | None
+
+
+def transition(event: Event) -> Transition | None:
+    """The transition in an event of topic ``task.<type>.<what>``; None for one that moves nothing (``ending``)."""
+    kind, _, rest = event.topic.partition(".")
+    type_, _, what = rest.rpartition(".")
+    if kind != "task" or event.id is None or what == "ending":
+        return None
+    data = event.data
+    before: str | None = "ready"
+    state, started = what, False
+    if what == "returned":
+        state = "ready"  # not run, only handed back: nothing that people would follow
+    elif what in ("retry", "rework"):
+        before, state = ("review" if what == "rework" else "leased"), "ready"
+    elif what == "started":
+        before, state, started = "leased", "leased", True
+    elif data.get("created"):
+        before = None
+    elif data.get("requeued") or data.get("revived"):
+        before = "dead"
+    elif what == "ready":
+        before = "waiting"
+    error = data.get("error") or data.get("reason")
+    return Transition(
+        event.seq,
+        event.at,
+        before,
+        state,
+        started,
+        str(data.get("key") or event.id),
+        type_,
+        _int(data.get("attempt")),
+        data.get("worker"),
+        str(error) if error else None,
+        data.get("class"),
+    )
+
+
+def row_then(step: Transition, event_id: str, batch: str, now: Row | None) -> dict[str, Any]:
+    """The task's row as it was after ``step``; ``now`` is its present one, None when it is gone."""
+    row = dict(now) if now is not None else {}
+    shown = {
+        "id": event_id,
+        "batch": batch,
+        "key": step.key,
+        "type": step.type,
+        "state": step.state,
+        "started": step.started,
+        "attempt": step.attempt,
+        "worker": step.worker,
+        "error": step.error,
+        "error_class": step.error_class,
+    }
+    if step.state not in ENDED:
+        row.pop("result", None)
+    return {**row, **shown}
+
+
+def task_row(
+    raw: Mapping[str, Any], body: bytes, batch: Mapping[str, Any] | None, last: Transition | None = None
+) -> dict[str, Any]:
+    """A task for `layout.task_file`. ``body`` is its recorded result, ``batch`` its batch's row of :func:`batch_row`.
+
+    ``last`` is the newest event heard of it: it knows when a state without a time of its own began, and the error's
+    class.
+    """
+    meta = raw.get("meta")
+    said: Mapping[str, Any] = meta if isinstance(meta, Mapping) else {}
+    state, ended = raw["state"], raw["state"] in ENDED
+    changed = (raw.get("ended_at") if ended else None) or (last.at if last else None)
+    if not changed:
+        changed = raw.get("started_at") if state == "leased" else None
+    command = said.get("command")
+    return {
+        "id": raw["id"],
+        "no": raw["no"],
+        "batch": raw["batch"],
+        "key": raw["key"],
+        # the template of a foreach is a join to the broker; readers know it as the task that it is in the plan
+        "type": "shell" if raw["type"] == "join" else raw["type"],
+        "class": raw.get("class") or "cpu",
+        "executor": said.get("executor") or "worker",
+        "priority": raw.get("priority"),
+        "state": state,
+        "started": bool(raw.get("started")),
+        "attempt": _int(raw.get("attempt")),
+        "worker": raw.get("worker"),
+        "created_at": raw.get("created_at") or None,
+        "started_at": raw.get("started_at") or None,
+        "ended_at": (raw.get("ended_at") or None) if ended else None,
+        "changed_at": changed or raw.get("created_at") or 0.0,
+        "after": [str(name) for name in said.get("depends_on") or ()],
+        "command": command[:MAX_COMMAND_CHARS] if isinstance(command, str) else None,
+        "foreach": said.get("foreach"),
+        "fix_applied": said.get("fix_applied"),
+        "timeout_s": said.get("timeout_s"),
+        "error": raw.get("error"),
+        "error_class": last.error_class if last and last.state == state else None,
+        "result": result_value(raw, body) if ended or state in ("review", "failed") else None,
+        "plan_path": batch.get("plan_path") if batch else None,
+        "batch_path": batch.get("batch_path") if batch else None,
+        "seq": raw.get("seq"),
+    }
+
+
+def result_value(raw: Mapping[str, Any], body: bytes) -> Any:
+    """The recorded value; a word about it where it is a file, or is not msgpack."""
+    ref = raw.get("ref")
+    if ref:
+        return {"output": f"[{ref.get('bytes')} bytes; `rigbus task show {raw['id']}` has them]"}
+    if not body:
+        return None
+    try:
+        return unpack(body)
+    except BadFrame:
+        return {"output": f"[{len(body)} bytes that are not msgpack]"}
+
+
+def batch_row(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch for `layout.batch_file` and `layout.state_file`; ``plan`` only where it can name a folder."""
+    given = raw.get("spec")
+    spec: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    root, config = spec.get("batch_root"), spec.get("config")
+    return {
+        "id": raw["id"],
+        "plan": plan_folder(raw.get("plan")),
+        "name": raw.get("name"),
+        "kind": raw["kind"],
+        "state": raw["state"],
+        "priority": raw.get("priority") or 0,
+        "created_at": raw.get("created_at") or 0.0,
+        "ended_at": raw.get("ended_at") or None,
+        "counts": dict(raw.get("tasks") or {}),
+        "total": _int(raw.get("total")),
+        "config": dict(config) if isinstance(config, Mapping) else {},
+        "error": raw.get("error"),
+        "plan_path": spec.get("path") if isinstance(spec.get("path"), str) else None,
+        "batch_path": f"{root}/{raw['id']}" if isinstance(root, str) else None,
+        "mirror": bool(raw.get("mirror")),
+        "seq": raw.get("seq"),
+    }
+
+
+def batch_ended(row: Row) -> bool:
+    """Its state is final."""
+    return row["state"] in _BATCH_ENDED
+
+
+def batch_told(event: Event) -> tuple[str, dict[str, Any]] | None:
+    """(state, a row for `decisions.batch_decision`) from ``batch.<kind>.<state>`` of a plan; None for other events."""
+    kind, _, rest = event.topic.partition(".")
+    sort, _, state = rest.partition(".")
+    if kind != "batch" or sort != "plan" or event.batch is None:
+        return None
+    data = event.data
+    row = {
+        "id": event.batch,
+        "state": state,
+        "plan": data.get("name"),
+        "total": _int(data.get("total")),
+        "error": data.get("error"),
+    }
+    return state, row
+
+
+def plan_folder(name: Any) -> str | None:
+    """``name`` where it can be a folder below ``plans/``, else None: a client writes what it likes into a SUBMIT."""
+    return name if isinstance(name, str) and PLAIN_NAME.match(name) else None
+
+
+def worker_row(
+    name: str, beat: Mapping[str, Any], known: Mapping[str, Any] | None, seen_at: float
+) -> dict[str, Any]:
+    """A worker for `layout.heartbeat_file`: its last heartbeat, what the broker says of it (``known``), and when it
+    was heard (our clock: readers compare with files of the same share)."""
+    known = known or {}
+    state = str(beat.get("state") or known.get("state") or "idle")
+    if known.get("state") in ("paused", "draining", "suspect"):
+        state = str(known["state"])
+    return {
+        "id": name,
+        "state": state,
+        "classes": list(known.get("classes") or ()),
+        "model": beat.get("model") or known.get("model"),
+        "tasks": [str(r.get("id")) for r in _maps(beat.get("running"))],
+        "gpu": _gpu(beat.get("gpu")),
+        "pid": beat.get("pid") or known.get("pid"),
+        "host": beat.get("host"),
+        "seen_at": seen_at,
+    }
+
+
+def running_names(beat: Mapping[str, Any]) -> dict[str, str]:
+    """Task id -> its name, of what a heartbeat says to run."""
+    return {str(r.get("id")): str(r.get("name") or r.get("id")) for r in _maps(beat.get("running"))}
+
+
+def worker_folder(name: str) -> bool:
+    """Whether a worker's name can be a folder below ``workers/``."""
+    return PLAIN_NAME.match(name) is not None
+
+
+def log_name(logs: str, row: Row, attempt: int) -> str | None:
+    """The local log of an attempt, as a path below the folder ``logs``; None where there cannot be one.
+
+    A result names its log itself. It is believed only below the rig's own log folder: else any handler's result could
+    have any file of the rig copied into the share.
+    """
+    given = row.get("result")
+    named = given.get("log") if isinstance(given, Mapping) else None
+    if isinstance(named, str) and attempt == row.get("attempt"):
+        inside = os.path.normpath(named)
+        return inside[len(logs) + 1 :] if inside.startswith(f"{logs}/") else None
+    key = str(row["key"])
+    if _PLAIN_KEY.match(key) is None:
+        return None
+    return f"{row['batch']}/{key}.{attempt}.log"
+
+
+def _gpu(given: Any) -> dict[str, Any] | None:
+    first = given[0] if isinstance(given, list) and given else given
+    if not isinstance(first, Mapping):
+        return None
+    return {**first, "util_percent": first.get("utilization_pct", first.get("util_percent"))}
+
+
+def _maps(value: Any) -> list[Mapping[str, Any]]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,329 @@
+"""The bridge process: the only service that touches the share, through its helpers; a peer of the broker.
+
+Outwards it mirrors, inwards it takes in (`mirror`, `intake`). It owns nothing: kill it at any moment, start it again.
+Neither the share nor the broker can make its loop wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import stat
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from ... import __version__
+from ...bus.errors import BadFrame
+from ...bus.follow import event_of
+from ...bus.link import Connection
+from ...bus.paths import RigPaths, find_rig
+from ...bus.wire import Verb, pack, unpack
+from . import intake, mirror
+from .clock import Clock
+from .flows import Flow, Flows, Idle
+from .intake import Intake
+from .mirror import Mirror
+from .mounts import mount_of
+from .mounts import settle_s as settle_of
+from .port import FolderPort
+from .questions import Questions
+from .requests import Requests
+from .taking import Taker
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "bridge"
+RENEW_S: Final = 2.0  #: a session lives 6 s
+BEAT_S: Final = 5.0
+HASTE_S: Final = (
+    3.0  #: after a change, beats come every second: one that a new connection loses is soon made good
+)
+AGAIN_S: Final = 5.0
+MAX_WAIT_S: Final = 1.0
+_EVENTS_A_TURN: Final = 2000
+
+
+class Bridge:
+    """One bridge on one rig; :meth:`run` returns the exit code. ``settle_s`` None: by the share's mount.
+
+    Its folders come from ``paths``; ``commands`` is the broker's endpoint.
+    """
+
+    def __init__(
+        self,
+        paths: RigPaths,
+        commands: str,
+        *,
+        settle_s: float | None = None,
+        reconcile_s: float = mirror.RECONCILE_S,
+        clock: Clock | None = None,
+    ) -> None:
+        self.paths, self.stopping = paths, False
+        clock = clock or Clock()
+        self.port = FolderPort(
+            paths.shared,
+            remember=paths.state / "share.json",
+            create_root=paths.shared == paths.state / "shared",
+        )
+        self.link = Connection(
+            commands,
+            role="bridge",
+            name=NAME,
+            build=__version__,
+            hello_extra=lambda: {"share": self._share()},
+        )
+        self.questions = Questions(self.link)
+        self.flows = Flows(self.port, self.questions)
+        self.mirror = Mirror(paths, self.port, self._beats, clock, reconcile_s=reconcile_s)
+        taker = Taker(paths, clock)
+        rest = settle_s if settle_s is not None else self._settle_s()
+        self.intake = Intake(
+            self.port, self.flows, taker, Requests(taker, clock).answer, clock, settle_s=rest
+        )
+        self._events: zmq.Socket[bytes] | None = None
+        self._hearts: zmq.Socket[bytes] | None = None
+        self._voice: zmq.Socket[bytes] | None = None
+        self._generation = 0
+        self._was_available: bool | None = None
+        self._beat_at = self._hasty_until = 0.0
+        self._begun: dict[str, float] = {}
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until SIGTERM, SIGINT or the supervisor's death."""
+        wake = _install_signals(self)
+        lifeline = _lifeline()
+        self._keep_running()
+        self.flows.start("warm-up", _warm_up())
+        try:
+            while not self.stopping:
+                ready = self._wait(wake, lifeline)
+                if lifeline is not None and lifeline in ready:
+                    log.info("the supervisor is gone; the bridge ends")
+                    break
+                self.turn()
+        finally:
+            self.close()
+        return 0
+
+    def turn(self) -> None:
+        """Take what has come, and do what is due. Never waits."""
+        self.link.tend()
+        while (env := self.link.recv()) is not None:
+            if self.flows.answer(env):
+                continue
+            if env.verb is Verb.BYE:
+                log.info("the broker ended this session: %s", env.header.get("reason"))
+            elif env.verb is Verb.ERROR and env.header.get("code") != "no_session":
+                log.warning("the broker: %s", env.header.get("message"))
+        self.link.renew(RENEW_S)
+        if self.link.generation != self._generation:
+            self._generation = self.link.generation
+            self._welcomed()
+        self.questions.tend()
+        self._hear_events()
+        self.flows.replies(self.port.poll())
+        if self.port.state.available != self._was_available:
+            self._share_changed()
+        self.flows.turn()
+        self._keep_running()
+        self._speak()
+
+    def _keep_running(self) -> None:
+        """Both halves run for ever; one that a fault of ours ended begins anew, after a pause."""
+        now = time.monotonic()
+        for name, run in ((mirror.NAME, self.mirror.run), (intake.NAME, self.intake.run)):
+            if not self.flows.running(name) and now - self._begun.get(name, -AGAIN_S) >= AGAIN_S:
+                self._begun[name] = now
+                self.flows.start(name, run())
+
+    def _wait(self, wake: int, lifeline: int | None) -> dict[Any, int]:
+        poller = zmq.Poller()
+        poller.register(self.link.socket, self.link.interest)
+        poller.register(wake, zmq.POLLIN)
+        if self._events is not None:
+            poller.register(self._events, zmq.POLLIN)
+        if lifeline is not None:
+            poller.register(lifeline, zmq.POLLIN)
+        for fd, writing in self.port.fds():
+            poller.register(fd, zmq.POLLOUT if writing else zmq.POLLIN)
+        times = [MAX_WAIT_S, self.port.timeout_s(), self.flows.timeout_s()]
+        timeout_s = min(t for t in times if t is not None)
+        # Rounded up: a wait that ends just before its time would spin.
+        return dict(poller.poll(int(timeout_s * 1000) + 1 if timeout_s > 0 else 0))
+
+    def _welcomed(self) -> None:
+        """A session: subscribe anew (the broker may be another process), and compare the mirror."""
+        welcome = self.link.welcome
+        context = self.link.context
+        for old in (self._events, self._hearts, self._voice):
+            if old is not None:
+                old.close(0)
+        self._events = _subscriber(context, str(welcome["events"]), (b"p.", b"tick"), 20_000)
+        # Not polled: heartbeats are looked at when their files are due, and never wake the loop.
+        self._hearts = _subscriber(context, str(welcome["events"]), (b"hb.",), 1000)
+        self._voice = context.socket(zmq.PUB)
+        self._voice.setsockopt(zmq.LINGER, 0)
+        self._voice.setsockopt(zmq.SNDHWM, 10)
+        self._voice.connect(str(welcome["heartbeats"]))
+        self._beat_at, self._hasty_until = 0.0, time.monotonic() + HASTE_S
+        self.mirror.welcomed()
+        self.flows.poke(mirror.NAME)
+        log.info("attached to the broker (incarnation %s)", welcome.get("incarnation"))
+
+    def _hear_events(self) -> None:
+        heard = 0
+        while self._events is not None and heard < _EVENTS_A_TURN:
+            try:
+                frames = self._events.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            heard += 1
+            try:
+                value = unpack(frames[1])
+                if frames[0] == b"tick":
+                    self.mirror.tick(value.get("channels") or {})
+                else:
+                    self.mirror.event(event_of(value))
+            except (BadFrame, AttributeError, IndexError) as e:
+                log.warning("an event that breaks PROTOCOL §6: %s; dropped", e)
+        if heard and self.mirror.has_work():
+            self.flows.poke(mirror.NAME)
+
+    def _beats(self) -> list[tuple[str, dict[str, Any]]]:
+        """The newest heartbeat of each worker since the last call."""
+        newest: dict[str, dict[str, Any]] = {}
+        while self._hearts is not None:
+            try:
+                frames = self._hearts.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
+            try:
+                name, beat = frames[0][3:].decode(), unpack(frames[1])
+            except (BadFrame, IndexError, UnicodeDecodeError):
+                continue
+            if name != NAME and isinstance(beat, dict):
+                newest[name] = beat
+        return list(newest.items())
+
+    # -- the share -------------------------------------------------------------------------------------------
+
+    def _share_changed(self) -> None:
+        """It came, or went: both flows look again, and whoever listens hears it at once."""
+        self._was_available = self.port.state.available
+        self._beat_at, self._hasty_until = 0.0, time.monotonic() + HASTE_S
+        self.mirror.share_is_back()
+        for name in (mirror.NAME, intake.NAME):
+            self.flows.poke(name)
+
+    def _share(self) -> dict[str, Any]:
+        state = self.port.state
+        return {"available": state.available, "reason": state.reason, "since_at": state.since_at}
+
+    def _settle_s(self) -> float:
+        try:
+            mount = mount_of(self.port.root, Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+        except OSError:
+            mount = None  # not Linux
+        return settle_of(mount.fstype if mount else "")
+
+    def _speak(self) -> None:
+        """Our own heartbeat: whether the share is there, and why not."""
+        now = time.monotonic()
+        if self._voice is None or now < self._beat_at:
+            return
+        self._beat_at = now + (1.0 if now < self._hasty_until else BEAT_S)
+        beat = {
+            "schema": "rigbus.bridge/1",
+            "worker": NAME,
+            "pid": os.getpid(),
+            "at": time.time(),
+            "state": "mirroring" if self.port.state.available else "share unavailable",
+            "share": self._share(),
+            "stuck_helpers": len(self.port.stuck()),
+        }
+        try:
+            self._voice.send_multipart([b"hb." + NAME.encode(), pack(beat)], zmq.DONTWAIT)
+        except zmq.Again:
+            pass  # a hint may be lost
+
+    def close(self) -> None:
+        """End the flows, the helpers and the session."""
+        self.flows.close()
+        self.port.close()
+        for socket in (self._events, self._hearts, self._voice):
+            if socket is not None:
+                socket.close(0)
+        self._events = self._hearts = self._voice = None
+        self.link.close()
+
+
+def _subscriber(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topics: tuple[bytes, ...], hwm: int
+) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVHWM, hwm)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    for topic in topics:
+        socket.subscribe(topic)
+    socket.connect(endpoint)
+    return socket
+
+
+def _warm_up() -> Flow[None]:
+    """Load the plan parser while nothing waits for it: the first drop would pay for it otherwise."""
+    yield Idle(0.5)
+    import_module("...plans.parser", __package__)
+    import_module("...plans.check", __package__)
+
+
+def _install_signals(bridge: Bridge) -> int:
+    """SIGTERM and SIGINT end the loop; the descriptor wakes it."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    os.set_blocking(read, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def stop(number: int, _: Any) -> None:
+        bridge.stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return read
+
+
+def _lifeline() -> int | None:
+    """The read end of the supervisor's pipe, readable when it is gone; None when nobody supervises."""
+    text = os.environ.get("RIGBUS_LIFELINE_FD", "")
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        return None
+    fd = int(text)
+    try:
+        if fd <= 2 or not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return None
+        os.set_inheritable(fd, False)
+    except OSError:
+        return None
+    return fd
+
+
+def main(paths: RigPaths, *, settle_s: float | None = None) -> int:
+    """One bridge process on this rig; the exit code.
+
+    Raises:
+        ConfigError: the rig's socket folder is not ours, or a path is too long.
+    """
+    started = time.monotonic()
+    commands = find_rig(paths.state).endpoints["commands"]
+    log.info("bridge for %s; state in %s", paths.shared, paths.state)
+    code = Bridge(paths, commands, settle_s=settle_s).run()
+    log.info("bridge ended after %.1f s", time.monotonic() - started)
+    return code

@@ -1,0 +1,277 @@
+"""The mirror's files, read as the earlier system's scripts read them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from itertools import product
+from typing import Any
+
+import pytest
+from folders import UUID, Share, batch, task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rigbus.bridge.folder import layout
+from rigbus.bridge.folder.decisions import batch_decision, decision_line, task_decision
+from rigbus.bridge.folder.layout import File
+
+STATES = "waiting ready leased review failed done dead cancelled expired skipped".split()  # noqa: SIM905
+T = 1_770_576_370.25  # 2026-02-08 18:46:10.25 UTC
+
+
+def content(file: File | None) -> dict[str, Any]:
+    assert file is not None
+    parsed: dict[str, Any] = json.loads(file.data)
+    return parsed
+
+
+def holds_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(holds_null(v) for v in value.values())
+    if isinstance(value, list):
+        return any(holds_null(v) for v in value)
+    return value is None
+
+
+@pytest.mark.parametrize(
+    ("state", "started", "lane", "status"),
+    [
+        ("waiting", False, "brain/private_tasks", "pending"),
+        ("ready", False, "tasks/queue", "pending"),
+        ("leased", False, "tasks/queue", "pending"),
+        ("leased", True, "tasks/processing", "processing"),
+        ("review", True, "tasks/processing", "processing"),
+        ("done", True, "tasks/complete", "complete"),
+        ("failed", True, "tasks/failed", "failed"),
+        ("dead", True, "tasks/failed", "failed"),
+        ("expired", False, "tasks/failed", "failed"),
+        ("cancelled", False, "tasks/failed", "abandoned"),
+        ("skipped", False, "tasks/failed", "abandoned"),
+    ],
+)
+def test_each_state_has_its_lane_and_status(state: str, started: bool, lane: str, status: str) -> None:
+    file = layout.task_file(task(state=state, started=started), 0)
+    assert file is not None
+    assert file.path == f"{lane}/{UUID}.json"
+    assert content(file)["status"] == status
+
+
+def test_a_state_without_a_lane_has_no_file() -> None:
+    assert layout.task_file(task(state="unheard of"), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "result"), list(product(STATES, (None, {"exit": 3, "output": None}, [1, None])))
+)
+def test_no_file_ever_holds_a_null(state: str, result: Any) -> None:
+    row = task(state=state, started=True, result=result, command=None, worker=None)
+    row["class"] = None
+    fields = content(layout.task_file(row, 3600))
+    assert not holds_null({k: v for k, v in fields.items() if k != "result"})
+    assert not any(v is None for v in fields.get("result", {}).values())
+    assert fields["task_id"] == UUID
+    assert "prompt" not in fields
+
+
+@pytest.mark.parametrize("state", ["failed", "dead", "expired", "cancelled", "skipped"])
+@pytest.mark.parametrize("error", [None, "", "exit 2: no such file"])
+def test_a_bad_end_always_says_why(state: str, error: str | None) -> None:
+    fields = content(layout.task_file(task(state=state, error=error), 0))
+    assert isinstance(fields["result"]["error"], str)
+    assert fields["result"]["error"] == (error or fields["result"]["error"]) != ""
+    assert fields["result"]["success"] is False
+    assert isinstance(fields["result"]["output"], str)
+
+
+def test_timestamps_are_naive_local_time_in_the_readers_own_form() -> None:
+    row = task(state="done", created_at=T, started_at=T + 1, ended_at=T + 2, changed_at=T + 2)
+    file = layout.task_file(row, 3600)
+    fields = content(file)
+    assert fields["created_at"] == "2026-02-08T19:46:10.250000"
+    for key in ("created_at", "started_at", "completed_at"):
+        assert datetime.fromisoformat(fields[key]).tzinfo is None
+    assert file is not None
+    assert file.mtime_ns == 1_770_576_372_250_000_000
+
+
+def test_a_shell_result_reads_as_the_earlier_workers_wrote_it() -> None:
+    result = {"exit": 0, "output": "hello\n", "log": "logs/x.log", "duration_s": 1.5}
+    fields = content(layout.task_file(task(state="done", worker="worker-1", attempt=2, result=result), 0))
+    assert fields["result"] == {
+        "success": True,
+        "output": "hello\n",
+        "action": "allowed",
+        "return_code": 0,
+        "log": "logs/x.log",
+        "elapsed_seconds": 1.5,
+        "duration_seconds": 1.5,
+        "worker": "worker-1",
+    }
+    assert (fields["attempts"], fields["retry_count"], fields["timeout_seconds"]) == (2, 1, 1800)
+    assert fields["depends_on"] == ["scan"]
+
+
+def test_a_failed_shell_task_without_a_message_names_its_exit_code() -> None:
+    fields = content(layout.task_file(task(state="dead", result={"exit": 7, "output": ""}), 0))
+    assert fields["result"]["error"] == "exit 7"
+
+
+def test_a_requeued_task_shows_nothing_of_its_last_attempt() -> None:
+    row = task(state="ready", worker="worker-1", started_at=T, result={"exit": 1}, error="exit 1", attempt=1)
+    fields = content(layout.task_file(row, 0))
+    assert not {"assigned_to", "started_at", "completed_at", "result"} & set(fields)
+
+
+def test_a_long_output_keeps_its_end() -> None:
+    text = "x" * 100_000 + "THE END"
+    out = content(layout.task_file(task(state="done", result={"exit": 0, "output": text}), 0))["result"][
+        "output"
+    ]
+    assert out.endswith("THE END")
+    assert len(out) < 70_000
+
+
+def test_a_handler_s_value_becomes_text() -> None:
+    row = task(state="done", type="translate", result={"words": ["ä", float("nan")]})
+    assert content(layout.task_file(row, 0))["result"]["output"] == '{"words": ["ä", null]}'
+
+
+@given(
+    st.text(max_size=20),
+    st.dictionaries(st.text(max_size=5), st.floats() | st.text() | st.binary() | st.none()),
+)
+def test_any_name_and_value_give_valid_utf8_json(name: str, value: dict[str, Any]) -> None:
+    row = task(key=name + "\udcff", state="done", type="handler", result=value)
+    assert content(layout.task_file(row, 0))["name"] == name + "\udcff"
+
+
+def test_state_json_holds_what_runs_and_client_batches_as_counts() -> None:
+    file = layout.state_file(
+        [
+            batch(),
+            batch(id="ended", state="complete"),
+            batch(id="calls", kind="client", plan=None, plan_path=None),
+            batch(id="shown", kind="client", plan=None, mirror=True),
+        ],
+        pid=1,
+        host="rig",
+        started_at=T,
+        changed_at=T,
+        utc_offset_s=0,
+    )
+    fields = content(file)
+    assert list(fields["active_batches"]) == ["20260208_184610_a1b2c3", "shown"]
+    assert fields["active_batches"]["20260208_184610_a1b2c3"]["total_tasks"] == 4
+    assert fields["client_batches"] == {"calls": {"tasks": {"done": 3, "ready": 1}, "total_tasks": 4}}
+    assert not holds_null(fields)
+
+
+def test_a_batch_without_a_plan_has_no_folder() -> None:
+    assert layout.batch_file(batch(plan=None), 0) is None
+    file = layout.batch_file(batch(), 0)
+    assert file is not None
+    assert file.path == "plans/census/batches/20260208_184610_a1b2c3/batch.json"
+    assert content(file)["progress"] == 0.75
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    row = {"id": "worker-1", "state": "busy", "classes": ["cpu"], "model": None, "heartbeat_age_s": 0.2}
+    row |= {"tasks": [UUID], "gpu": None, "pid": 4, "host": "rig", "seen_at": T}
+    return {**row, **changes}
+
+
+def test_a_heartbeat_serves_both_generations_of_scripts() -> None:
+    fields = content(layout.heartbeat_file(worker(), 0, {UUID: "measure_003"}))
+    assert fields["timestamp"] == fields["last_updated"] == "2026-02-08T18:46:10.250000"
+    assert fields["worker_id"] == fields["name"] == "worker-1"
+    assert fields["state"] == "running"
+    assert fields["model_loaded"] is False
+    assert fields["active_tasks"] == [{"task_id": UUID, "task_name": "measure_003"}]
+    assert "model" not in fields
+
+
+def test_a_status_changes_only_with_the_worker_not_with_each_heartbeat() -> None:
+    one = layout.status_file(worker(seen_at=T, heartbeat_age_s=0.1), 0, changed_at=T)
+    two = layout.status_file(worker(seen_at=T + 9, heartbeat_age_s=0.7), 0, changed_at=T)
+    assert one == two
+
+
+def test_unchanged_files_are_not_written_again() -> None:
+    files = {f.path: f for s in ("ready", "done") if (f := layout.task_file(task(state=s, id=s), 0))}
+    standing: dict[str, str] = {}
+    first = layout.diff(standing, files)
+    assert layout.acknowledge(standing, first, [{"ok": True}] * len(first)) == 0
+    assert layout.diff(standing, files) == []
+
+
+def test_a_task_that_moves_is_one_operation_and_a_gone_one_is_unlinked(share: Share) -> None:
+    def files(*rows: dict[str, Any]) -> dict[str, File]:
+        return {f.path: f for row in rows if (f := layout.task_file(row, 0))}
+
+    standing: dict[str, str] = {}
+    for wanted in (
+        files(task(id="a"), task(id="b")),
+        files(task(id="a", state="leased", started=True), task(id="b")),
+        files(task(id="a", state="done")),
+    ):
+        todo = layout.diff(standing, wanted)
+        assert layout.acknowledge(standing, todo, share.do(*todo)) == 0
+        assert set(standing) == set(wanted)
+        on_disk = {str(p.relative_to(share.root)) for p in share.root.rglob("*.json")}
+        assert on_disk == set(wanted)
+    assert [op["op"] for op in todo] == ["write", "unlink"]
+
+
+def test_what_could_not_be_written_is_asked_for_again() -> None:
+    wanted = {f.path: f for f in [layout.task_file(task(), 0)] if f}
+    standing: dict[str, str] = {}
+    todo = layout.diff(standing, wanted)
+    assert layout.acknowledge(standing, todo, [{"ok": False, "errno": "ENOSPC", "what": "full"}]) == 1
+    assert layout.diff(standing, wanted) == todo
+
+
+def test_a_decision_line_shows_its_time_in_the_last_eight_characters() -> None:
+    decision = task_decision(None, task())
+    assert decision is not None
+    line = json.loads(decision_line(T, decision, 0))
+    assert line["timestamp"][-8:] == "18:46:10"
+    assert line["details"]["task_id"] == UUID[:8]
+    assert not holds_null(line)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        (None, {}, "TASK_CREATED"),
+        ({"state": "waiting"}, {}, "TASK_RELEASED"),
+        ({}, {"state": "leased", "started": True}, "SHELL_EXECUTE"),
+        ({"state": "leased"}, {"state": "leased", "started": True}, "SHELL_EXECUTE"),
+        ({}, {"state": "leased"}, None),
+        ({"state": "leased", "started": True}, {"state": "leased", "started": True}, None),
+        ({"state": "leased", "started": True}, {"state": "done"}, "SHELL_COMPLETE"),
+        ({"state": "leased", "started": True}, {"state": "ready", "error": "exit 1"}, "RETRY"),
+        ({"state": "leased", "started": True}, {"state": "dead"}, "ABANDON"),
+        ({"state": "leased"}, {"state": "failed"}, "SHELL_FAILED"),
+        ({"state": "leased"}, {"state": "dead", "error_class": "definition"}, "TASK_DEFINITION_ERROR"),
+        ({"state": "waiting"}, {"state": "skipped"}, "ABANDON"),
+        ({"state": "leased"}, {"state": "done", "type": "expand"}, "FOREACH_EXPAND"),
+    ],
+)
+def test_a_change_has_the_word_that_the_scripts_know(before: Any, after: Any, word: str | None) -> None:
+    decision = task_decision(None if before is None else task(**before), task(**after))
+    assert (decision and decision.type) == word
+
+
+@pytest.mark.parametrize(("before", "after"), list(product([None, *STATES], STATES)))
+def test_every_pair_of_states_gives_a_line_or_none(before: str | None, after: str) -> None:
+    was = None if before is None else task(state=before, started=True)
+    decision = task_decision(was, task(state=after, started=True))
+    assert decision is None or decision_line(T, decision, 0).endswith(b"}\n")
+
+
+def test_a_batch_s_end_is_one_line() -> None:
+    end = batch_decision(batch(), batch(state="complete"))
+    assert end is not None
+    assert end.type == "BATCH_COMPLETE"
+    assert batch_decision(batch(state="complete"), batch(state="complete")) is None
