@@ -1,0 +1,264 @@
+"""The verbs on a machine that has nothing but the shared folder, written as the bridge writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers import wait_for
+
+from rigbus.bridge.folder import layout
+from rigbus.tools.keyvalue import pairs, value_of
+
+from .conftest import plan_text
+from .test_verbs import loaded_by
+
+LIVE, OLD = "20261121_080000_aaaaaa", "20261120_080000_bbbbbb"
+COUNTS = {"waiting": 0, "ready": 1, "leased": 1, "done": 1, "dead": 1}
+
+
+def put(root: Path, file: layout.File) -> None:
+    path = root / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(file.data)
+    os.utime(path, ns=(file.mtime_ns, file.mtime_ns))
+
+
+def task(name, state, **more):
+    id_ = f"{abs(hash(name)) % 10**8:08d}-0000-5000-8000-000000000000"
+    row = {"id": id_, "type": "shell", "class": "cpu", "executor": "worker", "priority": 5, "batch": LIVE}
+    row |= {"key": name, "state": state, "started": state == "leased", "attempt": int(state != "ready")}
+    row |= {"worker": "worker-1", "created_at": 1.0, "changed_at": 2.0, "after": [], "command": "true"}
+    return {**row, **more}
+
+
+@pytest.fixture
+def share(tmp_path, monkeypatch) -> Path:
+    """A share as a running rig leaves it, seen from a machine without one."""
+    root = tmp_path / "share"
+    now = time.time()
+    offset = time.localtime().tm_gmtoff
+    for folder in layout.FOLDERS:
+        (root / folder).mkdir(parents=True)
+    batch = {
+        "id": LIVE,
+        "plan": "census",
+        "kind": "plan",
+        "state": "running",
+        "priority": 8,
+        "created_at": now - 60,
+    }
+    batch |= {"counts": COUNTS, "total": 4, "config": {}}
+    put(
+        root,
+        layout.state_file([batch], pid=7, host="rig", started_at=now, changed_at=now, utc_offset_s=offset),
+    )
+    old = {**batch, "id": OLD, "state": "failed", "ended_at": now - 5, "error": "a task died"}
+    put(root, layout.batch_file(old, offset))
+    for row in (
+        task("first", "done", result={"exit": 0, "output": "fine\n", "duration_s": 1.5}),
+        task("second", "leased", worker="worker-1"),
+        task("third", "ready"),
+        task("fourth", "dead", error="exit 3"),
+        task("fifth", "skipped", error="skipped: fourth ended dead"),
+    ):
+        put(root, layout.task_file(row, offset))
+    worker = {"id": "worker-1", "state": "busy", "classes": ["cpu"], "seen_at": now, "tasks": ["x"], "pid": 8}
+    put(root, layout.heartbeat_file(worker, offset))
+    put(root, layout.status_file(worker, offset, now))
+    logs = root / "plans" / "census" / "batches" / LIVE / "logs"
+    logs.mkdir(parents=True)
+    (logs / "first.1.log").write_text("fine\x1b[1m\n")
+    line = {"timestamp": "2026-11-21T08:00:00", "type": "TASK_RELEASED", "message": "third", "details": {}}
+    (root / layout.DECISIONS_LOG).write_text(json.dumps(line) + "\n")
+    monkeypatch.setenv("RIGBUS_STATE", str(tmp_path / "none"))
+    monkeypatch.setenv("RIGBUS_SHARED", str(root))
+    return root
+
+
+def requests(share: Path) -> list[dict]:
+    return [json.loads(f.read_bytes()) for f in sorted((share / "inbox" / ".requests").glob("*.json"))]
+
+
+def test_status_shows_what_the_folder_has_and_says_so(say, share):
+    said = say("status", "--json")
+    assert said.code == 0
+    assert "file mode" in said.err
+    status = said.json
+    assert (status["schema"], status["mode"]) == ("rigbus.status/1", "file")
+    assert [(w["id"], w["state"], w["classes"]) for w in status["workers"]] == [("worker-1", "busy", ["cpu"])]
+    assert [(b["id"], b["state"], b["progress"]) for b in status["batches"]] == [
+        (OLD, "failed", 0.5),
+        (LIVE, "running", 0.5),
+    ]
+    assert "worker-1" in say("status").out
+
+
+def test_old_news_end_with_4(say, share):
+    for file in (share / layout.STATE_FILE, share / "workers" / "worker-1" / "heartbeat.json"):
+        os.utime(file, (1e9, 1e9))
+    said = say("status", "--json")
+    assert said.code == 4
+    assert said.json["broker"] == {"state": "stale"}
+    assert "stale" in said.err
+
+
+def test_a_folder_that_is_no_share_ends_with_4(say, tmp_path):
+    said = say("status", "--state", tmp_path / "none", "--shared", tmp_path)
+    assert said.code == 4
+    assert "no shared folder of a rig" in said.err
+
+
+def test_batches_and_tasks_are_those_of_the_lanes(say, share):
+    shown = say("batch", "show", LIVE[:15], "--json").json
+    states = {t["name"]: t["state"] for t in shown["tasks"]}
+    assert states == {
+        "first": "done",
+        "second": "leased",
+        "third": "ready",
+        "fourth": "dead",
+        "fifth": "skipped",
+    }
+    assert say("batch", "show", OLD, "--json").json["error"] == "a task died"
+    assert say("batch", "show", "20990101").code == 3
+    one = say("task", "show", f"{LIVE}/fourth", "--json").json
+    assert (one["state"], one["error"], one["attempts"][0]["outcome"]) == ("dead", "exit 3", "dead")
+    assert say("task", "list", "--state-is", "ready", "--json").json["tasks"][0]["name"] == "third"
+
+
+def test_a_half_written_file_is_left_out(say, share):
+    (share / "tasks" / "queue" / "torn.json").write_text('{"task_id": "torn')
+    (share / "tasks" / "queue" / "list.json").write_text("[]")
+    os.mkfifo(share / "tasks" / "queue" / "pipe.json")
+    assert len(say("task", "list", "--json").json["tasks"]) == 5
+
+
+def test_logs_and_watch_read_the_copies(say, share):
+    assert say("logs", f"{LIVE}/first").out == "fine\\x1b[1m\n"
+    said = say("watch", "--once")
+    assert "TASK_RELEASED third" in said.out
+    assert "census" in said.out
+
+
+def test_cancel_and_retry_are_request_files(say, share):
+    assert say("cancel", LIVE, "--reason", "enough").code == 0
+    said = say("retry", f"{LIVE}/fourth", "--json").json
+    found = {r["verb"]: r for r in requests(share)}
+    assert found["cancel"]["batch_id"] == LIVE
+    assert found["cancel"]["args"] == {"reason": "enough"}
+    assert found["retry"]["args"] == {"ids": [task("fourth", "dead")["id"]]}
+    assert Path(said["request"]).name == f"{found['retry']['id']}.json"
+    assert say("pause", "worker-1").code == 0
+    assert say("cancel", "20990101").code == 3
+
+
+def test_a_plan_from_elsewhere_is_copied_before_its_request_is_written(say, share, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "plan.md").write_text(plan_text(a="true"))
+    (tmp_path / "data.csv").write_text("1")
+    (folder / "data.csv").symlink_to(tmp_path / "data.csv")
+    said = say("submit", folder, "--priority", "high", "--set", "N=3", "--json")
+    assert said.code == 0, said.err
+    (request,) = requests(share)
+    assert request["schema"] == "rigbus.request/1"
+    assert request["args"] == {"plan": "mine", "config": {"N": 3}, "priority": "high"}
+    copy = share / "inbox" / f".incoming-{request['id']}"
+    assert (copy / "plan.md").read_bytes() == (folder / "plan.md").read_bytes()
+    assert not (copy / "data.csv").is_symlink()
+    assert said.json["batch_id"] is None
+    assert said.json["receipt"].endswith(f"{request['id']}.receipt.json")
+
+
+def test_an_invalid_plan_is_refused_before_anything_is_written(say, share, tmp_path):
+    (tmp_path / "bad.md").write_text("no plan at all\n")
+    before = sorted(share.rglob("*"))
+    assert say("submit", tmp_path / "bad.md").code == 5
+    assert sorted(share.rglob("*")) == before
+
+
+def answering(share: Path, receipt: dict) -> threading.Thread:
+    """A rig that answers the next request."""
+
+    def answer() -> None:
+        wait_for(lambda: requests(share), timeout_s=5)
+        name = requests(share)[0]["id"]
+        (share / "inbox" / ".requests" / f"{name}.receipt.json").write_text(json.dumps(receipt))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    return thread
+
+
+def test_a_submit_waits_for_the_receipt_and_for_the_end(say, share, tmp_path):
+    (tmp_path / "fine.md").write_text(plan_text(a="true"))
+    thread = answering(share, {"state": "accepted", "batch_id": OLD})
+    said = say("submit", tmp_path / "fine.md", "--wait", "--timeout", "5", "--json")
+    thread.join()
+    assert said.code == 6
+    assert (said.json["batch_id"], said.json["state"]) == (OLD, "failed")
+
+
+def test_a_refused_receipt_ends_with_5_and_its_faults(say, share, tmp_path):
+    (tmp_path / "fine.md").write_text(plan_text(a="true"))
+    problem = {"file": "plan.md", "line": 3, "what": "it is wrong", "fix": "mend it"}
+    thread = answering(share, {"state": "refused", "problems": [problem]})
+    said = say("submit", tmp_path / "fine.md", "--wait", "--timeout", "5")
+    thread.join()
+    assert said.code == 5
+    assert "plan.md:3: it is wrong; mend it" in said.err
+
+
+def test_a_rig_that_does_not_answer_ends_with_7(say, share, tmp_path):
+    (tmp_path / "fine.md").write_text(plan_text(a="true"))
+    assert say("submit", tmp_path / "fine.md", "--wait", "--timeout", "0.1").code == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "loads"),
+    [
+        (("status", "--json"), "0 []"),
+        (("task", "list"), "0 []"),
+        (("batch", "show", LIVE), "0 []"),
+        (("logs", f"{LIVE}/first"), "0 []"),
+        (("watch", "--once"), "0 []"),
+        (("cancel", LIVE), "0 []"),
+    ],
+)
+def test_file_mode_loads_no_library_of_the_bus(share, words, loads):
+    assert loaded_by(share, *words) == loads
+
+
+def test_submit_in_file_mode_loads_no_zmq(share, tmp_path):
+    (tmp_path / "fine.md").write_text(plan_text(a="true"))
+    found = loaded_by(share, "submit", tmp_path / "fine.md")
+    assert found.startswith("0 ")
+    assert "zmq" not in found
+    assert "llama" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("-0.5", -0.5),
+        ("true", True),
+        ('["a", 1]', ["a", 1]),
+        ('{"a": null}', {"a": None}),
+        ("null", "null"),
+        ('"quoted"', '"quoted"'),
+        ("NaN", "NaN"),
+        ("[NaN]", "[NaN]"),
+        ("1e", "1e"),
+        ("", ""),
+        (str(2**64), str(2**64)),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_value_is_json_where_it_is_more_than_text(text, value):
+    assert value_of(text) == value
+    assert pairs([f"K={text}"], "--set") == {"K": value}

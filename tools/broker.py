@@ -1,0 +1,31 @@
+"""``rigbus broker``: the broker alone, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import config_option, process_log, settings_of, state_option, where
+
+
+@click.command()
+@state_option
+@config_option
+def broker(state: Path | None, config: Path | None) -> int:
+    """Run the broker alone: it owns all durable state. The others may start before or after it."""
+    from ..bus.broker import Options, main
+
+    settings = settings_of(config)
+    process_log("broker", settings["logs"]["level"])
+    return main(
+        where(state, None, config),
+        Options(
+            durability=settings["durability"],
+            lease_s=settings["lease_s"],
+            retain_tasks=settings["retention"]["tasks"],
+            retain_events=settings["retention"]["events"],
+            max_live=settings["limits"]["live_tasks"],
+            max_batch_tasks=settings["limits"]["batch_tasks"],
+        ),
+    )

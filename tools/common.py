@@ -1,0 +1,98 @@
+"""What the verbs share: the options that find the rig, and how they speak. Standard library and click only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from ..bus.paths import RigPaths, locate
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: The settings that `up` has read, for its processes: all have the same, and none pays for reading them again.
+HANDED_ON: Final = "RIGBUS_UP_SETTINGS"
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def state_option(function: F) -> F:
+    """``--state DIR`` as ``state: Path | None``."""
+    return click.option(
+        "--state",
+        type=_FOLDER,
+        metavar="DIR",
+        help="The rig's private local folder (RIGBUS_STATE; default: ~/.local/state/rigbus).",
+    )(function)
+
+
+def shared_option(function: F) -> F:
+    """``--shared DIR`` as ``shared: Path | None``."""
+    return click.option(
+        "--shared",
+        type=_FOLDER,
+        metavar="DIR",
+        help="The shared folder (RIGBUS_SHARED; default: <state>/shared).",
+    )(function)
+
+
+def config_option(function: F) -> F:
+    """``--config FILE`` as ``config: Path | None``."""
+    return click.option(
+        "--config",
+        type=_FILE,
+        metavar="FILE",
+        help="This configuration file (default: ./rigbus.toml, ~/.config/rigbus/config.toml, /etc/rigbus/config.toml).",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json`` as ``as_json: bool``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(function)
+
+
+def rig_options(function: F) -> F:
+    """The four that most verbs take: ``state``, ``shared``, ``config`` and ``as_json``."""
+    return state_option(shared_option(config_option(json_option(function))))
+
+
+def where(state: Path | None, shared: Path | None, config: Path | None) -> RigPaths:
+    """The rig's paths from the three options, by the one order (flags, RIGBUS_*, files, defaults)."""
+    return locate(state, shared, config)
+
+
+def settings_of(config: Path | None, **flags: Any) -> dict[str, Any]:
+    """Every setting as plain data (the fields of ``bus.config.Settings``); flags that are None are left out.
+
+    Raises:
+        ConfigError: a file, a variable or a flag is wrong; the message names it and the fix.
+    """
+    handed = os.environ.get(HANDED_ON)
+    if handed and config is None and not any(flags.values()):
+        settings: dict[str, Any] = json.loads(handed)
+        return settings
+    from ..bus.config import load
+
+    return load(flags, config).settings.model_dump(mode="json")
+
+
+def process_log(name: str, level: str = "info") -> None:
+    """Log lines of a process of the rig go to stderr, which `up` sends to ``<state>/logs/<name>.log``."""
+    import logging
+
+    logging.basicConfig(level=level.upper(), format=f"%(asctime)s {name} %(levelname)s %(message)s")
+
+
+def print_json(value: Any, *, pretty: bool = False) -> None:
+    """One JSON value on stdout: a line, or indented."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=str, indent=1 if pretty else None))
+
+
+def talk(text: str) -> None:
+    """What is for people and not the answer: stderr."""
+    click.echo(text, err=True)

@@ -1,0 +1,41 @@
+"""``rigbus config show``: every setting, and where its value comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from . import render
+from .common import print_json, rig_options, talk
+
+
+@click.group()
+def config() -> None:
+    """The settings: flags, then RIGBUS_* variables, then configuration files, then defaults."""
+
+
+@config.command()
+@rig_options
+def show(state: Path | None, shared: Path | None, config: Path | None, as_json: bool) -> int:
+    """Every setting with its value and its origin."""
+    from ..bus.config import load
+    from ..bus.paths import config_files
+
+    loaded = load({"state": state, "shared": shared}, config)
+    rows = loaded.show()
+    if as_json:
+        settings = [{"name": r.name, "value": _plain(r.value), "origin": r.origin} for r in rows]
+        print_json({"schema": "rigbus.config/1", "settings": settings})
+        return 0
+    shown = [(r.name, json.dumps(_plain(r.value), ensure_ascii=False), r.origin) for r in rows]
+    click.echo("\n".join(render.table(("SETTING", "VALUE", "ORIGIN"), shown)))
+    if config is None:
+        talk("files, the strongest first: " + ", ".join(str(file) for file in config_files()))
+    return 0
+
+
+def _plain(value: object) -> object:
+    """As JSON has it: paths are text."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,44 @@
+"""``rigbus retry``: run again what has ended badly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..bus.errors import RigbusError
+from .common import print_json, rig_options
+from .operate import find, request_for
+from .reach import reach
+from .render import clean
+
+
+@click.command()
+@rig_options
+@click.argument("id_", metavar="ID")
+def retry(state: Path | None, shared: Path | None, config: Path | None, as_json: bool, id_: str) -> int:
+    """Run a task, or the failed ones of a batch, again; what was skipped because of them waits again too."""
+    with reach(state, shared, config) as rig:
+        kind, full, name = find(rig, id_)
+        if rig.client is None:
+            return request_for(rig, "retry", kind, full, as_json)
+        ids, batch = ([full], None) if kind == "task" else (None, full)
+        done = rig.client.requeue(ids, batch)
+    if as_json:
+        print_json({"schema": "rigbus.retry/1", "kind": kind, "id": full, **done})
+    if not done["requeued"]:
+        raise RigbusError(
+            f"{kind} {clean(name)}: nothing to run again; only dead, expired or cancelled tasks can be retried"
+        )
+    if not as_json:
+        again = _count(done["requeued"], "task runs", "tasks run") + " again"
+        if done["revived"]:
+            again += (
+                ", " + _count(done["revived"], "that was skipped waits", "that were skipped wait") + " again"
+            )
+        click.echo(f"{kind} {clean(name)}: {again}" if kind == "batch" else f"task {clean(name)} runs again")
+    return 0
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"

@@ -1,0 +1,104 @@
+"""``rigbus status``: processes, workers, batches and tasks at a glance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import render
+from .common import print_json, rig_options
+from .files import Folder
+from .reach import reach
+from .rows import status_object
+
+
+@click.command()
+@rig_options
+def status(state: Path | None, shared: Path | None, config: Path | None, as_json: bool) -> int:
+    """Processes, workers, batches and tasks at a glance.
+
+    Without a broker it shows what the shared folder has; news older than a minute ends with exit code 4.
+    """
+    with reach(state, shared, config) as rig:
+        now = time.time()
+        if rig.client is not None:
+            from . import ask
+
+            shown = status_object(ask.status(rig.client), "bus")
+        else:
+            shown = status_object(Folder(rig.paths.shared).status(now), "file")
+        if as_json:
+            print_json(shown)
+        else:
+            for line in lines_of(shown, now):
+                click.echo(line)
+        if rig.client is None:
+            Folder(rig.paths.shared).must_be_fresh(now)
+    return 0
+
+
+def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
+    """The status for people."""
+    broker, brain, bridge = shown["broker"], shown["brain"], shown["bridge"]
+    lines = []
+    if shown["mode"] == "bus":
+        paused = ", paused (rigbus resume all)" if broker.get("paused") else ""
+        lines.append(f"broker up, incarnation {broker.get('incarnation')}{paused}")
+    else:
+        lines.append(f"broker {broker.get('state')}, last sign {render.age(shown['as_of'], now)} ago")
+    lines[0] += f" · brain {brain.get('state')} · bridge {bridge.get('state')}"
+    share = bridge.get("share") or {}
+    if share.get("available") is False:
+        lines.append(f"share unavailable: {render.clean(str(share.get('reason')))}")
+    lines.append(f"tasks: {render.counts(shown['tasks'])}")
+    if shown["workers"]:
+        lines += ["", *worker_table(shown["workers"])]
+    else:
+        lines.append("no worker is attached: `rigbus up`, or `rigbus worker`")
+    if shown["batches"]:
+        lines += ["", *batch_table(shown["batches"], now)]
+    for shape in shown["unrunnable"]:
+        what = ", ".join(f"{key} {value}" for key, value in shape.items() if value)
+        lines.append(f"nobody can run ready tasks of {render.clean(what)}: `rigbus why TASK` says more")
+    return lines
+
+
+def worker_table(workers: list[Any]) -> list[str]:
+    """One line a worker."""
+    head = ("WORKER", "STATE", "TASKS", "CLASSES", "MODEL", "HEARD")
+    rows = [
+        (
+            w["id"],
+            w["state"],
+            f"{len(w['tasks'])}" + (f"/{w['slots']}" if w.get("slots") else ""),
+            ",".join(w["classes"] or ()),
+            w["model"],
+            render.duration(w["heartbeat_age_s"]) + " ago" if w["heartbeat_age_s"] is not None else None,
+        )
+        for w in workers
+    ]
+    return render.table(head, rows, state=1)
+
+
+def batch_table(batches: list[Any], now: float) -> list[str]:
+    """One line a batch."""
+    head = ("BATCH", "PLAN", "STATE", "PROGRESS", "TASKS", "TOOK")
+    rows = []
+    for b in batches:
+        took = (b["ended_at"] or now) - b["created_at"] if b["created_at"] else None
+        name = b["plan"] or f"({b['kind']})"
+        rows.append(
+            (
+                b["id"],
+                name,
+                b["state"],
+                f"{b['progress']:.0%}",
+                render.counts(b["tasks"]),
+                render.duration(took),
+            )
+        )
+    return render.table(head, rows, state=2)
