@@ -96,7 +96,7 @@ class Core(Operating):
                 continue
             parent = self.tasks.get(task.parent)
             task.shape = called_from(task.shape, parent.shape if parent is not None else None)
-            if parent is not None and not task.ended:
+            if parent is not None:
                 parent.children = parent.children or []
                 parent.children.append(task)
         for task, _ in tasks:

@@ -17,9 +17,10 @@ class Reviving(Lifecycle):
 
         A task goes to READY; one that has something live before it (because that is requeued too) waits for it. An
         edge that a task outside this request has broken no longer holds a requeued task: the person wants it to run.
-        A join runs nothing, so it only comes back with what feeds it.
+        A join runs nothing, so it only comes back with what feeds it. The calls of a requeued handler that ended badly
+        are requeued with it: their recorded ends would be its answers.
         """
-        chosen = {t.no: t for t in tasks if t.state in ENDED_BADLY and t.state is not TaskState.SKIPPED}
+        chosen = self._with_calls(tasks)
         coming = {**chosen, **self._skipped_after(chosen)}
         self._drop_blocked(coming, chosen)
         for task in coming.values():
@@ -27,6 +28,7 @@ class Reviving(Lifecycle):
         waiting = []
         for task in coming.values():
             task.counts = (0, 0, 0)
+            task.silences = 0
             task.error = None
             task.deadline = 0.0  # times start anew, and the old one may be over
             task.ending = 0
@@ -48,6 +50,20 @@ class Reviving(Lifecycle):
         self._reopen(coming.values())
         requeued = sum(no in chosen for no in coming)
         return requeued, len(coming) - requeued
+
+    def _with_calls(self, tasks: Iterable[Task]) -> dict[int, Task]:
+        """Those of ``tasks`` that a person can requeue, and such calls of their handlers."""
+        found: dict[int, Task] = {}
+        todo = list(tasks)
+        while todo:
+            task = todo.pop()
+            if task.no in found or task.state not in ENDED_BADLY or task.state is TaskState.SKIPPED:
+                continue
+            if task.no not in self.tasks:
+                continue  # purged: it runs anew when it is asked for
+            found[task.no] = task
+            todo += task.children or ()
+        return dict(sorted(found.items()))
 
     def _skipped_after(self, chosen: dict[int, Task]) -> dict[int, Task]:
         """The SKIPPED descendants."""

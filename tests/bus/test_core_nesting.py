@@ -149,3 +149,22 @@ def test_a_cancel_ends_what_the_handler_waits_for_at_once_however_deep(rig: Harn
     assert top.state is TaskState.CANCELLED
     assert not top.batch.live
     rig.check()
+
+
+def test_a_handler_that_is_requeued_does_not_get_the_cancel_of_its_call_as_an_answer(rig: Harness) -> None:
+    worker, client = rig.worker(), rig.client()
+    (top,) = client.tasks(spec("a"))
+    lease = worker.lease()
+    answered, cancelled = worker.tasks(child_of(lease, 1), child_of(lease, 2))
+    lent(worker, 1)
+    worker.result(worker.lease(), "kept")
+    worker.lease()
+    client.ask(Verb.CANCEL, {"ids": [top.id]})
+    worker.say(Verb.BYE, {})
+    assert (top.state, cancelled.state) == (TaskState.CANCELLED, TaskState.CANCELLED)
+    done = client.ask(Verb.REQUEUE, {"ids": [top.id]}).header
+    assert done == {"requeued": 2, "revived": 0}
+    assert (answered.state, answered.attempt) == (TaskState.DONE, 1)
+    assert top.state is TaskState.READY
+    assert cancelled.state is TaskState.READY
+    rig.check()

@@ -98,6 +98,15 @@ def test_three_programs_with_one_slot_each_call_in_a_ring(ring: Conversation) ->
     assert result.value["said"] == TRANSCRIPT
 
 
+def test_many_conversations_at_once_all_come_to_their_end(ring: Conversation) -> None:
+    """More than could wait in the slots of one agent: the others' turn comes, none dies of the crowd."""
+    write = {"subject": "rigbus", "rounds": 2}
+    ids = ring.rig.bus.submit([Task(type="author.write", payload=write) for _ in range(12)])
+    results = list(ring.rig.bus.results(ids, timeout_s=30))
+    assert [(r.ok, r.attempts) for r in results] == [(True, 1)] * 12
+    assert all(r.value["said"] == TRANSCRIPT[:2] for r in results)
+
+
 @pytest.mark.smoke
 def test_the_ring_outlives_the_death_of_its_middle_and_of_the_broker(ring: Conversation) -> None:
     rig = ring.rig
