@@ -233,6 +233,6 @@ def _leave(rig: DemoRig, view: View) -> None:
     for line in (
         f"export RIGBUS_STATE={rig.state} RIGBUS_SHARED={rig.shared}",
         "rigbus status; rigbus sniff -n 20",
-        f"rigbus down && rm -rf {rig.folder}",
+        f"rigbus down && chmod -R u+w {rig.folder} && rm -rf {rig.folder}",
     ):
         view.line(line)

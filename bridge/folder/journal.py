@@ -27,7 +27,7 @@ class Journal:
         self._folder = folder
 
     def open(self) -> None:
-        """Make the folder, and remove the copies that a killed bridge left.
+        """Make the folder, and remove the copies and half-written entries that a killed bridge left.
 
         Raises:
             OSError: the state folder is full or not writable.
@@ -35,6 +35,8 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in self._folder.glob("copy-*"):
             remove_tree(left)
+        for unfinished in self._folder.glob(".*.json.*"):
+            unfinished.unlink(missing_ok=True)
 
     def copy_place(self, drop: str, name: str) -> Path:
         """A new place for the local copy of a plan: ``<folder>/copy-<drop>/<name>``; its parent is made, empty.

@@ -102,8 +102,10 @@ def test_a_state_folder_that_cannot_be_made_is_named(verb: str) -> None:
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_a_state_folder_that_is_not_writable_is_named(state: Path) -> None:
-    state.mkdir(mode=0o500)
+def test_a_state_folder_in_a_place_of_others_is_named(rig_dir: Path) -> None:
+    locked = rig_dir / "locked"
+    locked.mkdir(mode=0o500)
+    state = locked / "state"
     done = rigbus("up", "--state", state)
     assert done.returncode in {2, 8}
     one_line(done, str(state))
