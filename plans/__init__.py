@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .stage import Staged, StageError, stage_plan
     from .variables import VARIABLE, find_variables
     from .view import harvest_view, make_view, refresh_view
+    from .writer import same_plan, write_plan
 
 __all__ = [
     "VARIABLE",
@@ -56,8 +57,10 @@ __all__ = [
     "parse_plan",
     "plan_name",
     "refresh_view",
+    "same_plan",
     "select_items",
     "stage_plan",
+    "write_plan",
 ]
 
 _HOME = {
@@ -79,6 +82,7 @@ _HOME = {
     ".stage": ("StageError", "Staged", "stage_plan"),
     ".variables": ("VARIABLE", "find_variables"),
     ".view": ("harvest_view", "make_view", "refresh_view"),
+    ".writer": ("same_plan", "write_plan"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .bashforms import Word
+from .bashtables import STREAMS
 
 SHELLS = frozenset({"bash", "sh", "dash", "zsh", "ksh", "mksh", "ash", "fish", "rbash"})
 _SHELL_FIX = "pass the value as an argument, as in: bash -c 'use \"$1\"' _ {NAME}"
@@ -21,7 +22,8 @@ class Client:
     ``skips`` options with another argument and ``doubles`` those with two. ``first`` is the operand that is a
     text when no option gave one (0 the first, None never); ``rest`` says that all operands after it are texts
     too. ``script``: the first operand names the program's file and ends the options. ``stdin``: without text
-    or file the program is read from standard input. ``clusters``: ``-ne`` is ``-n -e``.
+    or file the program is read from standard input. ``clusters``: ``-ne`` is ``-n -e``. ``assigns``: operands that
+    read ``NAME=…`` are texts.
     """
 
     fix: str
@@ -34,6 +36,7 @@ class Client:
     script: bool = False
     stdin: bool = False
     clusters: bool = False
+    assigns: bool = False
 
 
 def _set(options: str) -> frozenset[str]:
@@ -47,6 +50,8 @@ _SED_FIX = (
 _SQL_FIX = "bind the value as a parameter in a script; inside the text of a query it is SQL"
 _SSH_FIX = "send the value on standard input; ssh hands its arguments to a shell on the other machine"
 _JQ_FIX = "pass the value with --arg, as in: jq --arg x {NAME} '… $x …'"
+_MAKE_FIX = 'pass the value through the environment and use "$$X" in the recipe, as in: X={NAME} make'
+_TAR_FIX = "write that command itself: the option's value is run"
 _SSH_SKIPS = "-B -b -c -D -E -e -F -I -i -J -L -l -m -O -p -Q -R -S -W -w"
 
 
@@ -93,7 +98,18 @@ CLIENTS: dict[str, Client] = {
     "node": _script("-e --eval -p --print", "-r", "process.argv[1]"),
     "php": _script("-r", "-d", "$argv[1]"),
     "lua": _script("-e", "-l", "arg[1]"),
-    "Rscript": _script("-e", "", "commandArgs()"),
+    **dict.fromkeys(("Rscript", "R"), _script("-e", "", "commandArgs()")),
+    "julia": _script("-e -E --eval --print", "", "ARGS[1]"),
+    "octave": _script("--eval", "", "argv(){1}"),
+    "gnuplot": _script("-e", "", "ARG1"),
+    "pwsh": _script("-c -Command", "", "$args[0]"),
+    **dict.fromkeys(
+        ("make", "gmake"), Client(_MAKE_FIX, _set("--eval"), skips=_set("-C -f -I -j"), assigns=True)
+    ),
+    "tar": Client(
+        _TAR_FIX, _set("-I --use-compress-program --to-command --checkpoint-action --rsh-command -F")
+    ),
+    "rsync": Client(_TAR_FIX, _set("-e --rsh")),
     "jq": _JQ,
     "psql": _sql("-c --command", "-d -h -p -U -v -o -f"),
     **dict.fromkeys(("mysql", "mariadb"), _sql("-e --execute", "-h -u -P -D")),
@@ -122,15 +138,33 @@ class Texts:
 
 def name_of(word: Word) -> str | None:
     """The program's name without its folder, where the word has one."""
-    return word.text.rpartition("/")[2] if word.text else None
+    return (word.text.rpartition("/")[2] if word.text else word.tail) or None
+
+
+def _known(name: str | None) -> str:
+    """The name under which a program is known here: ``python3.11`` is python, ``bash5`` bash."""
+    known = name or ""
+    return known if known in CLIENTS or known in SHELLS else known.rstrip("0123456789.")
+
+
+def is_shell(word: Word) -> bool:
+    """Whether the word names a shell."""
+    return _known(name_of(word)) in SHELLS
+
+
+def is_interpreter(word: Word, option: Word) -> bool:
+    """Whether the word names a script language and ``option`` gives it a program text."""
+    client = CLIENTS.get(_known(name_of(word)))
+    return client is not None and client.script and _split(option, client)[0] in client.texts
 
 
 def texts_of(words: Sequence[Word]) -> Texts | None:
     """The program texts of the command ``words``; None when its program is not known to take any."""
     name = name_of(words[0]) if words else None
-    if name in SHELLS:
+    known = _known(name)
+    if known in SHELLS:
         return _shell_texts(str(name), words[1:])
-    client = CLIENTS.get(name or "")
+    client = CLIENTS.get(known)
     return _client_texts(str(name), client, words[1:]) if client else None
 
 
@@ -141,8 +175,11 @@ def _shell_texts(name: str, arguments: Sequence[Word]) -> Texts:
     remaining = iter(arguments)
     for word in remaining:
         option = word.prefix
-        if word.text in ("-o", "+o", "-O", "+O", "--rcfile", "--init-file"):
+        if word.text in ("-o", "+o", "-O", "+O"):
             next(remaining, None)
+        elif word.text in ("--rcfile", "--init-file"):
+            file = next(remaining, None)
+            texts.words += [file] if file is not None and not _is_script(file) else []
         elif word.text in ("-", "--"):
             continue
         elif word.text and option[0] in "-+" and len(option) > 1:
@@ -151,6 +188,9 @@ def _shell_texts(name: str, arguments: Sequence[Word]) -> Texts:
         else:
             if command or not _is_script(word):
                 texts.words.append(word)
+            if command and word.dynamic and not word.quoted and not word.holes:
+                texts.words += [*remaining][:1]  # an empty $TEXT vanishes, and the next word is the text
+            texts.reads_stdin = texts.reads_stdin or (not command and bool(STREAMS.match(word.prefix)))
             return texts
     texts.reads_stdin = True
     return texts
@@ -167,24 +207,29 @@ def _is_script(word: Word) -> bool:
 def _client_texts(name: str, client: Client, arguments: Sequence[Word]) -> Texts:
     texts = Texts(name, client.fix)
     operands = 0
-    given = False
+    given = streams = False
     for word, option, argument in _options(arguments, client):
         if option in client.texts:
             given = True
             texts.words.append(argument or word)
         elif option in client.files:
             given = True
+            file = argument.text if argument else option.join(word.prefix.split(option)[1:])
+            streams = streams or file == "-" or bool(STREAMS.match(file or ""))
         elif word.text == "-":
             texts.reads_stdin = client.stdin
         elif not option and client.script:
             texts.words += [] if given or texts.reads_stdin or _is_script(word) else [word]
+            texts.reads_stdin = texts.reads_stdin or (not given and bool(STREAMS.match(word.prefix)))
             return texts
+        elif not option and client.assigns:
+            texts.words += [word] if "=" in word.prefix else []
         elif not option:
             texts.words += [word] if _is_text(client, operands, given=given) else []
             operands += 1
     # ssh with a command and an SQL client with a query hand their standard input on as data.
     asked = given or (client.rest and operands > 1)
-    texts.reads_stdin = client.stdin and (texts.reads_stdin or not asked)
+    texts.reads_stdin = streams or (client.stdin and (texts.reads_stdin or not asked))
     return texts
 
 

@@ -46,6 +46,10 @@ _REFUSED = {
         "pass it as an argument, as in: python3 - {NAME} <<'EOF', or write the delimiter without quotes",
     ),
     "delimiter": ("a placeholder in the delimiter of a here-document", "write a plain word such as EOF"),
+    "descriptor": (
+        "a placeholder as the target of >& or <&, which bash expands a second time",
+        "write > {NAME} 2>&1 to write to a file of that name",
+    ),
     "backslash": (
         "a backslash directly before a placeholder",
         "remove the backslash, or write {{NAME}} for the text {NAME}",
@@ -96,6 +100,7 @@ class Word:
     covers: list[Hole] = field(default_factory=list)
     expands: list[str] = field(default_factory=list)
     _prefix: list[str] = field(default_factory=list)
+    _tail: str | None = ""
     _plain: list[str] | None = field(default_factory=list)
 
     @property
@@ -107,6 +112,11 @@ class Word:
         return None if self.dynamic else self.prefix
 
     @property
+    def tail(self) -> str:
+        """The text after the last ``/``, empty where an expansion decides about it: the name of a program."""
+        return self._tail or ""
+
+    @property
     def plain(self) -> str:
         """The word as it is written, empty as soon as a quote or an expansion is part of it."""
         return "".join(self._plain or ())
@@ -114,6 +124,10 @@ class Word:
     def literal(self, text: str, *, quoted: bool) -> None:
         """Adds text that stands for itself."""
         self.slash = self.slash or "/" in text
+        if "/" in text:
+            self._tail = text.rpartition("/")[2]
+        elif self._tail is not None:
+            self._tail += text
         if not self.dynamic:
             self._prefix.append(text)
         if quoted:
@@ -125,7 +139,7 @@ class Word:
     def expansion(self, name: str = "") -> None:
         """Adds something that is known only when the command runs."""
         self.dynamic = True
-        self._plain = None
+        self._plain = self._tail = None
         if name:
             self.expands.append(name)
 
@@ -150,13 +164,16 @@ class Redirect:
 @dataclass(slots=True)
 class Simple:
     """A simple command: assignments before it, its words, its redirections, all in order; ``source`` is the
-    simple command that is piped into it."""
+    simple command that is piped into it, ``fed`` says that something larger is (a loop, a group), ``piped`` that its
+    own output goes on into something."""
 
     start: int
     assigns: list[Word] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     redirects: list[Redirect] = field(default_factory=list)
     source: "Simple | None" = None
+    fed: bool = False
+    piped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +187,11 @@ class Region:
 
 @dataclass(slots=True)
 class Lexed:
-    """What the lexer found, in the order of the text."""
+    """What the lexer found, in the order of the text; ``functions`` are the names of those defined in it."""
 
     placements: list[Placement] = field(default_factory=list)
     simples: list[Simple] = field(default_factory=list)
     loops: list[tuple[Word, list[Word]]] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
+    functions: set[str] = field(default_factory=set)
     refusals: list[ValueFault] = field(default_factory=list)

@@ -73,6 +73,7 @@ class _CommandLexer(LineLexer):
         """Reads commands up to ``closer``: nothing for the end of the text, ``)``, or ``esac`` for one clause
         of a case, which also ends at ``;;``. Says whether it ended at the word ``esac`` and is past it."""
         before: Simple | None = None  # the command whose output goes into the next one
+        fed = False  # a loop's or a group's does
         while True:
             self.blanks()
             char = self.peek()
@@ -94,12 +95,13 @@ class _CommandLexer(LineLexer):
                 self.pos += 1
                 before = None
             elif char == "|" or (char == "&" and self.peek(2) != "&>"):
+                fed = char == "|" and self.peek(2) != "||" and before is None
                 before = self._operator(before)
             elif char == "(":
                 self._parenthesis()
                 before = None
             else:
-                simple = Simple(self.pos)
+                simple, fed = Simple(self.pos, fed=fed), False
                 if self._command(simple, closer):
                     return True
                 before = self._record(simple, before)
@@ -115,7 +117,11 @@ class _CommandLexer(LineLexer):
         """Past ``|``, ``|&``, ``||``, ``&`` or ``&&``; returns what is piped into the next command."""
         two = self.peek(2)
         self.pos += 2 if two in ("||", "|&", "&&") else 1
-        return before if two[0] == "|" and two != "||" else None
+        if two[0] != "|" or two == "||":
+            return None
+        if before:
+            before.piped = True
+        return before
 
     def _parenthesis(self) -> None:
         start = self.pos
@@ -161,6 +167,7 @@ class _CommandLexer(LineLexer):
             raise self.lost("a ( in the middle of a command", "quote it")
         self._empty_parentheses()
         self.refuse("name", simple.words[0].start, simple.words[0].end)
+        self.found.functions.add(simple.words[0].text or "")
         simple.words.clear()
 
     def _empty_parentheses(self) -> None:
@@ -195,6 +202,7 @@ class _CommandLexer(LineLexer):
             self.blanks()
             name = self.guarded_word()
             self.refuse("name", name.start, name.end)
+            self.found.functions.add(name.text or "")
             self.blanks()
             if self.peek() == "(":
                 self._empty_parentheses()

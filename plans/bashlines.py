@@ -77,6 +77,8 @@ class LineLexer(WordLexer):
             raise self.lost(f"{operator.group()} without a target", "name a file after it")
         target = self.guarded_word()
         redirect = Redirect(operator.group(), target.covers, target.expands)
+        if operator.group() in (">&", "<&"):
+            self.refuse("descriptor", target.start, target.end)
         if operator.group() in ("<<", "<<-"):
             self._delimiter(redirect, target)
         simple.redirects.append(redirect)

@@ -9,10 +9,11 @@ and a fault when the value is the foreach item: items are data that nobody has r
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from .bashclients import SHELLS, Texts, name_of, texts_of
+from .bashclients import Texts, is_interpreter, is_shell, name_of, texts_of
+from .bashflow import Flow, emitted_by
 from .bashforms import Lexed, Redirect, Region, Simple, Word
 from .bashtables import (
     ARGV,
@@ -22,13 +23,15 @@ from .bashtables import (
     EXPORTING,
     FIND_RUNS,
     IDENTIFIER,
-    INTEGERS,
+    NAMING,
     PARSING,
+    PASSING,
     READ_BY_BASH,
-    RUNNERS,
     SETS_ENVIRONMENT,
+    SPLITS,
+    STREAMS,
 )
-from .placeholders import Hole, ValueFault, is_item, line_of
+from .placeholders import Hole, is_item, line_of
 
 
 def judge(text: str, lexed: Lexed, lists: Mapping[str, int]) -> tuple[str, ...]:
@@ -58,53 +61,15 @@ def judge_argv(words: list[Word]) -> tuple[str, ...]:
     return tuple(judge.warnings)
 
 
-class _Judge:
-    def __init__(self, text: str, lexed: Lexed, lists: Mapping[str, int]) -> None:
-        self.text = text
-        self.lexed = lexed
-        self.lists = lists
-        self.warnings: dict[str, None] = {}
-        self._declared: set[str] = set()
-        self._declared_any = False
-        # Shell variables that hold a value, by name: N={X} and then $((N)) is what the warnings are about.
-        self._holding: dict[str, Hole] = {}
-
+class _Judge(Flow):
     def run(self) -> None:
+        self._refuse_readers()
         commands = [(simple, self._listed(simple.words)) for simple in self.lexed.simples]
-        for _, words in commands:
-            self._note_declared(words)
-        for name, words in self.lexed.loops:
-            for word in words:
-                self._assign(name.text or "", word)
-        for simple, words in commands:
-            self._note_assignments(simple, words)
+        self.follow(commands)
         for simple, words in commands:
             self._judge_command(simple, words)
         for region in self.lexed.regions:
             self._judge_region(region)
-
-    # -- faults and warnings -----------------------------------------------------------------------
-
-    def _fault(self, hole: Hole, what: str, fix: str) -> ValueFault:
-        line = line_of(self.text, hole.start)
-        return ValueFault(
-            f"{hole.text}: {what}", fix.replace("{NAME}", hole.text), offset=hole.start, line=line
-        )
-
-    def _flag(self, holes: Iterable[Hole], what: str, fix: str) -> None:
-        """A warning; a fault for the foreach item."""
-        for hole in holes:
-            fault = self._fault(hole, what, fix)
-            if is_item(hole.name):
-                raise fault
-            warning = f"line {fault.line}: {fault}"
-            self.warnings[warning] = None
-
-    def _held(self, words: Iterable[Word | Redirect]) -> list[Hole]:
-        """The placeholders whose values stand in shell variables that the words expand."""
-        return [self._holding[name] for word in words for name in word.expands if name in self._holding]
-
-    # -- names -------------------------------------------------------------------------------------
 
     def _listed(self, words: Sequence[Word]) -> list[Word]:
         """The words after lists are spread: one of three values is three words, an empty one none."""
@@ -118,102 +83,34 @@ class _Judge:
             spread += [word] * count
         return spread
 
-    def _note_declared(self, words: Sequence[Word]) -> None:
-        """Remembers integers and references: bash evaluates whatever is assigned to them."""
-        words = words[self._command_at(words) :]
-        if not words or words[0].text not in DECLARING:
+    def _refuse_readers(self) -> None:
+        """An alias changes how bash reads all that follows; `source /dev/stdin` reads as code what it is given."""
+        if not self.lexed.placements:
             return
-        options = [word.prefix for word in words[1:] if word.prefix.startswith("-")]
-        if not any(set(option) & set("in") for option in options) or words[0].text == "export":
-            return
-        for word in words[1:]:
-            name = IDENTIFIER.match(word.prefix)
-            if name:
-                self._declared.add(name.group())
-            elif not word.prefix.startswith(("-", "+")):
-                self._declared_any = True
+        hole = self.lexed.placements[0].hole
+        for simple in self.lexed.simples:
+            if any(word.assigned == "BASH_ALIASES" for word in simple.assigns):
+                raise self._fault(hole, "a placeholder in a command that sets aliases", PARSING["alias"])
+            words = simple.words[self._command_at(simple.words) :]
+            command = words[0].text if words else None
+            if command == "alias" and len(words) > 1:
+                covered = [found for word in words for found in word.covers]
+                what = "an argument of alias" if covered else "a placeholder in a command that sets aliases"
+                raise self._fault(covered[0] if covered else hole, what, PARSING["alias"])
+            if command in (".", "source") and len(words) > 1 and STREAMS.match(words[1].prefix):
+                fix = "name a file, and pass the value as a variable"
+                raise self._fault(hole, f"a placeholder beside {command} {words[1].prefix}", fix)
 
-    def _assign(self, name: str, word: Word) -> None:
-        """Judges and remembers the assignment of ``word`` to the shell variable ``name``."""
-        what, fix = self._why_not(name)
-        if what and word.covers:
-            raise self._fault(word.covers[0], what, fix)
-        held = self._held([word])
-        if what:
-            self._flag(held, f"through a shell variable, {what}", fix)
-        self._hold(name, [*word.holes, *held])
-
-    def _hold(self, name: str, holes: Sequence[Hole]) -> None:
-        for hole in holes:
-            # An item weighs more than a value of the plan, whichever was assigned first.
-            if name not in self._holding or is_item(hole.name):
-                self._holding[name] = hole
-
-    def _why_not(self, name: str) -> tuple[str, str]:
-        """Why no value may be assigned to ``name``, and the fix; empty where it may."""
-        if name in READ_BY_BASH or name.startswith("LD_"):
-            fix = "keep it fixed: call programs by their full path and pass the value as an argument"
-            return f"an assignment to {name}, which the shell itself reads", fix
-        if name in INTEGERS or name in self._declared or self._declared_any:
-            what = f"an assignment to {name}, which bash evaluates as arithmetic or as a name"
-            return what, "use a variable of another name, not declared with -i or -n"
-        return "", ""
-
-    def _note_assignments(self, simple: Simple, words: Sequence[Word]) -> None:
-        for word in simple.assigns:
-            self._assign(word.assigned or "", word)
-        words = words[self._command_at(words) :]
-        command = words[0].text if words else None
-        if command in EXPORTING:
-            for word in words[1:]:
-                if name := ASSIGNMENT.match(word.prefix):
-                    self._assign(name.group(1), word)
-        if command in ("read", "mapfile", "readarray"):
-            given = [hole for one in simple.redirects if one.op.startswith("<<") for hole in one.holes]
-            for word in words[1:]:
-                name = IDENTIFIER.fullmatch(word.text or "")
-                if name and given:
-                    what, fix = self._why_not(name.group())
-                    self._flag(given if what else [], what, fix)
-                    self._hold(name.group(), given)
-
-    # -- commands ----------------------------------------------------------------------------------
-
-    def _command_at(self, words: Sequence[Word], start: int = 0) -> int:
-        """The index of the command that runners such as env and timeout run, or of the command itself."""
-        at = start
-        while at < len(words) and (runner := RUNNERS.get(name_of(words[at]) or "")):
-            after = self._after_runner(words, at, runner)
-            if after >= len(words):
-                return at
-            at = after
-        return at
-
-    def _after_runner(self, words: Sequence[Word], at: int, runner: tuple[frozenset[str], int]) -> int:
-        options, operands = runner
-        sets = name_of(words[at]) in SETS_ENVIRONMENT
-        at += 1
-        while at < len(words):
-            word = words[at]
-            if word.text == "--":
-                at += 1
-                while sets and at < len(words) and ASSIGNMENT.match(words[at].prefix):
-                    at += 1
-                return at + operands
-            if word.text in ("-v", "-V") and words[at - 1].text == "command":
-                return len(words)
-            if word.text in options:
-                at += 2
-            elif word.prefix.startswith("-") or (sets and ASSIGNMENT.match(word.prefix)):
-                at += 1
-            else:
-                return at + operands
-        return at
+    def _judge_redirects(self, simple: Simple) -> None:
+        for redirect in simple.redirects:
+            if redirect.op == ">&":
+                what = "its value reaches >& through a shell variable, and bash expands it a second time"
+                self._flag(self._held([redirect]), what, "write > FILE 2>&1")
 
     def _judge_command(self, simple: Simple, words: list[Word]) -> None:
+        self._judge_redirects(simple)
         at = self._command_at(words)
-        for word in words[:at]:
-            self._judge_runner_word(word)
+        self._judge_runners(words)
         starts = [0, at] + [index + 1 for index, word in enumerate(words[:-1]) if word.text in FIND_RUNS]
         for word in (words[index] for index in starts if index < len(words)):
             self._judge_name(word)
@@ -221,7 +118,7 @@ class _Judge:
         if not words:
             return
         self._flag(
-            self._held(words[:1]),
+            self._held_in("1" if name in ("@", "*") else name for name in words[0].expands),
             "its value names a command through a shell variable",
             "write the command's name",
         )
@@ -229,6 +126,10 @@ class _Judge:
         command = words[0].text if not words[0].active or words[0].text == "[" else None
         if command is None:
             self._judge_computed(words[0], holes)
+            if not words[0].slash and not words[0].holes:  # $SHELL <<< {NAME}
+                self._judge_stdin(
+                    Texts("a command whose name is computed", "write the command's name"), simple
+                )
         elif command in PARSING:
             self._judge_parsing(command, words[1:])
         elif command in EXPORTING:
@@ -238,9 +139,11 @@ class _Judge:
         elif command in ("test", "["):
             self._judge_test(words[1:], holes)
         self._judge_texts(simple, words)
+        self._judge_replaced(simple, at)
 
     def judge_argv(self, words: list[Word]) -> None:
         at = self._command_at(words)
+        self._judge_runners(words)
         for word in [words[index] for index in (0, at) if index < len(words)]:
             self._judge_name(word)
         self._judge_texts(Simple(0), words[at:])
@@ -251,13 +154,29 @@ class _Judge:
                 what = "the foreach item chooses the command"
                 raise self._fault(hole, what, "write the command's name and pass the item as an argument")
 
-    def _judge_runner_word(self, word: Word) -> None:
+    def _judge_runners(self, words: Sequence[Word]) -> None:
+        """The words between a runner and its command; env, sudo and doas take one for an option or assignment."""
+        at = 0
+        for after in [*self._runs(words), len(words)]:
+            sets = name_of(words[at]) in SETS_ENVIRONMENT if words else False
+            for before, word in pairwise(words[at : after + 1]):
+                self._judge_runner_word(before, word, sets=sets)
+            bare = sets and after < len(words) and not words[after].prefix and not words[after].slash
+            for hole in words[after].holes if bare else ():
+                if not is_item(hole.name):  # an item as the command has a fault of its own
+                    what = f"{words[at].text} would take the value for an option or an assignment"
+                    raise self._fault(hole, what, "write the command's name")
+            at = after
+
+    def _judge_runner_word(self, before: Word, word: Word, *, sets: bool) -> None:
         for hole in word.holes:
             name = ASSIGNMENT.match(word.prefix)
             if name and (name.group(1) in READ_BY_BASH or name.group(1).startswith("LD_")):
                 what, fix = self._why_not(name.group(1))
                 raise self._fault(hole, what, fix)
-            if word.prefix.startswith(("-S", "--split")):
+            if sets and word.prefix.startswith("BASH_FUNC_"):
+                raise self._fault(hole, "a function that the next bash would parse", "write it in a script")
+            if sets and (SPLITS.match(word.prefix) or SPLITS.fullmatch(before.text or "")):
                 raise self._fault(hole, "env -S splits the value into words", "write the words themselves")
 
     def _judge_computed(self, word: Word, holes: Sequence[Hole]) -> None:
@@ -279,17 +198,18 @@ class _Judge:
         for word in words:
             # local X=$(command {NAME}) is the output of a command as a plain value; read X $(…) is not.
             plain = declares and ASSIGNMENT.match(word.prefix)
+            if plain and self._is_array(plain.group(1)):
+                plain = None  # what a declaration assigns to an array is parsed once more
             for hole in word.holes if plain else word.covers:
                 raise self._fault(hole, f"an argument of {command}", PARSING[command])
-            name = plain.group(1) if plain else ""
-            if name:
-                self._assign(name, word)
-        if not declares:
-            self._flag(
-                self._held(words), f"its value reaches {command} through a shell variable", PARSING[command]
-            )
+            if not plain:
+                what = f"its value reaches {command} through a shell variable"
+                self._flag(self._held([word]), what, PARSING[command])
 
     def _judge_export(self, command: str, words: Sequence[Word]) -> None:
+        options = {letter for word in words if word.prefix.startswith("-") for letter in word.prefix}
+        if command == "readonly" and options & set("aA"):
+            self._judge_parsing("declare", words)
         for word in words:
             if word.covers and not ASSIGNMENT.match(word.prefix):
                 raise self._fault(
@@ -338,10 +258,31 @@ class _Judge:
                 self._judge_stdin(texts, simple)
         for index in range(1, len(words) - 1):
             option = words[index + 1].prefix
-            if name_of(words[index]) in SHELLS and option.startswith("-") and "c" in option:
+            shell = is_shell(words[index]) and option.startswith("-") and "c" in option
+            other = is_interpreter(words[index], words[index + 1]) and name_of(words[0]) not in NAMING
+            if shell or other:
                 inner = texts_of(words[index:])
                 if inner:
                     self._judge_text(inner)
+
+    def _judge_replaced(self, simple: Simple, at: int) -> None:
+        """``echo {X} | xargs -I% sh -c '… % …'``: xargs puts the value into the text."""
+        source, words = simple.source, simple.words
+        if not source or not source.words or "xargs" not in map(name_of, words[:at]):
+            return
+        marks = [mark for before, word in pairwise(words[: at + 1]) for mark in _replaced(before, word)]
+        texts = texts_of(words[at:])
+        replaced = [
+            word
+            for word in (texts.words if texts else ())
+            if any(mark and mark in self.text[word.start : word.end] for mark in marks)
+        ]
+        if texts and replaced:
+            holes = [hole for word in source.words[1:] for hole in word.covers]
+            holes += [hole for redirect in source.redirects for hole in redirect.holes]
+            held = [*self._held(source.words[1:]), *self._held(source.redirects)]
+            fix = "let xargs append it, as in: xargs -n 1 sh -c 'use \"$1\"' _"
+            self._flag([*holes, *held], f"xargs puts the value into {texts.name}'s program text", fix)
 
     def _judge_text(self, texts: Texts) -> None:
         for word in texts.words:
@@ -353,15 +294,23 @@ class _Judge:
     def _judge_stdin(self, texts: Texts, simple: Simple) -> None:
         what = f"{texts.name} would parse the value as part of the program on its standard input"
         for redirect in simple.redirects:
-            if redirect.op.startswith("<<"):
+            if redirect.op.startswith("<"):
                 self._flag([*redirect.holes, *self._held([redirect])], what, texts.fix)
+        if simple.fed:
+            before = [one for one in self.lexed.simples if one.words and one.start < simple.start]
+            emitters = [one for one in before if name_of(one.words[0]) in EMITTERS]
+            self._flag([hole for one in emitters for hole in emitted_by(one)], what, texts.fix)
+            self._flag(self._held(word for one in emitters for word in one.words[1:]), what, texts.fix)
         source = simple.source
-        if source and source.words and (emitter := name_of(source.words[0])) in EMITTERS:
-            here: list[Word | Redirect] = [one for one in source.redirects if one.op.startswith("<<")]
-            emitted = here if emitter == "cat" else [*source.words[1:], *here]
-            for part in emitted:
-                self._flag(part.covers if isinstance(part, Word) else part.holes, what, texts.fix)
-            self._flag(self._held(emitted), what, texts.fix)
+        while source and source.words:
+            emitter = name_of(source.words[0])
+            if emitter in EMITTERS:
+                here: list[Word | Redirect] = [one for one in source.redirects if one.op.startswith("<<")]
+                emitted = here if emitter == "cat" else [*source.words[1:], *here]
+                for part in emitted:
+                    self._flag(part.covers if isinstance(part, Word) else part.holes, what, texts.fix)
+                self._flag(self._held(emitted), what, texts.fix)
+            source = source.source if emitter in PASSING else None
 
     # -- code of other kinds -----------------------------------------------------------------------
 
@@ -370,13 +319,27 @@ class _Judge:
         if not self._holding:
             return
         code = _code_of(region.kind, self.text[region.start : region.end])
-        for match in IDENTIFIER.finditer(code):
-            hole = self._holding.get(match.group())
+        for match in _NAMED.finditer(code):
+            hole = self._holding.get(match.group(1) or match.group())
             if hole:
                 line = line_of(self.text, region.start)
                 what = f"its value reaches {region.kind} in line {line} as {match.group()}"
                 fix = "bash evaluates it there: do that step in a program that gets the value as an argument"
                 self._flag([hole], what, fix)
+
+
+def _replaced(option: Word, after: Word) -> list[str]:
+    """What xargs replaces by its input, where ``option`` says so."""
+    given = option.prefix
+    if given in ("-i", "--replace"):
+        return ["{}"]
+    if given.startswith(("-i", "--replace=")):
+        return [given.removeprefix("--replace=").removeprefix("-i")]
+    return ([given[2:]] if given[2:] else [after.text or ""]) if given.startswith("-I") else []
+
+
+# A variable, or the number of an argument after a dollar sign or in ${!1}.
+_NAMED = re.compile(IDENTIFIER.pattern + r"|(?:\$\{?!?|^!)([1-9@])")
 
 
 def _may_be_option(word: Word) -> bool:

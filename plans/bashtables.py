@@ -24,7 +24,7 @@ PARSING = {
         "it parses its arguments; declare the name first and assign on a line of its own, as in: X={NAME}",
     ),
     **dict.fromkeys(
-        ("compgen", "complete", "compopt", "bind", "enable", "jobs", "fc", "history", "coproc"),
+        ("compgen", "complete", "compopt", "bind", "enable", "hash", "jobs", "fc", "history", "coproc"),
         "it parses its arguments; call a program with the value as an argument instead",
     ),
 }
@@ -41,6 +41,10 @@ INTEGERS = frozenset(
     | {"EPOCHSECONDS", "EPOCHREALTIME", "COMP_CWORD", "COMP_POINT", "COMP_TYPE", "COMP_KEY"}
 )
 EMITTERS = frozenset({"echo", "printf", "cat"})
+# Commands that hand on what they read.
+PASSING = frozenset({"cat", "tee", "sort", "uniq", "head", "tail", "tac", "tr", "grep", "sed", "envsubst"})
+# Commands of which an argument is often the name of a program that they do not run.
+NAMING = frozenset({"grep", "egrep", "fgrep", "rg", "echo", "printf", "which", "type"})
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=")
 
@@ -64,4 +68,8 @@ RUNNERS: dict[str, tuple[frozenset[str], int]] = {
     "xargs": (frozenset({"-I", "-n", "-P", "-L", "-d", "-a", "-s", "-E"}), 0),
 }
 SETS_ENVIRONMENT = frozenset({"env", "sudo", "doas"})
+# A word such as -S or -iS, whose argument env splits into a command of its own.
+SPLITS = re.compile(r"-[A-Za-z0]*S|--split-string=?\Z|--split-string=")
+# Files that are what a command is given to read.
+STREAMS = re.compile(r"/dev/(?:stdin|fd/[0-9]+)|/proc/(?:self|[0-9$]+)/fd/[0-9]+")
 FIND_RUNS = frozenset({"-exec", "-execdir", "-ok", "-okdir"})

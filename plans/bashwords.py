@@ -21,6 +21,8 @@ _COMPOUND = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=\Z")
 # Text without a meaning of its own, read in one step.
 _BARE_RUN = re.compile(r"[A-Za-z0-9_./:,%@^-]+")
 _QUOTED_RUN = re.compile(r"[^\"\\$`{]+")
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[1-9@*]")
+_POSITIONAL = frozenset("123456789@*")
 _SPECIAL_PARAMETERS = frozenset("0123456789@*#?-$!")
 _ACTIVE = frozenset("{}*?[]~")
 _USE_SCRIPT = "move that part to a script and call it with the values as arguments"
@@ -277,7 +279,7 @@ class WordLexer(ABC):
             word.expansion(name.group())
             self.pos = name.end()
         elif char and char in _SPECIAL_PARAMETERS:
-            word.expansion()
+            word.expansion(char if char in _POSITIONAL else "")
             self.pos += 1
         else:
             word.literal("$", quoted=quote is not Quote.BARE)
@@ -357,7 +359,7 @@ class WordLexer(ABC):
         self.pos += 1
         if self.peek() in ("", " ", "\t", "\n", "|", "\\"):
             raise self.lost("${ that is not followed by a name", at=start)
-        name = NAME.match(self.text, self.pos + (self.peek() in "#!"), self.end)
+        name = _PARAMETER.match(self.text, self.pos + (self.peek() in "#!"), self.end)
         word.expansion(name.group() if name else "")
         inner = Word(self.pos)
         while self.pos < self.end:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .errors import FaultList, PlanFault
+from .errors import FaultList, PlanFault, find_mark
 from .model import Plan, PlanTask
 from .values import ValueFault, check_argv, rewrite_batch, rewrite_command, variables_in
 from .variables import BUILT_INS, ITEM, LOUD, NAME, find_variables, split_name, substitute
@@ -15,6 +15,8 @@ from .variables import BUILT_INS, ITEM, LOUD, NAME, find_variables, split_name, 
 #: Variables of the earlier system's control keys, with the values that they have when nobody sets them.
 CONTROL_DEFAULTS: Final = {"PRIORITY": "normal", "PREEMPTIBLE": "True", "RUN_MODE": "fresh"}
 _MAX_CYCLES: Final = 20
+#: What plans of the earlier system wait for when their goal is met.
+GOAL_DEPENDENCY: Final = "_goal_complete"
 
 
 def check_tasks(tasks: Sequence[PlanTask], faults: FaultList) -> None:
@@ -26,6 +28,7 @@ def check_tasks(tasks: Sequence[PlanTask], faults: FaultList) -> None:
                 task.line,
                 f"the task id {task.id!r} stands twice (first in line {first[task.id].line})",
                 "give one of them another id",
+                mark=task.id,
             )
         else:
             first[task.id] = task
@@ -41,45 +44,75 @@ def check_tasks(tasks: Sequence[PlanTask], faults: FaultList) -> None:
                     other.line,
                     f"the id {other.id!r} is one that the template {template.id!r} makes",
                     "rename the task",
+                    mark=other.id,
                 )
     for cycle in find_cycles(first.values()):
-        path = " → ".join([*cycle, cycle[0]])
         task = first[cycle[0]]
+        after = cycle[1] if len(cycle) > 1 else cycle[0]
         faults.error(
-            task.line_of("depends_on"),
-            f"tasks wait for each other: {path[:400]}",
+            _spot(task, after, faults),
+            f"tasks wait for each other: {_path(cycle)}",
             "remove one of these dependencies",
+            mark=after,
         )
 
 
-def _check_dependencies(task: PlanTask, known: Mapping[str, PlanTask], faults: FaultList) -> None:
+def _path(cycle: Sequence[str]) -> str:
+    """The whole way round; of a very long one its start and its end."""
+    names = [*cycle, cycle[0]]
+    if len(names) > 40:
+        names = [*names[:20], f"… {len(names) - 40} more …", *names[-20:]]
+    return " → ".join(names)
+
+
+_NEXT_FIELD: Final = re.compile(r"\s*(?:#{1,6}\s|(?:[-*+]\s+)?(?:\*\*|__)[A-Za-z])")
+
+
+def _spot(task: PlanTask, name: str, faults: FaultList) -> int:
+    """The line of ``depends_on`` where ``name`` stands: the list may go over several lines."""
     line = task.line_of("depends_on")
+    for number, text in enumerate(faults.lines[line - 1 : line + 200] if line else [], start=line):
+        if number > line and _NEXT_FIELD.match(text):
+            break
+        if name in text and find_mark(text, name)[0] > (text.find(":") + 1 if number == line else 0):
+            return number
+    return line
+
+
+def _check_dependencies(task: PlanTask, known: Mapping[str, PlanTask], faults: FaultList) -> None:
     for name in task.depends_on:
-        if name not in known:
-            faults.error(
-                line,
-                f"task {task.id!r} depends on the unknown task {name[:80]!r}",
-                _offer(name, known, faults),
-            )
+        if name in known:
+            continue
+        if name == GOAL_DEPENDENCY:
+            fix = "goals do not run: depend on the tasks whose results are meant"
+        else:
+            fix = _offer(name, known, faults)
+        line = task.line if faults.full else _spot(task, name, faults)
+        faults.error(line, f"task {task.id!r} depends on the unknown task {name[:80]!r}", fix, mark=name)
     for dependency in task.item_depends_on:
+        mark = f"{dependency.template}_{{ITEM"
+        line = task.line if faults.full else _spot(task, mark, faults)
         template = known.get(dependency.template)
         if task.foreach is None:
             faults.error(
                 line,
                 f"task {task.id!r} depends on single tasks of {dependency.template[:70]!r} without a foreach",
                 f"depend on {dependency.template!r} (all of its items), or add a foreach",
+                mark=mark,
             )
         elif template is None:
             faults.error(
                 line,
                 f"task {task.id!r} depends on the unknown template {dependency.template[:80]!r}",
                 _offer(dependency.template, known, faults),
+                mark=mark,
             )
-        elif template.foreach is None or max(template.batch_size, task.batch_size) > 1:
+        elif template.foreach is None:
             faults.error(
                 line,
-                f"{dependency.template!r} has no task of its own for each item",
-                f"depend on {dependency.template!r}, or give both a foreach with batch_size 1",
+                f"{dependency.template!r} has no tasks for single items",
+                f"depend on {dependency.template!r}, or give it a foreach",
+                mark=mark,
             )
 
 
@@ -94,14 +127,15 @@ def find_cycles(tasks: Iterable[PlanTask]) -> list[list[str]]:
     waits = {name: [one for one in wanted if one in waits] for name, wanted in waits.items()}
     cycles: list[list[str]] = []
     while (left := _without_leaves(waits)) and len(cycles) < _MAX_CYCLES:
-        path: list[str] = []
+        place: dict[str, int] = {}
         here = next(iter(left))
-        while here not in path:
-            path.append(here)
+        while here not in place:
+            place[here] = len(place)
             here = next(one for one in left[here] if one in left)
-        cycle = path[path.index(here) :]
+        cycle = list(place)[place[here] :]
+        gone = set(cycle)
         cycles.append(cycle)
-        waits = {name: wanted for name, wanted in left.items() if name not in cycle}
+        waits = {name: wanted for name, wanted in left.items() if name not in gone}
     return cycles
 
 
@@ -146,15 +180,25 @@ def check_plan(
                     spec.line,
                     f"the default of {spec.name} names {{{name}}}",
                     f"a default may only name {', '.join(BUILT_INS)}",
+                    mark=f"{{{name}}}",
                 )
         values[spec.name] = substitute(spec.default, built_ins or {})
     values.update(_usable_config(config, faults))
     values.update(built_ins or {})
     variables = _Variables(plan, frozenset(values) | frozenset(BUILT_INS), faults)
     lists = {name: len(value) for name, value in values.items() if isinstance(value, list)}
+    used: set[str] = set()
     for task in plan.tasks:
-        variables.check(task)
+        used |= variables.check(task)
         variables.check_shell(task, lists)
+    for spec in plan.inputs.values():
+        if spec.name not in values and spec.name not in used and LOUD.fullmatch(spec.name):
+            faults.warning(
+                spec.line,
+                f"the input {spec.name} has no value and no task uses it",
+                f"use {{{spec.name}}} in a task, or drop the line",
+                mark=spec.name,
+            )
     return values, faults.all()
 
 
@@ -174,6 +218,7 @@ def _usable_config(config: Mapping[str, Any], faults: FaultList) -> dict[str, An
     return usable
 
 
+_PLACEHOLDER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_.]*\}")
 _WARNING: Final = re.compile(r"line (?P<line>\d+): (?P<what>.*?); (?P<fix>.*)", re.DOTALL)
 
 
@@ -194,20 +239,20 @@ class _Variables:
     known: frozenset[str]
     faults: FaultList
 
-    def check(self, task: PlanTask) -> None:
-        """Report each placeholder of ``task`` that cannot get a value, once."""
+    def check(self, task: PlanTask) -> set[str]:
+        """Report each placeholder of ``task`` that cannot get a value, once; all that it names, without fields."""
         reported: set[str] = set()
         for field, text in task.texts():
             for reference, line in _references(task, field, text):
                 if reference not in reported:
                     reported.add(reference)
                     self._check_one(task, field, reference, line)
+        return {split_name(reference)[0] for reference in reported}
 
     def check_shell(self, task: PlanTask, lists: Mapping[str, int]) -> None:
         """Report each place of a command or argv where a value would be parsed as program text."""
         if task.type != "shell":
             return
-        first = task.line_of("argv" if task.command is None else "command")
         try:
             if task.command is None:
                 warnings = check_argv(task.argv or [], self._has_value)
@@ -216,14 +261,30 @@ class _Variables:
             else:
                 warnings = rewrite_command(task.command, self._has_value, lists).warnings
         except ValueFault as fault:
-            line = first + (fault.line - 1 if task.command is not None else 0)
-            self.faults.error(line, f"task {task.id!r}: {fault.what}", fault.fix)
+            line, column = self._place(task, fault.line, fault.offset)
+            mark = _PLACEHOLDER.match(fault.what)
+            what = f"task {task.id!r}: {fault.what}"
+            self.faults.error(line, what, fault.fix, mark=mark.group() if mark else "", column=column)
             return
         for warning in warnings:
             place = _WARNING.fullmatch(warning)
             if place is not None:
-                line = first + (int(place["line"]) - 1 if task.command is not None else 0)
-                self.faults.warning(line, f"task {task.id!r}: {place['what']}", place["fix"])
+                line, _ = self._place(task, int(place["line"]), 0)
+                mark = _PLACEHOLDER.match(place["what"])
+                what = f"task {task.id!r}: {place['what']}"
+                self.faults.warning(line, what, place["fix"], mark=mark.group() if mark else "")
+
+    def _place(self, task: PlanTask, line: int, offset: int) -> tuple[int, int]:
+        """(line, column) in the file of a place in the task's command; the column is 0 where it is not known."""
+        if task.command is None:
+            return task.line_of("argv"), 0
+        number = task.line_of("command") + line - 1
+        start = task.command.rfind("\n", 0, offset) + 1
+        end = task.command.find("\n", start)
+        text = task.command[start : end if end >= 0 else len(task.command)]
+        source = self.faults.lines[number - 1] if 0 < number <= len(self.faults.lines) else ""
+        at = source.find(text) if text.strip() and offset else -1
+        return number, at + 1 + offset - start if at >= 0 else 0
 
     def _has_value(self, reference: str) -> bool:
         return reference in self.known or reference in self.plan.inputs
@@ -237,6 +298,7 @@ class _Variables:
                 line,
                 f"{{{reference}}} asks for a field of {name}",
                 f"only ITEM has fields; pass the value itself with --set {name}=…",
+                mark=f"{{{reference}}}",
             )
         elif not fields and name not in self.known:
             self._report_unresolved(task, name, line)
@@ -247,12 +309,14 @@ class _Variables:
                 line,
                 f"task {task.id!r} uses {{{reference}}} but has no foreach",
                 "add a foreach, or write {{" + reference + "}} for the literal text",
+                mark=f"{{{reference}}}",
             )
         elif field == "foreach":
             self.faults.error(
                 line,
                 f"the foreach of {task.id!r} names {{{reference}}}, which exists only in its tasks",
                 "name a file that one earlier task writes",
+                mark=f"{{{reference}}}",
             )
 
     def _report_unresolved(self, task: PlanTask, name: str, line: int) -> None:
@@ -265,6 +329,7 @@ class _Variables:
                 f"task {task.id!r} uses the input {{{name}}}, which has no value",
                 f"pass --set {name}=… or put it into config.json, or write a default in line {where}: "
                 "(default: `…`)",
+                mark=f"{{{name}}}",
             )
         elif LOUD.fullmatch(name):
             hint = f"did you mean {{{near}}}? " if near else ""
@@ -272,8 +337,12 @@ class _Variables:
                 line,
                 f"task {task.id!r} uses {{{name}}}, which nothing sets",
                 f"{hint}pass --set {name}=… or put it into config.json, or write {{{{{name}}}}} for the literal text",
+                mark=f"{{{name}}}",
             )
         elif near:
             self.faults.warning(
-                line, f"task {task.id!r} holds {{{name}}}, left as it is", f"did you mean {{{near}}}?"
+                line,
+                f"task {task.id!r} holds {{{name}}}, left as it is",
+                f"did you mean {{{near}}}?",
+                mark=f"{{{name}}}",
             )

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Final, get_args
 
 from .keys import is_plain_name
-from .markdown import Field, code_span, unquote
+from .markdown import Field, code_span, unquote, without_remark
 from .model import ItemDependency, OnFailure, Priority, TaskClass
 
 MAX_COMMAND_BYTES: Final = 64 * 1024
@@ -64,6 +64,7 @@ def read_seconds(field: Field) -> float:
     text = unquote(field.text).lower()
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([a-z]*)", text)
     seconds = float(match.group(1)) * _UNITS[match.group(2)] if match and match.group(2) in _UNITS else 0.0
+    seconds = round(seconds, 6)
     if not 0 < seconds < math.inf:
         raise FieldError(
             f"{field.written} is {text[:40]!r}, not a time above 0",
@@ -94,7 +95,7 @@ def read_priority(field: Field) -> str:
 def read_list(field: Field) -> list[str]:
     """``a, b``, ``["a", "b"]``, `` `a`, `b` ``, nested bullets; ``none`` and ``[]`` are the empty list."""
     text = ", ".join(field.items) if field.items else field.text
-    text = re.sub(r"\s+\([^()]*\)$", "", text)
+    text = without_remark(text)
     if text.strip("`\"' ").lower() in _NOTHING:
         return []
     # Brackets go only as the pair around the whole: a path may hold its own.
@@ -213,7 +214,7 @@ def read_schema(field: Field) -> dict[str, Any] | str:
 
 def read_prose(field: Field) -> str:
     """Running text: a fence below, or the line and its continuation."""
-    if field.fence is not None:
+    if field.fence is not None and field.fence.strip():
         return field.fence.strip("\n")
     text = field.text or "\n".join(field.items)
     span = unquote(text) if text.startswith("`") and text.endswith("`") else text

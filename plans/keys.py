@@ -71,8 +71,11 @@ def plan_name(text: str) -> str:
 def item_id(item: Any, index: int) -> str:
     """The id of a list element: its ``id`` where it is an object that has one, else its place from 0."""
     value = item.get("id") if isinstance(item, dict) else None
-    if value is None:
-        return str(index)
+    return str(index) if value is None else id_text(value)
+
+
+def id_text(value: Any) -> str:
+    """A value as the text of an id; lists and objects as compact JSON with sorted keys."""
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return str(value)
@@ -105,6 +108,22 @@ def item_keys(template: str, items: Sequence[Any], others: Collection[str] = ())
     rivals = [other for other in others if other != template and other.startswith(f"{template}_")]
     keys = [item_key(template, one, rivals) for one in ids]
     _refuse_duplicates(keys, "key")
+    return keys
+
+
+def task_keys(
+    template: str, items: Sequence[Any], batch_size: int, others: Collection[str] = ()
+) -> list[str]:
+    """The key of the task that holds each of ``items``, in order: its own, or that of its micro-batch.
+
+    Raises:
+        ItemsError: as :func:`item_keys`.
+    """
+    keys = item_keys(template, items, others)
+    if batch_size == 1:
+        return keys
+    for group in item_groups(len(items), batch_size):
+        keys[group.start : group.stop] = [batch_key(template, group[0] + 1, group[-1] + 1)] * len(group)
     return keys
 
 

@@ -8,26 +8,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from .blocks import Fence, read_blocks, split_lines
 from .check import check_tasks
 from .errors import FaultList, PlanInvalid
+from .goal import read_goal
+from .inputs import read_inputs
 from .keys import BadName, plan_name
-from .markdown import Fence, read_blocks, read_fields, split_lines
+from .markdown import read_fields
 from .model import InputSpec, Plan, PlanTask
 from .sections import (
     Group,
     Section,
     cut_front_matter,
     groups,
-    read_inputs,
     read_sections,
     read_settings,
-    section_text,
     setting_fields,
+    settle_underlines,
 )
 from .tasks import read_task
 from .workflow import read_workflow
 
 MAX_PLAN_BYTES: Final = 1024 * 1024
+#: Reading costs up to 30 µs a line, and the bridge reads plans beside its other work.
+MAX_LINES: Final = 60_000
 MAX_TASKS: Final = 10_000
 
 
@@ -42,12 +46,19 @@ def parse_plan(text: str | bytes, *, file: str = "plan.md", name: str = "plan") 
     """
     lines = split_lines(_decode(text, file))
     faults = FaultList(file, lines)
+    if len(lines) > MAX_LINES:
+        faults.error(
+            MAX_LINES + 1,
+            f"the plan has {len(lines)} lines, the limit is {MAX_LINES}",
+            "a plan is text for people: use a foreach over a list in a file",
+        )
+        raise PlanInvalid(faults.all())
     try:
         plan_name(name)
     except BadName as error:
         faults.error(0, error.what, error.fix)
-    front, body = cut_front_matter(lines)
-    blocks = read_blocks(body)
+    front, body = cut_front_matter(lines, faults)
+    blocks = settle_underlines(read_blocks(body))
     for block in blocks:
         if isinstance(block, Fence) and not block.closed:
             faults.error(
@@ -60,6 +71,7 @@ def parse_plan(text: str | bytes, *, file: str = "plan.md", name: str = "plan") 
     fields = [one for section in sections if section.name == "settings" for one in setting_fields(section)]
     settings = read_settings([*front, *fields], faults)
     tasks = _read_tasks(sections, faults)
+    goal = read_goal(sections, lines, tasks, faults)
     check_tasks(tasks, faults)
     if faults.failed:
         raise PlanInvalid(faults.all())
@@ -67,7 +79,7 @@ def parse_plan(text: str | bytes, *, file: str = "plan.md", name: str = "plan") 
         name=name,
         title=title or name,
         file=file,
-        goal=_goal(sections, lines, faults),
+        goal=goal,
         inputs=inputs,
         tasks=tasks,
         settings=settings,
@@ -160,23 +172,6 @@ def _all_inputs(sections: Sequence[Section], faults: FaultList) -> dict[str, Inp
         if section.name in ("inputs", "input"):
             inputs.update(read_inputs(section, faults))
     return inputs
-
-
-def _goal(sections: Sequence[Section], lines: Sequence[str], faults: FaultList) -> str:
-    for wanted in ("goal", "objective"):
-        for section in sections:
-            if section.name != wanted:
-                continue
-            if any(
-                one.name == "tracked_task" for one in read_fields(section.blocks, frozenset({"tracked_task"}))
-            ):
-                faults.warning(
-                    section.line,
-                    "the plan has a machine goal (tracked_task), which is kept as text only",
-                    "its tasks run once each, as written",
-                )
-            return section_text(section, lines)
-    return ""
 
 
 def _read_tasks(sections: Sequence[Section], faults: FaultList) -> list[PlanTask]:

@@ -1,4 +1,4 @@
-"""The plan file around its tasks: front matter, sections, inputs and settings."""
+"""The plan file around its tasks: front matter, sections and settings."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .blocks import Block, Heading, Text
 from .errors import FaultList
 from .fields import READERS, SETTING_FIELDS, FieldError
-from .markdown import Block, Field, Heading, Text, code_span, read_fields
-from .model import InputSpec, Settings
+from .markdown import Field, read_fields
+from .model import Settings
 
 _FRONT_KEY: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)\s*:(?:\s+(.*))?$")
 #: A key, or what YAML puts between keys; anything else shows that the file only starts with a rule.
 _FRONT_LINE: Final = re.compile(r"\s*(?:[#-]|$)|[ \t]|[A-Za-z_][A-Za-z0-9_-]*\s*:(?:\s|$)")
 #: Front matter that describes the plan to people or other tools; known, and not ours to read.
 _DESCRIPTIVE: Final = frozenset({"name", "title", "description", "author", "date", "tags", "version"})
+#: The sections that a plan may have; an underlined line that says one of these words is a heading.
+SECTIONS: Final = frozenset(
+    {"goal", "objective", "inputs", "input", "outputs", "output", "available scripts", "scripts"}
+    | {"workflow", "tasks", "settings", "notes"}
+)
 
 
 @dataclass(slots=True)
 class Section:
-    """A ``##`` section. ``name`` is lower case without numbering or remark; ``end`` the last line."""
+    """A ``##`` section. ``name`` is lower case without numbering or remark; ``end`` the last line; the heading
+    takes ``head_lines``, two where it is underlined."""
 
     name: str
     line: int
     end: int
+    head_lines: int = 1
     blocks: list[Block] = field(default_factory=list)
 
 
@@ -39,12 +47,26 @@ class Group:
     below: list[Block] = field(default_factory=list)
 
 
-def cut_front_matter(lines: list[str]) -> tuple[list[Field], list[str]]:
-    """(its fields, the lines with the front matter blanked): line numbers stay those of the file."""
+def cut_front_matter(lines: list[str], faults: FaultList) -> tuple[list[Field], list[str]]:
+    """(its fields, the lines with the front matter blanked): line numbers stay those of the file.
+
+    Front matter stands between ``---`` in the first line and the next ``---`` or ``...``, one ``key: value`` a
+    line, ``#`` for remarks. Where it is not closed, or holds other text, it is prose; a warning says so where
+    a setting stands in it.
+    """
     if not lines or lines[0].rstrip() != "---":
         return [], lines
     end = next((at for at, line in enumerate(lines[1:200], start=1) if line.rstrip() in ("---", "...")), 0)
     if not end or not all(_FRONT_LINE.match(line) for line in lines[1:end]):
+        for number, line in enumerate(lines[1 : end or 20], start=2):
+            match = _FRONT_KEY.match(line.rstrip())
+            if match is not None and match.group(1).lower().replace("-", "_") in SETTING_FIELDS:
+                faults.warning(
+                    number,
+                    f"the setting {match.group(1)!r} is not read: this is no front matter",
+                    "write only `key: value` lines and close them with --- on a line of its own",
+                    mark=match.group(1),
+                )
         return [], lines
     fields = []
     for number, line in enumerate(lines[1:end], start=2):
@@ -68,7 +90,7 @@ def read_sections(blocks: Iterable[Block], last_line: int) -> tuple[str, list[Se
                 )
                 continue
             sections[-1].end = block.line - 1
-            sections.append(Section(_section_name(block.text), block.line, last_line))
+            sections.append(Section(section_name(block.text), block.line, last_line, 1 + block.underlined))
         else:
             sections[-1].blocks.append(block)
     return title, sections
@@ -92,90 +114,68 @@ def groups(section: Section) -> list[Group]:
 
 def section_text(section: Section, lines: Sequence[str]) -> str:
     """The section as it stands in the file, without its heading."""
-    return "\n".join(lines[section.line : section.end]).strip()
+    return "\n".join(lines[section.line + section.head_lines - 1 : section.end]).strip()
 
 
-def _section_name(text: str) -> str:
+def settle_underlines(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks with each underlined line either a heading or a line of prose.
+
+    A heading is: every line above ``===``; a line above ``---`` that names a section (``SECTIONS``); and where
+    the file writes a section so, every line above ``---``.
+    """
+    marked = [one for one in blocks if isinstance(one, Heading) and one.underlined]
+    if not marked:
+        return list(blocks)
+    sections = {one.line for one in marked if section_name(one.text) in SECTIONS}
+    all_dashed = any(one.level == 2 and one.line in sections for one in marked)
+    settled: list[Block] = []
+    for block in blocks:
+        if not isinstance(block, Heading) or not block.underlined:
+            settled.append(block)
+        elif block.line in sections:
+            settled.append(Heading(2, block.text, block.line, underlined=True))
+        elif block.level == 1 or all_dashed:
+            settled.append(block)
+        else:
+            settled.append(Text((block.text,), block.line, 0, starts_item=False))
+    return settled
+
+
+def section_name(text: str) -> str:
     name = re.sub(r"\s*\([^()]*\)\s*$", "", text.strip().strip("*`").lower())
     return re.sub(r"^\d+[.)]\s*", "", name).rstrip(": ").replace("-", " ")
 
 
 def read_settings(fields: Sequence[Field], faults: FaultList) -> Settings:
-    """Front matter and ``## Settings`` together; the later line wins."""
+    """Front matter and ``## Settings`` together; the later line wins, and a warning says so.
+
+    Known are ``on_failure`` (abort, continue), ``priority`` (low, normal, high, urgent, or 1 to 10),
+    ``timeout_s`` (a time) and ``max_attempts`` (from 1). A bad value is an error, an unknown key a warning with
+    the nearest name; keys that only describe the plan (title, author, tags, …) are passed over.
+    """
     values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
     for one in fields:
         if one.name in SETTING_FIELDS:
+            if one.name in lines:
+                faults.warning(
+                    one.line,
+                    f"the setting {one.name} stands twice (first in line {lines[one.name]}): this line counts",
+                    "keep one of them",
+                    mark=one.written,
+                )
+            lines[one.name] = one.line
             try:
                 values[one.name] = READERS[one.name](one)
             except FieldError as error:
-                faults.error(one.line, error.what, error.fix)
+                faults.error(one.line, error.what, error.fix, mark=one.value[:60] or one.written)
         elif one.name not in _DESCRIPTIVE:
             near = faults.nearest(one.name, sorted(SETTING_FIELDS))
             hint = f"did you mean {near}?" if near else f"known: {', '.join(sorted(SETTING_FIELDS))}"
-            faults.warning(one.line, f"unknown setting {one.written!r}, not read", hint)
+            faults.warning(one.line, f"unknown setting {one.written!r}, not read", hint, mark=one.written)
     return Settings(**values)
 
 
 def setting_fields(section: Section) -> list[Field]:
-    """The fields of a ``## Settings`` list."""
-    return read_fields(section.blocks, SETTING_FIELDS)
-
-
-_INPUT = re.compile(
-    r"(?P<mark>\*\*)?`?\{?(?P<name>[A-Za-z_][A-Za-z0-9_]{0,63})\}?`?(?P<inside>\s*:)?(?(mark)\*\*)\s*(?P<rest>.*)",
-    re.DOTALL,
-)
-_SIGN = re.compile(r"[:=–—(-]")
-_DEFAULT_CODE = re.compile(r"\bdefaults?(?:\s+to|\s+is)?\s*[:=]?\s*(?=`)", re.IGNORECASE)
-_DEFAULT_PLAIN = re.compile(r"[(\[,;]\s*default\s*[:=]\s*([^)\],;`]*)[)\],;]", re.IGNORECASE)
-
-
-def read_inputs(section: Section, faults: FaultList) -> dict[str, InputSpec]:
-    """``- **NAME**: text (default: `x`)``; a default may also be a nested bullet ``default: `x` ``."""
-    inputs: dict[str, InputSpec] = {}
-    last = ""
-    for block in section.blocks:
-        if not isinstance(block, Text) or not block.starts_item:
-            continue
-        text = " ".join(line.strip() for line in block.lines)
-        if last and block.depth > 1 and re.match(r"\**default\**\s*[:=]", text, re.IGNORECASE):
-            spec = inputs[last]
-            default = _default(f"({text.replace('*', '')})")
-            inputs[last] = spec.model_copy(update={"default": default})
-            continue
-        match = _INPUT.match(text)
-        if match is None or not (match["mark"] or match["inside"] or _SIGN.match(match["rest"])):
-            continue
-        last = match["name"]
-        if last in inputs:
-            faults.error(
-                block.line,
-                f"input {last} stands twice (first in line {inputs[last].line})",
-                "keep one of the lines",
-            )
-            continue
-        words = match["rest"].lstrip(":=–—- ")
-        inputs[last] = InputSpec(name=last, text=words, default=_default(words), line=block.line)
-    return inputs
-
-
-def _default(text: str) -> str | None:
-    """The default in an input's line; ``None`` where it names none."""
-    coded = _DEFAULT_CODE.search(text)
-    if coded is not None:
-        tail = text[coded.end() :]
-        if tail.startswith("``") and not tail.startswith("```") and tail[2:3] in ("", ")", " ", ".", ","):
-            return ""
-        # Up to the next backtick, not the last of the line: the text may go on with code of its own.
-        run = len(tail) - len(tail.lstrip("`"))
-        end = tail.find("`" * run, run)
-        try:
-            span = code_span(tail[: end + run] if end >= 0 else tail)
-        except ValueError:
-            return None
-        return span[1] if span is not None else None
-    plain = _DEFAULT_PLAIN.search(text)
-    if plain is None:
-        return None
-    value = plain.group(1).strip().strip("\"'")
-    return None if value.lower() == "none" else value
+    """The fields of a ``## Settings`` list; here every ``- key: value`` is one, so that none is lost unsaid."""
+    return read_fields(section.blocks, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, Final
 
 from .errors import FaultList
@@ -26,7 +27,7 @@ _OWN_TYPES: Final = ("execute_plan", "expand")
 
 
 def _task_id(heading: str) -> str:
-    text = re.sub(r"^(?:task\s*\d*\s*:|\d+[.)])\s*", "", unquote(heading.strip("* ")), flags=re.IGNORECASE)
+    text = re.sub(r"^(?:task\s*\d*\s*:\s*|\d+[.)]\s+)", "", unquote(heading.strip("* ")), flags=re.IGNORECASE)
     return unquote(text)
 
 
@@ -42,37 +43,55 @@ def read_task(group: Group, faults: FaultList) -> PlanTask | None:
     if not is_plain_name(name):
         if not fields:
             faults.warning(
-                line, f"{name[:60]!r} is a heading without fields, not a task", "nothing, or use ####"
+                line,
+                f"{name[:60]!r} is a heading without fields, not a task",
+                "nothing, or use ####",
+                mark=group.heading.text,
             )
         else:
             faults.error(
                 line,
                 f"{name[:60]!r} is no task id: use 1 to 64 of A-Z a-z 0-9 . _ -",
                 f"rename it, for example to {slug(name)!r}",
+                mark=group.heading.text,
             )
         return None
-    return _build(name, line, _unique_fields(name, fields, faults), faults)
+    known, unknown = _unique_fields(name, fields, faults)
+    return _build(name, line, known, unknown, faults)
 
 
-def _unique_fields(task: str, fields: Sequence[Field], faults: FaultList) -> dict[str, Field]:
+def _unique_fields(
+    task: str, fields: Sequence[Field], faults: FaultList
+) -> tuple[dict[str, Field], list[Field]]:
+    """(the known fields by name, the others); of a field that stands twice the first."""
     found: dict[str, Field] = {}
+    unknown: list[Field] = []
     for field in fields:
         if field.name not in TASK_FIELDS:
+            unknown.append(field)
             near = faults.nearest(field.name, sorted(TASK_FIELDS))
             hint = f"did you mean {near}?" if near else f"known: {', '.join(sorted(TASK_FIELDS))}"
-            faults.warning(field.line, f"unknown field {field.written!r} in task {task!r}, not read", hint)
+            faults.warning(
+                field.line,
+                f"unknown field {field.written!r} in task {task!r}, not read",
+                hint,
+                mark=field.written,
+            )
         elif field.name in found:
             faults.error(
                 field.line,
                 f"{field.name} stands twice in task {task!r} (first in line {found[field.name].line})",
                 "keep one of them",
+                mark=field.written,
             )
         else:
             found[field.name] = field
-    return found
+    return found, unknown
 
 
-def _build(name: str, line: int, fields: dict[str, Field], faults: FaultList) -> PlanTask:
+def _build(
+    name: str, line: int, fields: dict[str, Field], unknown: Sequence[Field], faults: FaultList
+) -> PlanTask:
     values: dict[str, Any] = {
         "id": name,
         "line": line,
@@ -88,10 +107,12 @@ def _build(name: str, line: int, fields: dict[str, Field], faults: FaultList) ->
                 source, path = read_foreach(field)
                 values["foreach"] = Foreach(source=source, json_path=path)
         except FieldError as error:
-            faults.error(field.line, error.what, error.fix)
+            faults.error(field.line, error.what, error.fix, mark=field.value[:60] or field.written)
     _warn_command_remark(fields.get("command"), faults)
-    _settle_type(values, fields, faults)
+    _settle_type(values, fields, unknown, faults)
     _settle_class(values, fields, faults)
+    _settle_vram(values)
+    _refuse_mixed_models(values, fields, faults)
     _warn_unused(values, fields, faults)
     return PlanTask(**values)
 
@@ -109,7 +130,9 @@ def _warn_command_remark(field: Field | None, faults: FaultList) -> None:
         )
 
 
-def _settle_type(values: dict[str, Any], fields: dict[str, Field], faults: FaultList) -> None:
+def _settle_type(
+    values: dict[str, Any], fields: dict[str, Field], unknown: Sequence[Field], faults: FaultList
+) -> None:
     """What the task runs: exactly one of command and argv for shell, a prompt for the model's types."""
     name, line = values["id"], values["line"]
     has_work = "command" in fields or "argv" in fields
@@ -119,33 +142,81 @@ def _settle_type(values: dict[str, Any], fields: dict[str, Field], faults: Fault
     kind = values.get("type", "shell")
     if kind in _OWN_TYPES:
         faults.error(
-            values["lines"]["type"], f"the type {kind} is rigbus's own", "use shell or a handler's type"
+            fields["type"].line,
+            f"the type {kind} is rigbus's own",
+            "use shell or a handler's type",
+            mark=kind,
         )
     elif kind == "shell" and "command" in fields and "argv" in fields:
         faults.error(line, f"task {name!r} has both a command and an argv", "keep one of them")
     elif kind == "shell" and not has_work:
-        faults.error(
-            line,
-            f"task {name!r} has no command (is the file half written?)",
-            "add `- **command**: …`, or use #### for a heading that is no task",
-        )
+        _refuse_no_command(name, line, unknown, faults)
     elif kind in _MODEL_TYPES and "prompt" not in fields:
         faults.error(line, f"task {name!r} of type {kind} has no prompt", "add `- **prompt**: …`")
     elif kind != "shell" and has_work:
         faults.warning(line, f"the command of {name!r} is not used by the type {kind}", "drop one of them")
-    if "argv" in fields and values.get("batch_size", 1) > 1:
-        faults.error(
-            values["lines"]["argv"],
-            f"task {name!r} has a batch_size, which runs one command for each item, and an argv",
-            "write a command, or drop batch_size",
+
+
+def _refuse_no_command(name: str, line: int, unknown: Sequence[Field], faults: FaultList) -> None:
+    """A task without work: where a field is nearly called command, that is the fault."""
+    for field in unknown:
+        near = get_close_matches(field.name[:40], ("command", "argv", "run_command"), 1, 0.6)
+        if near:
+            faults.error(
+                field.line,
+                f"task {name!r} has no command, but a field {field.written!r}",
+                "write `- **command**: …`",
+                mark=field.written,
+            )
+            return
+    faults.error(
+        line,
+        f"task {name!r} has no command (is the file half written?)",
+        "add `- **command**: …`, or use #### for a heading that is no task",
+        mark=name,
+    )
+
+
+_MODEL_FLAG: Final = re.compile(
+    r"(?<!\S)--(?:[A-Za-z0-9]+[-_])*model(?:=|[ \t]+)(?:\\\n\s*)?(\"[^\"\n]*\"|'[^'\n]*'|[^\s;|&]+)"
+)
+
+
+def _refuse_mixed_models(values: dict[str, Any], fields: dict[str, Field], faults: FaultList) -> None:
+    """A GPU pair holds one model, so a split task names the same in ``llm_model`` and each ``--…-model`` flag.
+
+    A flag with a ``{VARIABLE}`` is left to the run: its value may be the same.
+    """
+    key = "argv" if "argv" in fields else "command"
+    if values.get("llm_placement") != "split_gpu" or key not in fields:
+        return
+    text = "\n".join(values.get("argv") or ()) if key == "argv" else values.get("command") or ""
+    flags = re.sub(r"(?m)^(--\S*model)\n", r"\1 ", text) if key == "argv" else text
+    first: str | None = values.get("llm_model")
+    for match in _MODEL_FLAG.finditer(flags):
+        model = match.group(1).strip("\"'")
+        if "{" in model or model == first:
+            continue
+        if first is None:
+            first = model
+            continue
+        below = (
+            flags.count("\n", 0, match.start(1)) if fields[key].fence is not None and key == "command" else 0
         )
-    models = set(re.findall(r"--[a-z-]*model[= ]+(\S+)", values.get("command") or ""))
-    if values.get("llm_placement") == "split_gpu" and len(models) > 1:
         faults.error(
-            values["lines"]["command"],
-            f"task {name!r} names several models for one GPU pair: {', '.join(sorted(models))[:200]}",
-            "a pair holds one model: name it in every --…-model",
+            fields[key].text_line + below,
+            f"task {values['id']!r} names several models for one GPU pair: {first[:80]}, {model[:80]}",
+            "a pair holds one model: name the same in llm_model and every --…-model, or drop split_gpu",
+            mark=model,
         )
+        return
+
+
+def _settle_vram(values: dict[str, Any]) -> None:
+    """An estimate of a script is its policy (PLAN_DIALECTS 2.2): ``fixed``, unless ``infer`` is written."""
+    estimated = values["task_class"] == "script" and "vram_estimate_mb" in values
+    if estimated and values.get("vram_policy", "default") == "default":
+        values["vram_policy"] = "fixed"
 
 
 def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: FaultList) -> None:
@@ -157,6 +228,7 @@ def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: Faul
             fields["executor"].line,
             f"unknown executor {executor[:40]!r}, taken as worker",
             "write worker or brain",
+            mark=executor[:40],
         )
         executor = "worker"
     written = unquote(fields["task_class"].text) if "task_class" in fields else ""
@@ -164,13 +236,18 @@ def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: Faul
     if executor == "brain" or task_class == "brain":
         values.update(executor="brain", task_class="brain")
         return
+    if task_class is None and not written and values.get("type", "shell") not in ("shell", *_MODEL_TYPES):
+        # Who offers a handler's type runs it; its class decides nothing, so there is nothing to say.
+        task_class = "cpu"
+        values["task_class_inferred"] = True
     if task_class is None:
         task_class, reason = _inferred(values)
         what = f"has the unknown task_class {written[:40]!r}" if written else "has no task_class"
         faults.warning(
             fields["task_class"].line if written else line,
             f"task {name!r} {what}: taken as {task_class} ({reason})",
-            f"write `- **task_class**: {task_class}` (one of cpu, script, llm, brain)",
+            f"write `- **task_class**: {task_class}` (one of cpu, script, llm, brain, meta)",
+            mark=written or name,
         )
         values["task_class_inferred"] = True
     values.update(executor="worker", task_class=task_class)
@@ -190,13 +267,30 @@ def _warn_unused(values: dict[str, Any], fields: dict[str, Field], faults: Fault
     for key, field in fields.items():
         if key.startswith("vram_") and task_class != "script":
             faults.warning(
-                field.line, f"{key} has no effect on a {task_class} task", "drop it, or use script"
+                field.line,
+                f"{key} has no effect on a {task_class} task",
+                "drop it, or use script",
+                mark=field.written,
             )
         elif key.startswith("llm_") and task_class != "llm":
-            faults.warning(field.line, f"{key} has no effect on a {task_class} task", "drop it, or use llm")
+            faults.warning(
+                field.line,
+                f"{key} has no effect on a {task_class} task",
+                "drop it, or use llm",
+                mark=field.written,
+            )
         elif key == "batch_size" and "foreach" not in fields:
             faults.warning(
-                field.line, "batch_size has no effect without a foreach", "drop it, or add a foreach"
+                field.line,
+                "batch_size has no effect without a foreach",
+                "drop it, or add a foreach",
+                mark=field.written,
+            )
+        elif key == "batch_size" and values.get("type", "shell") != "shell":
+            faults.warning(
+                field.line,
+                f"batch_size has no effect on the type {values['type']}: one task an item",
+                "drop it",
             )
     foreach = values.get("foreach")
     waits = values.get("depends_on") or values.get("item_depends_on")
@@ -205,4 +299,5 @@ def _warn_unused(values: dict[str, Any], fields: dict[str, Field], faults: Fault
             fields["foreach"].line,
             f"{values['id']!r} reads a file of this batch but depends on no task",
             "add the task that writes it to depends_on",
+            mark=fields["foreach"].value[:60],
         )

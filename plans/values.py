@@ -94,11 +94,15 @@ def rewrite_command(
     return _render(command, holes, lexed, warnings, lists, None)
 
 
+#: Between two items: `a && b` with a failing `a` does not end a script under ``set -e``.
+_NEXT_ITEM: Final = "\ncase $? in 0) ;; *) exit $? ;; esac\n"
+
+
 def rewrite_batch(
     command: str, n_items: int, known: Callable[[str], bool], lists: Mapping[str, int] = _NO_LISTS
 ) -> Rewritten:
     """One script for ``n_items`` foreach items: ``set -e``, then the command once an item, each with its own
-    variables ``RIGBUS_V_<n>_<NAME>`` (n from 0) for ``{ITEM…}``.
+    variables ``RIGBUS_V_<n>_<NAME>`` (n from 0) for ``{ITEM…}``. The first item that fails ends it.
 
     Raises:
         ValueFault: as ``rewrite_command``; also ``n_items`` below 1.
@@ -116,7 +120,7 @@ def rewrite_batch(
             )
         groups = [Rewritten(_escaped(command, holes))] * n_items
     slots = {slot: None for group in groups for slot in group.slots}
-    script = "\n".join(["set -e", *(group.command for group in groups)]) + "\n"
+    script = f"set -e\n{_NEXT_ITEM.join(group.command for group in groups)}\n"
     return Rewritten(script, groups[0].variables, groups[0].warnings, tuple(slots))
 
 

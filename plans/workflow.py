@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .blocks import Block, Fence, Text
 from .errors import FaultList
 from .fields import FieldError, infer_class, read_command
 from .keys import is_plain_name, slug
-from .markdown import Block, Fence, Field, Text, read_fields, unquote
+from .markdown import Field, read_fields, unquote
 from .model import PlanTask, TaskClass
 from .sections import Group, Section, groups
 
@@ -29,6 +30,7 @@ class _Script:
     path: str
     line: int
     command: str | None
+    command_line: int
     task_class: TaskClass | None
     vram_mb: int | None
 
@@ -71,13 +73,14 @@ def read_workflow(sections: Sequence[Section], faults: FaultList) -> list[PlanTa
             "the workflow has no steps",
             "write a list with one script an item, or one line `a → b → c`",
         )
+    index = _Index(scripts)
     tasks: list[PlanTask] = []
     before: list[str] = []
     used: dict[str, int] = {}
     for step in steps:
-        if faults.full:
+        if faults.full and faults.failed:
             break
-        step.scripts = _find_scripts(step, scripts, faults)
+        step.scripts = _find_scripts(step, index, faults)
         names = []
         for script in step.scripts:
             task = _task(script, step.line, before, used, faults)
@@ -106,7 +109,7 @@ def _path_in(text: str) -> str:
     file = _FILE.search(text)
     if span is not None:
         return span.group(2).strip().removeprefix("./")
-    return file.group().removeprefix("./") if file is not None else unquote(re.sub(r"^\d+[.)]\s*", "", text))
+    return file.group().removeprefix("./") if file is not None else unquote(re.sub(r"^\d+[.)]\s+", "", text))
 
 
 def _bullets(group: Group) -> list[tuple[str, int, list[Block]]]:
@@ -138,14 +141,16 @@ def _script(path: str, line: int, blocks: Sequence[Block], faults: FaultList) ->
         try:
             command = read_command(run)
         except FieldError as error:
-            faults.error(run.line, error.what, error.fix)
+            faults.error(run.line, error.what, error.fix, mark=run.value[:60] or run.written)
     gpu = fields["gpu"].text.lower() if "gpu" in fields else ""
     task_class: TaskClass | None = None
     if re.match(r"\W*(no|none|false)\b", gpu):
         task_class = "cpu"
     elif re.match(r"\W*(yes|true|required)\b", gpu):
         task_class = "script"
-    return _Script(path.strip("`* "), line, command, task_class, _megabytes(fields.get("vram_estimate")))
+    where = run.text_line if run is not None else line
+    megabytes = _megabytes(fields.get("vram_estimate"))
+    return _Script(path.strip("`* "), line, command, where, task_class, megabytes)
 
 
 def _megabytes(estimate: Field | None) -> int | None:
@@ -178,43 +183,44 @@ def _read_steps(section: Section) -> list[_Step]:
     ]
 
 
-def _find_scripts(step: _Step, scripts: Sequence[_Script], faults: FaultList) -> list[_Script]:
+def _find_scripts(step: _Step, index: _Index, faults: FaultList) -> list[_Script]:
     """The scripts that a step names: by code, else by path or file name, else by stem."""
     spans = [match.group(2).strip() for match in _SPAN.finditer(step.text)]
-    named = [one for one in spans if _lookup(one, scripts) or _FILE.fullmatch(one)]
+    named = [one for one in spans if index.lookup(one) or _FILE.fullmatch(one)]
     if not named:
         named = [match.group() for match in _FILE.finditer(step.text)]
     if not named:
-        named = _stems(step.text, scripts)
+        named = _stems(step.text, index)
     found: list[_Script] = []
     for name in named or [unquote(step.text.strip("*. "))]:
-        matches = _lookup(name, scripts)
+        matches = index.lookup(name)
         if len(matches) == 1:
             if matches[0] not in found:
                 found.append(matches[0])
         elif matches:
             paths = ", ".join(one.path for one in matches)
             faults.error(
-                step.line, f"{name[:60]!r} is the name of several scripts", f"write the path: {paths[:200]}"
+                step.line,
+                f"{name[:60]!r} is the name of several scripts",
+                f"write the path: {paths[:200]}",
+                mark=name,
             )
         else:
-            known = [one.path for one in scripts]
-            names = [*known, *(one.stem for one in scripts), *(one.file_name for one in scripts)]
-            near = faults.nearest(name, names, 0.5)
+            known = [one.path for one in index.scripts]
+            near = faults.nearest(name, index.names, 0.5)
             hint = f"did you mean {near!r}?" if near else f"the scripts are: {', '.join(known)[:200]}"
-            faults.error(step.line, f"the workflow names {name[:60]!r}, which is no available script", hint)
+            what = f"the workflow names {name[:60]!r}, which is no available script"
+            faults.error(step.line, what, hint, mark=name)
     return found
 
 
-def _stems(text: str, scripts: Sequence[_Script]) -> list[str]:
+def _stems(text: str, index: _Index) -> list[str]:
     """Names without an ending: a part that is one, else its first known word; prose around them is fine."""
     parts = [part.strip(" *_.:") for part in _TOGETHER.split(text) if part.strip(" *_.:")]
     found, unknown = [], []
     for part in parts:
         words = re.findall(r"[\w./-]+", part)
-        known = (
-            part if _lookup(part, scripts) else next((one for one in words if _lookup(one, scripts)), None)
-        )
+        known = part if index.lookup(part) else next((one for one in words if index.lookup(one)), None)
         if known is not None:
             found.append(known)
         elif len(words) == 1:
@@ -222,15 +228,36 @@ def _stems(text: str, scripts: Sequence[_Script]) -> list[str]:
     return [*found, *unknown]
 
 
-def _lookup(name: str, scripts: Sequence[_Script]) -> list[_Script]:
-    """The scripts called ``name``: an exact path wins over a file name, that over a stem."""
-    name = name.removeprefix("./").removeprefix("{PLAN_PATH}/")
-    exact = [one for one in scripts if one.path == name]
-    if not exact and "/" in name:
-        exact = [one for one in scripts if one.path.endswith(f"/{name}")]
-    by_file = [one for one in scripts if one.file_name == name]
-    by_stem = [one for one in scripts if one.stem.lower() == name.lower()]
-    return exact[:1] or by_file or by_stem
+class _Index:
+    """The scripts by everything they may be called."""
+
+    def __init__(self, scripts: Sequence[_Script]) -> None:
+        self.scripts = scripts
+        self._by: dict[tuple[str, str], list[_Script]] = {}
+        for one in scripts:
+            parts = one.path.split("/")
+            ends = {"/".join(parts[at:]) for at in range(max(len(parts) - 8, 1), len(parts) - 1)}
+            keys = [("path", one.path), ("file", one.file_name), ("stem", one.stem.lower())]
+            for key in [*keys, *(("end", end) for end in sorted(ends))]:
+                self._by.setdefault(key, []).append(one)
+
+    @property
+    def names(self) -> list[str]:
+        """Every path, stem and file name, for "did you mean"."""
+        return [name for one in self.scripts for name in (one.path, one.stem, one.file_name)]
+
+    def lookup(self, name: str) -> list[_Script]:
+        """The scripts called ``name``: an exact path wins over a path's end or a file name, that over a stem."""
+        name = name.removeprefix("./").removeprefix("{PLAN_PATH}/")
+        exact = self._by.get(("path", name), [])
+        for kind in ("end", "file"):
+            if not exact:
+                exact = self._by.get((kind, name), [])
+        return (
+            exact[:1]
+            if exact and exact[0].path == name
+            else exact or self._by.get(("stem", name.lower()), [])
+        )
 
 
 def _task(
@@ -258,11 +285,11 @@ def _task(
         )
     values: dict[str, Any] = {}
     if task_class == "script" and script.vram_mb is not None:
-        values["vram_estimate_mb"] = script.vram_mb
+        values |= {"vram_estimate_mb": script.vram_mb, "vram_policy": "fixed"}
     return PlanTask(
         id=name,
         line=line,
-        lines={"command": script.line},
+        lines={"command": script.command_line},
         task_class=task_class,
         task_class_inferred=inferred,
         command=script.command,

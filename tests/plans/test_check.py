@@ -73,10 +73,54 @@ def test_built_ins_config_and_defaults_resolve():
         ("- **A**: the default is in the other file", None),
         ("- **A**: text\n  - default: `x`", "x"),
         ("- **A**: text\n  over lines (default: `x`)", "x"),
+        ("- **A**: text (default x)", "x"),
+        ("- **A**: text (default `x`)", "x"),
+        ("- **A**: text (defaults to x, else y)", "x"),
+        ("- **A**: text [default = 'x']", "x"),
+        ("- **A**: text; default: x y.", "x y"),
+        ("- **A**: text. Default: x", "x"),
+        ("- **A**: default x", "x"),
+        ("- **A**: text, default value is `x`", "x"),
+        ("- **A**: (DEFAULT: x)", "x"),
+        ("- **A** = x", "x"),
+        ("- A = `x y`", "x y"),
+        ("- A=x", "x"),
+        ("- **A**: text (default: {BATCH_PATH}/x)", "{BATCH_PATH}/x"),
+        ("- **A**: text (default: `` a`b ``)", "a`b"),
+        ("- **A**: text (default: \"\")", ""),
+        ("- **A**: text [x]", None),
+        ("- **A**: text (optional)", None),
+        ("- **A**: text, e.g. `x`", None),
+        ("- **A**: by default all of them", None),
+        ("- **A**: defaults to all of them", None),
+        ("- **A**: which mode (the default)", None),
+        ("- **A**: (default is the folder)", None),
+        ("- **A**: (default: the folder)", "the folder"),
+        ("- **A**: text (default: `x", None),
+        ("- **A** = the number of files", None),
     ],
 )  # fmt: skip
 def test_every_form_of_a_default_is_read(line, default):
     assert plan_of("x", line).inputs["A"].default == default
+
+
+def test_the_standard_form_of_a_default_is_no_part_of_the_text():
+    assert plan_of("x", "- **A**: how many (default: `5`)").inputs["A"].text == "how many"
+    assert plan_of("x", "- **A**: how many, default `5`").inputs["A"].text == "how many, default `5`"
+
+
+def test_a_default_is_used_where_the_configuration_says_nothing():
+    plan = plan_of("x {A}", "- **A**: n (default 5)")
+    assert check_plan(plan, {})[0]["A"] == "5"
+    assert check_plan(plan, {"A": 6})[0]["A"] == 6
+    assert errors(plan) == []
+
+
+def test_an_input_without_value_that_no_task_uses_is_said():
+    faults = check_plan(plan_of("x", "- **QUERY**: what\n- **files**: mp4 files in the folder"), {})[1]
+    assert [(str(one)[:48], one.severity) for one in faults] == [
+        ("plan.md:2: the input QUERY has no value and no t", "warning")
+    ]
 
 
 def test_prose_in_inputs_is_no_input():

@@ -285,7 +285,6 @@ def test_a_bad_value_is_refused_with_its_line_and_fix(bullet, words):
         ("### a\n- **type**: expand\n", "rigbus's own"),
         ("### a b\n- **command**: `x`\n", "for example to 'a-b'"),
         ("### ../x\n- **command**: `x`\n", "is no task id"),
-        ("### a\n- **argv**: [\"x\"]\n- **batch_size**: 2\n- **foreach**: /x:\n", "drop batch_size"),
         ("### a\n- **command**: `x --a-model=p --b-model q`\n- **task_class**: llm\n- **llm_placement**: split_gpu\n",
          "several models"),
         ("### a\n- **command**: `x`\n- **depends_on**: t_{ITEM.id}\n", "without a foreach"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -438,6 +440,7 @@ def test_a_batch_is_one_group_an_item_with_its_own_variables() -> None:
     batch = rewrite_batch("run {X} '{ITEM.id}'", 2, KNOWN)
     assert batch.command == (
         "set -e\nrun \"${RIGBUS_V_X}\" ''\"${RIGBUS_V_0_ITEM_id}\"''\n"
+        "case $? in 0) ;; *) exit $? ;; esac\n"
         "run \"${RIGBUS_V_X}\" ''\"${RIGBUS_V_1_ITEM_id}\"''\n"
     )
     assert fill(batch.slots, {"X": "x"}, [{"id": 1}, {"id": 2}]) == {
@@ -447,8 +450,17 @@ def test_a_batch_is_one_group_an_item_with_its_own_variables() -> None:
     }
 
 
+def test_a_batch_ends_with_the_first_item_that_fails_also_in_the_midst_of_a_list() -> None:
+    batch = rewrite_batch("test {ITEM} != 2 && echo {ITEM}", 3, KNOWN)
+    env = {**os.environ, **fill(batch.slots, {}, [1, 2, 3])}
+    done = subprocess.run(["bash", "-c", batch.command], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "1\n")
+
+
 def test_a_batch_keeps_its_groups_apart() -> None:
-    assert rewrite_batch("run # {{ITEM}}", 2, KNOWN).command == "set -e\nrun # {ITEM}\nrun # {ITEM}\n"
+    assert rewrite_batch("run # {{ITEM}}", 2, KNOWN).command == (
+        "set -e\nrun # {ITEM}\ncase $? in 0) ;; *) exit $? ;; esac\nrun # {ITEM}\n"
+    )
     for command, items in (("run \\", 2), ("run {ITEM} \\", 2), ("run", 0)):
         with pytest.raises(ValueFault):
             rewrite_batch(command, items, KNOWN)

@@ -7,13 +7,14 @@ import re
 import shutil
 import string
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rigbus.plans.values import ValueFault, fill, rewrite_batch, rewrite_command
+from rigbus.plans.values import ValueFault, check_argv, fill, rewrite_argv, rewrite_batch, rewrite_command
 
 BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="needs bash")
@@ -120,6 +121,12 @@ EVIL = [
     "a[$(touch HIT)]",
     "a[$(touch HIT)]=1",
     "x[`touch HIT`]",
+    "[$(touch HIT)0]=1",
+    "([0]=$(touch HIT))",
+    "($(touch HIT))",
+    "-Stouch HIT",
+    "-pa[$(touch HIT)0]",
+    "BASH_ENV=HIT",
     "$((a[$(touch HIT)]))",
     "$[$(touch HIT)]",
     "${x[$(touch HIT)]}",
@@ -216,6 +223,32 @@ CONTEXTS = {
     "after a continued line": "printf \\\n '%s\\0' \\\n {ITEM.v}",
     "a shell's argument": r"""bash -c 'printf "%s\0" "$1"' _ {ITEM.v}""",
     "an argument of a wrapped command": r"timeout 20 env -u X printf '%s\0' {ITEM.v}",
+    "until": r"until printf '%s\0' {ITEM.v}; do :; done",
+    "elif and else": r"if false; then :; elif printf '%s' {ITEM.v}; then printf '\0'; else echo no; fi",
+    "select": r"""select x in {ITEM.v} b; do printf '%s\0' "$x"; break; done <<< 1 2>/dev/null""",
+    "case with two clauses": r"""case b in a) : {ITEM.v} ;; (b) printf '%s\0' "{ITEM.v}" ;; esac""",
+    "pipe of both streams": r"printf '%s' {ITEM.v} |& cat; printf '\0'",
+    "timed": r"TIMEFORMAT=; { time -p printf '%s\0' {ITEM.v} ; } 2>/dev/null",
+    "here-string in quotes": r"""cat <<< "<{ITEM.v}>"; printf '\0'""",
+    "here-string on another descriptor": r"""exec 3<<< {ITEM.v}; cat <&3; printf '\0'""",
+    "here-document before a comment": "cat <<EOF # it's a \"\n{ITEM.v}\nEOF\nprintf '\\0'",
+    "here-document in a condition": "if true; then cat <<EOF; fi\n{ITEM.v}\nEOF\nprintf '\\0'",
+    "here-document in a function": "f() { cat <<EOF\n{ITEM.v}\nEOF\n}\nf; printf '\\0'",
+    "here-document in a here-document's substitution": (
+        "cat <<EOF\n$(cat <<END\n{ITEM.v}.\nEND\n)\nEOF\nprintf '\\0'"
+    ),
+    "function in a substitution": r"""printf '%s\0' "$(f() { printf '%s.' {ITEM.v}; }; f)" """,
+    "output of a process substitution": r"printf '%s' {ITEM.v} > >(cat; printf '\0'); wait $!",
+    "array of lines": r"""mapfile -d '' A < <(printf '%s\0' {ITEM.v}); printf '%s\0' "${A[0]}" """,
+    "associative array": r"""unset A; declare -A A; A=([k]={ITEM.v}); A+=([l]={ITEM.v}); printf '%s\0' "${A[k]}" """,
+    "assignment that appends": r"""X=; X+={ITEM.v}; X+="{ITEM.v}"; printf '%s\0' "$X" """,
+    "assignment of an output": r"""X=$(printf '%s.' '{ITEM.v}'); printf '%s\0' "$X" """,
+    "local in a function": r"""f() { local X; X={ITEM.v}; printf '%s\0' "$X"; }; f""",
+    "readonly in a subshell": r"""( readonly X={ITEM.v}; printf '%s\0' "$X" )""",
+    "negated": r"""! [ {ITEM.v} != '{ITEM.v}' ] && printf '%s\0' {ITEM.v}""",
+    "beside $ and a comment's sign": r"""printf '%s\0' \#{ITEM.v}"#"{ITEM.v}'#'""",
+    "in the background": r"printf '%s\0' {ITEM.v} & wait $!",
+    "an argument by way of xargs": r"""printf '%s\0' {ITEM.v} | xargs -0 -n 1 bash -c 'printf "%s\0" "$1"' _""",
     "escaped braces beside it": r"printf '%s\0' {{ITEM.v}}'{{ITEM.v}}'{ITEM.v}",
 }
 
@@ -248,6 +281,16 @@ def expected(context: str, value: str) -> str:
         "here-document in a substitution": f"{v}.",
         "here-string": f"{v}\n",
         "array": v * 3,
+        "here-string in quotes": f"<{v}>\n",
+        "here-string on another descriptor": f"{v}\n",
+        "here-document before a comment": f"{v}\n",
+        "here-document in a condition": f"{v}\n",
+        "here-document in a function": f"{v}\n",
+        "here-document in a here-document's substitution": f"{v}.\n",
+        "function in a substitution": f"{v}.",
+        "assignment that appends": v * 2,
+        "assignment of an output": f"{v}.",
+        "beside $ and a comment's sign": f"#{v}#{v}#",
         "escaped braces beside it": f"{{ITEM.v}}{{ITEM.v}}{v}",
     }
     return framed.get(context, v)
@@ -312,6 +355,34 @@ def test_a_list_becomes_one_word_an_element(tmp_path: Path) -> None:
     as_json = '["a b","","$(touch HIT)","-n"]'
     words = "[a b][][$(touch HIT)][-n]"
     assert done.stdout.decode() == f"{words}|x{as_json}|{as_json}<a b><><$(touch HIT)><-n>4"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_evil_value_of_a_list_is_one_word(tmp_path: Path) -> None:
+    command = (
+        r"""printf '%s\0' {L}; for x in {L}; do printf '%s\0' "$x"; done; A=({L}); printf '%s\0' "${A[@]}" """
+    )
+    values = [value for value in EVIL if len(value) < 1000]
+    rewritten = rewrite_command(command, {"L"}.__contains__, {"L": len(values)})
+    done = run_bash(rewritten.command, fill(rewritten.slots, {"L": values}), tmp_path)
+
+    assert done.stdout.split(b"\0") == [*[value.encode() for value in values] * 3, b""]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_evil_value_reaches_an_argv_unchanged(tmp_path: Path) -> None:
+    script = "import os, sys; os.write(1, b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    values = {f"V{number}": value for number, value in enumerate(EVIL)}
+    template = [*(f"{{{name}}}" for name in values), *(f"--x={{{name}}}y" for name in values), "{L}"]
+    assert check_argv(["python3", "-c", script, *template], values.__contains__) == ()
+    argv = rewrite_argv(template, {**values, "L": EVIL})
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv], cwd=tmp_path, capture_output=True, timeout=30, check=False
+    )
+
+    assert done.stderr == b""
+    wanted = [*EVIL, *(f"--x={value}y" for value in EVIL), *EVIL]
+    assert done.stdout.split(b"\0") == [value.encode() for value in wanted]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -404,6 +475,38 @@ FRAGMENTS = [
         "set ",
     ],
     *["command ", "local ", "function g ", "return ", "RANDOM=", "B=1 ", "let ", "unset ", "env ", ": "],
+    *[
+        "readonly -a A=",
+        "declare -a A=",
+        "declare A=",
+        "A=()",
+        "readonly ",
+        "source ",
+        ". ",
+        "/dev/stdin ",
+        "hash -p ",
+    ],
+    *[
+        "select x in ",
+        "mapfile A ",
+        "<<< ",
+        "| ",
+        "|& ",
+        "-S ",
+        "xargs -I% ",
+        "sh -c ",
+        "'echo %' ",
+        "shift;",
+        "$1 ",
+    ],
+    *[
+        "shopt -s expand_aliases\nalias e=eval\n",
+        "\ne ",
+        "$_ ",
+        "BASH_ALIASES[e]=eval\n",
+        "{ read n; ",
+        "while read n; ",
+    ],
 ]
 PAYLOADS = [
     "a[$(touch HIT)0]",
