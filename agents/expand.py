@@ -7,16 +7,16 @@ source lies on the share, and a read that hangs can only be killed.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..bus.errors import BadFrame, DefinitionError
-from ..bus.wire import Token, unpack
-from ..plans.keys import ItemsError, select_items
+from ..bus.wire import MAX_RESULT_BYTES, Token, pack, unpack
+from ..plans.items import read_list
+from ..plans.keys import ItemsError
 from ..plans.stage import StageError
 from ..plans.view import make_view
 from . import worker_events as ev
@@ -27,14 +27,22 @@ from .worker_events import Lease, Outcome
 MAX_SOURCE_BYTES: Final = 64 << 20
 READ_TIMEOUT_S: Final = 120.0
 SHARE_RETRY_S: Final = 5.0
-#: What waiting does not mend; other errors are the share's.
+EMPTY_NOTE: Final = "the list is empty: no tasks, a success"
+_READS: Final = 3
+#: What trying again does not mend; other errors are the share's.
 _THE_PLANS_FAULT: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 )
+#: A JSON text can grow in the result's form (``0.5,`` takes nine bytes): above this it is measured.
+_MEASURED_BYTES: Final = MAX_RESULT_BYTES // 3
 
 
 class SourceError(Exception):
-    """The source cannot be expanded; ``error_class`` is ``task`` (wrong content) or ``infra`` (not readable)."""
+    """The source cannot be expanded.
+
+    ``error_class``: ``task`` (not there, or half written: it may come, and is tried again), ``definition`` (its content
+    or kind is wrong: tried once) or ``infra`` (not readable now).
+    """
 
     def __init__(self, message: str, error_class: str) -> None:
         super().__init__(message)
@@ -42,15 +50,20 @@ class SourceError(Exception):
 
 
 def read_items(
-    source: str, json_path: str, results: str, plan: Mapping[str, str] | None = None
+    source: str,
+    json_path: str,
+    results: str,
+    plan: Mapping[str, str] | None = None,
+    fields: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The items at ``json_path`` of the JSON file ``source``: ``{"items": […], "count": n}``. Runs in the child.
 
     ``results`` is where the value goes when it is large. With ``plan`` (``staged``, ``original``, ``view``,
     ``batch_path``) the batch's view is made first: the list of a plan's first task often lies in the plan itself.
+    ``fields`` are the paths that the template asks of each item. An empty list has a ``note`` that says so.
 
     Raises:
-        SourceError: no such file, no JSON, no list at the path, too large; the share is away.
+        SourceError: no such file, no JSON, no list at the path, an unusable element, too large; the share is away.
     """
     shown = _shown(source, plan)
     _need_share(plan)
@@ -63,21 +76,20 @@ def read_items(
             "task",
         ) from None
     except OSError as e:
-        cls = "task" if e.errno in _THE_PLANS_FAULT else "infra"
-        raise SourceError(
-            f"foreach: {shown}: {e.strerror or e}; make it a file that can be read", cls
-        ) from None
+        cls = "definition" if e.errno in _THE_PLANS_FAULT else "infra"
+        raise SourceError(f"foreach: {shown}: {e.strerror or e}; {_way_out(source, e)}", cls) from None
     try:
-        items = select_items(json.loads(data.decode("utf-8-sig")), json_path)
+        items = read_list(data, json_path, fields)
     except ItemsError as e:
-        raise SourceError(f"foreach: {shown}: {e}", "task") from None
-    except UnicodeDecodeError:
-        raise SourceError(f"foreach: {shown} is no UTF-8 text; let its task write JSON", "task") from None
-    except (ValueError, RecursionError) as e:
+        half_written = not data.rstrip(b" \t\r\n\0").endswith((b"]", b"}"))
+        raise SourceError(f"foreach: {shown}: {e}", "task" if half_written else "definition") from None
+    if len(data) > _MEASURED_BYTES and (size := len(pack(items))) > MAX_RESULT_BYTES - 1024:
         raise SourceError(
-            f"foreach: {shown} is no JSON ({e}); let its task write valid JSON", "task"
-        ) from None
-    return {"items": items, "count": len(items)}
+            f"foreach: {shown}: its list takes {size} bytes on the bus, the limit is {MAX_RESULT_BYTES}; keep "
+            "large parts in files and put their paths into the list",
+            "definition",
+        )
+    return {"items": items, "count": len(items), **({} if items else {"note": EMPTY_NOTE})}
 
 
 def _need_share(plan: Mapping[str, str] | None) -> None:
@@ -94,23 +106,50 @@ def _need_share(plan: Mapping[str, str] | None) -> None:
 
 
 def _read(source: str, shown: str) -> bytes:
-    """The bytes of a regular file.
+    """The bytes of a regular file, as they stood at one moment.
 
     Raises:
-        OSError: it cannot be read.  SourceError: it is something else (a FIFO must not make us wait), or too large.
+        OSError: it cannot be read.  SourceError: it is something else (a FIFO must not make us wait), too large, or
+            somebody writes it.
     """
     fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise SourceError(f"foreach: {shown} is no file; point foreach at a JSON file", "task")
-        if info.st_size > MAX_SOURCE_BYTES:
-            what = f"foreach: {shown} has {info.st_size} bytes, the limit is {MAX_SOURCE_BYTES}; split it"
-            raise SourceError(what, "task")
-        with open(fd, "rb", closefd=False) as f:
-            return f.read()
+        for _ in range(_READS):
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise SourceError(f"foreach: {shown} is no file; point foreach at a JSON file", "definition")
+            if before.st_size > MAX_SOURCE_BYTES:
+                what = (
+                    f"foreach: {shown} has {before.st_size} bytes, the limit is {MAX_SOURCE_BYTES}; split it"
+                )
+                raise SourceError(what, "definition")
+            os.lseek(fd, 0, os.SEEK_SET)
+            with open(fd, "rb", closefd=False) as f:
+                data = f.read(MAX_SOURCE_BYTES + 1)
+            after = os.fstat(fd)
+            unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+            if unchanged and len(data) == after.st_size:
+                return data
     finally:
         os.close(fd)
+    raise SourceError(
+        f"foreach: {shown} changes while it is read; write it under another name and rename it when it is whole",
+        "task",
+    )
+
+
+def _way_out(source: str, error: OSError) -> str:
+    """The fix for a source that cannot be opened."""
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return "make it a file that can be read"
+    try:
+        info = os.stat(source)
+    except OSError:
+        return "let the user of the rig enter its folder"
+    return (
+        f"it belongs to user {info.st_uid} with mode {stat.S_IMODE(info.st_mode):o}, the rig runs as user "
+        f"{os.geteuid()}: `chmod a+r` it"
+    )
 
 
 def _shown(source: str, plan: Mapping[str, str] | None) -> str:
@@ -175,7 +214,15 @@ def _arguments(lease: Lease) -> dict[str, Any]:
         raise DefinitionError('expand: field "source" is no absolute path')
     if not isinstance(json_path, str):
         raise DefinitionError('expand: field "json_path" is no text')
-    return {"source": source, "json_path": json_path, "plan": _plan(payload.get("plan"))}
+    fields = payload.get("fields") or []
+    if not isinstance(fields, list) or not all(isinstance(f, str) for f in fields):
+        raise DefinitionError('expand: field "fields" is no list of texts')
+    return {
+        "source": source,
+        "json_path": json_path,
+        "plan": _plan(payload.get("plan")),
+        "fields": fields,
+    }
 
 
 def _plan(given: Any) -> dict[str, str] | None:

@@ -25,9 +25,10 @@ class _Order:
 
     batch: Batch | None
     made: list[Made]
-    releases: list[Task]
+    releases: list[tuple[Task, str]]
     closes: list[Batch]
     ends: list[tuple[Batch, str]]
+    unfit: list[tuple[Task, str]]
     verdicts: list[tuple[Task, str, str]]
     facts: list[tuple[str, str, Any]]
 
@@ -58,12 +59,13 @@ class Judging(Submitting):
             batch.closed = True
             self.keep_batch(batch)
             self.touch_batch(batch)
-        for task in order.releases:
-            if task.hold:
-                task.hold = False
-                task.unmet -= 1
-                self.dirty(task)
-                self.settle(task)
+        for task, note in order.releases:
+            self._release(task, note)
+        for task, error in order.unfit:
+            if task.join and task.hold and task.state is TaskState.WAITING:
+                task.error = error
+                self.move(task, TaskEvent.BURY)
+                self.conclude(task, None)
         for batch, error in order.ends:
             self.cancel_batch(batch, error, failed=True)
         for task, verdict, note in order.verdicts:
@@ -83,21 +85,48 @@ class Judging(Submitting):
             raise DefinitionError("BRAIN with tasks names their batch")
         made: list[Made] = []
         # A batch that has ended, or is about to, gets no more tasks: its end overtook the brain's message.
-        if batch is not None and specs and not (batch.cancelled or batch.error or batch.ended_at):
+        if batch is not None and specs and not _is_over(batch):
             made = self._plan_tasks(session, batch, specs, env.body)
-        ends = [(self.find_batch(f.get("batch")), _reason(f, "error", "failed")) for f in maps(h, "fail")]
+        fails = maps(h, "fail")
+        unfit = [(self.find_task(f["task"]), _reason(f, "error", "failed")) for f in fails if "task" in f]
+        ends = [
+            (self.find_batch(f.get("batch")), _reason(f, "error", "failed")) for f in fails if "task" not in f
+        ]
         ends += [
             (self.find_batch(f.get("batch")), _reason(f, "reason", "aborted")) for f in maps(h, "cancel")
         ]
         return _Order(
             batch=batch,
             made=made,
-            releases=[self.find_task(i) for i in texts(h, "release")],
+            releases=self._check_releases(h),
             closes=[self.find_batch(i) for i in texts(h, "close")],
             ends=ends,
+            unfit=unfit,
             verdicts=[self._check_verdict(v) for v in maps(h, "verdicts")],
             facts=self._check_facts(maps(h, "facts")),
         )
+
+    def _check_releases(self, h: dict[str, Any]) -> list[tuple[Task, str]]:
+        notes = h.get("notes") or {}
+        if not isinstance(notes, dict):
+            raise DefinitionError("BRAIN: `notes` is a map of released ids to texts")
+        tasks = [self.find_task(i) for i in texts(h, "release")]
+        # the tasks that the release goes with were dropped: a person's retry makes them wanted again
+        return [(t, _reason(notes, t.id, "")) for t in tasks if not _is_over(t.batch)]
+
+    def _release(self, task: Task, note: str) -> None:
+        """The last of what feeds a held join is declared; ``note`` is its result where it ends at once."""
+        if not task.hold:
+            return
+        task.hold = False
+        task.unmet -= 1
+        self.dirty(task)
+        if note and task.join and task.unmet <= 0 and task.state is TaskState.WAITING:
+            self.changes.results[task.no] = pack({"note": note})
+            self.move(task, TaskEvent.JOIN)
+            self.conclude(task, None, note=note)
+            return
+        self.settle(task)
 
     def _check_verdict(self, v: dict[str, Any]) -> tuple[Task, str, str]:
         verdict = v.get("verdict")
@@ -157,6 +186,10 @@ class Judging(Submitting):
             else:
                 self.move(task, TaskEvent.BURY)
                 self.conclude(task, None, note=note)
+
+
+def _is_over(batch: Batch) -> bool:
+    return bool(batch.cancelled or batch.error or batch.ended_at)
 
 
 def _reason(part: dict[str, Any], name: str, default: str) -> str:

@@ -110,3 +110,5 @@ class Reviving(Lifecycle):
             batch.error = None
             self.keep_batch(batch)
             self.touch_batch(batch)
+            if batch.kind == "plan":  # a foreach that was cut off half-way goes on
+                self.emit("a", "batch.plan.reopened", "", batch.id, {"name": batch.name})

@@ -8,6 +8,7 @@ Rule 3: the CHECK constraints in ``schema.sql`` say the same again; a test compa
     LEASED -RETRY-> READY, -ESCALATE-> FAILED, -BURY-> DEAD, -RETURN-> READY
     REVIEW -ACCEPT-> DONE, -REJECT-> READY, -ESCALATE-> FAILED      FAILED -RETRY-> READY, -BURY-> DEAD
     any non-final -EXPIRE-> EXPIRED, -CANCEL-> CANCELLED            WAITING -SKIP-> SKIPPED, -JOIN-> DONE
+    WAITING -BURY-> DEAD: a held join whose list cannot become tasks
     by a person: DEAD/EXPIRED/CANCELLED -REQUEUE-> READY, or -REVIVE-> WAITING while something before it is live
                  SKIPPED -REVIVE-> WAITING
 """
@@ -61,6 +62,7 @@ TRANSITIONS: Final[Mapping[tuple[TaskState, TaskEvent], TaskState]] = {
     (S.WAITING, E.MET): S.READY,
     (S.WAITING, E.JOIN): S.DONE,
     (S.WAITING, E.SKIP): S.SKIPPED,
+    (S.WAITING, E.BURY): S.DEAD,
     (S.WAITING, E.EXPIRE): S.EXPIRED,
     (S.WAITING, E.CANCEL): S.CANCELLED,
     (S.READY, E.LEASE): S.LEASED,

@@ -46,9 +46,25 @@ class CheckAbort:
     state: str
 
 
-Work = PlanBatch | ExpandTemplate | Judge | CheckAbort
+@dataclass(frozen=True, slots=True)
+class Unblock:
+    """The list of a template is expanded, or never will be: templates whose items depend on its items may go on."""
+
+    batch: str
+    template: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """A person has brought a batch back: what is due in it stands in a snapshot only."""
+
+    batch: str
+
+
+Work = PlanBatch | ExpandTemplate | Judge | CheckAbort | Unblock | LookAgain
 
 _ABORTING = frozenset({"dead", "expired"})
+_BAD = frozenset({"dead", "expired", "cancelled", "skipped"})
 
 
 def work_of_snapshot(batches: list[Mapping[str, Any]], rows: list[Mapping[str, Any]]) -> list[Work]:
@@ -71,14 +87,20 @@ def work_of_event(topic: str, id_: str, batch: str, data: Mapping[str, Any]) -> 
     """What one event of channel ``a`` asks for."""
     kind, _, rest = topic.partition(".")
     _, _, state = rest.rpartition(".")
+    key = str(data.get("key"))
     if kind == "batch":
+        if state == "reopened":
+            return [LookAgain(batch)]
         return [PlanBatch(batch)] if state == "planning" else []
     if rest == "expand.done":
-        return [ExpandTemplate(batch, id_, str(data.get("key")))]
+        return [ExpandTemplate(batch, id_, key)]
+    if rest.partition(".")[0] in ("expand", "join") and state in _BAD:
+        work: list[Work] = [CheckAbort(batch, id_, key, state)] if state in _ABORTING else []
+        return [*work, Unblock(batch, template_of(key))]
     if state in ("review", "failed"):
         return [Judge(batch, id_, state)]
     if state in _ABORTING:
-        return [CheckAbort(batch, id_, str(data.get("key")), state)]
+        return [CheckAbort(batch, id_, key, state)]
     return []
 
 

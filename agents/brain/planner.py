@@ -2,30 +2,30 @@
 
 A task with `foreach` becomes three kinds of tasks: ``<id>:expand`` reads the list (in a child that sees the share)
 and records it; the *join* ``<id>`` stands for the template, held until its last chunk of children is declared;
-the children ``<id>_<item>`` feed the join. Keys are made of names in the plan and ids in the list only, so that a
-planner killed half-way declares the same tasks again.
+the children ``<id>_<item>`` feed the join (``children.py``). Keys are made of names in the plan and ids in the list
+only, so that a planner killed half-way declares the same tasks again.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ...bus.wire import MAX_BATCH, MAX_PAYLOAD_BYTES, pack
 from ...plans.check import check_plan
 from ...plans.environment import encode_value, fill, lookup
-from ...plans.errors import PlanInvalid
-from ...plans.keys import batch_key, item_groups, item_keys
-from ...plans.model import PRIORITY_LEVELS, Plan, PlanTask
+from ...plans.model import PRIORITY_LEVELS, Foreach, Plan, PlanTask
 from ...plans.placeholders import ValueFault, is_item
-from ...plans.values import rewrite_argv, rewrite_batch, rewrite_command, variables_in
+from ...plans.values import Rewritten, rewrite_argv, rewrite_batch, rewrite_command, variables_in
 from ...plans.variables import find_variables, substitute
 
-#: Children in one message: a longer transaction stalls the broker's loop.
-CHUNK: Final = 500
+#: Bounds of one message: its payloads, and its header, which is one frame (PROTOCOL §9: 1 MiB).
 CHUNK_BYTES: Final = 2 << 20
+HEAD_BYTES: Final = 512 << 10
+#: Seconds for reading a list, whatever the template allows its tasks.
+EXPAND_TIMEOUT_S: Final = 300.0
 _META_TEXT: Final = 4000
 
 
@@ -69,8 +69,11 @@ class Message:
 
     specs: list[dict[str, Any]] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
+    head: int = 0  #: bytes of the packed specs, about
+    body: int = 0  #: bytes of the payloads
 
-    def add(self, spec: dict[str, Any], payload: Mapping[str, Any]) -> None:
+    def add(self, spec: dict[str, Any], payload: Mapping[str, Any], head: int = 0) -> None:
+        """``head`` is about the packed size of ``spec`` where the caller knows it."""
         packed = pack(payload)
         if len(packed) > MAX_PAYLOAD_BYTES:
             raise Unplannable(
@@ -79,11 +82,13 @@ class Message:
             )
         self.specs.append(spec)
         self.payloads.append(packed)
+        self.head += head or len(pack(spec))
+        self.body += len(packed)
 
     @property
-    def size(self) -> int:
-        """Bytes of the payloads."""
-        return sum(map(len, self.payloads))
+    def full(self) -> bool:
+        """Whether its bytes are enough for one message."""
+        return self.body > CHUNK_BYTES or self.head > HEAD_BYTES
 
 
 def values_of(plan: Plan, run: Run) -> dict[str, Any]:
@@ -109,71 +114,78 @@ def declare(plan: Plan, run: Run) -> list[Message]:
     by_id = plan.by_id()
     messages = [Message()]
     for task in _in_order(plan):
-        if len(messages[-1].specs) + 2 > MAX_BATCH or messages[-1].size > CHUNK_BYTES:
+        if len(messages[-1].specs) + 2 > MAX_BATCH or messages[-1].full:
             messages.append(Message())
-        after = [_edge(by_id[name], name) for name in task.depends_on]
+        after = [edge_on(by_id[name], name) for name in task.depends_on]
         if task.foreach is None:
-            spec = _spec(plan, task, run, task.id) | {"after": after}
-            messages[-1].add(spec, _payload(task, run, values, ()))
+            spec = spec_of(plan, task, run, task.id) | {"after": after}
+            messages[-1].add(spec, payload_of(task, run, values, ()))
             continue
-        # an item's own dependency is met with its whole template
-        after += [
-            _edge(by_id[d.template], d.template)
-            for d in task.item_depends_on
-            if d.template not in task.depends_on
-        ]
-        expand = {
-            "key": f"{task.id}:expand",
-            "type": "expand",
-            "view": run.state_id,
-            "priority": _priority(plan, task, run),
-            "after": after,
-            "timeout_s": 300.0,
-            "meta": _meta(task) | {"name": f"{task.id}:expand", "template": task.id},
-        }
-        source = substitute(task.foreach.source, _texts(values))
-        payload = {"source": source, "json_path": task.foreach.json_path, "plan": run.plan_part()}
-        messages[-1].add(expand, payload)
-        join = {
-            "key": task.id,
-            "type": "join",
-            "join": True,
-            "hold": True,
-            "priority": _priority(plan, task, run),
-            "after": [f"{task.id}:expand"],
-            "meta": _meta(task) | {"foreach": f"{task.foreach.source}:{task.foreach.json_path}"},
-        }
-        messages[-1].add(join, {})
+        messages[-1].add(*_expand_task(plan, task, run, after, values))
+        messages[-1].add(_join(plan, task, run), {})
     return messages
 
 
-def expand(plan: Plan, run: Run, template: str, items: Sequence[Any]) -> Iterator[Message]:
-    """The children of a template for the recorded list, in chunks.
+def _expand_task(
+    plan: Plan, task: PlanTask, run: Run, after: list[Any], values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The task that reads the list of a template, with its payload. It waits for the template's plain dependencies."""
+    foreach = _foreach(task)
+    attempts = task.max_attempts or plan.settings.max_attempts
+    spec = {
+        "key": f"{task.id}:expand",
+        "type": "expand",
+        "view": run.state_id,
+        "priority": _priority(plan, task, run),
+        "after": after,
+        "timeout_s": EXPAND_TIMEOUT_S,
+        "policy": {} if attempts is None else {"task": attempts},
+        "meta": _meta(task) | _abort(plan, task) | {"name": f"{task.id}:expand", "template": task.id},
+    }
+    payload = {
+        "source": substitute(foreach.source, _texts(values)),
+        "json_path": foreach.json_path,
+        "plan": run.plan_part(),
+        "fields": item_fields(task),
+    }
+    return spec, payload
 
-    Raises:
-        Unplannable: duplicate ids, a field that an item lacks, a value that cannot be passed.
+
+def _join(plan: Plan, task: PlanTask, run: Run) -> dict[str, Any]:
+    """The held join that stands for a template.
+
+    It ends with the lists that its items depend on: without one of them it could never be expanded.
     """
-    task = plan.by_id()[template]
-    values = values_of(plan, run)
-    others = [t.id for t in plan.tasks if t.id != template]
-    edge = [template, "end" if task.on_failure == "continue" else "success"]
-    message = Message()
-    try:
-        keys = item_keys(template, items, others)
-    except ValueError as e:
-        raise Unplannable(f"{plan.file}:{task.line_of('foreach')}: the list of {template!r}: {e}") from None
-    for group in item_groups(len(items), task.batch_size):
-        chosen = [items[i] for i in group]
-        key = keys[group[0]] if task.batch_size == 1 else batch_key(template, group[0] + 1, group[-1] + 1)
-        spec = _spec(plan, task, run, key) | {"feeds": [edge]}
-        spec["meta"]["template"] = template
-        if task.batch_size > 1:
-            spec["meta"]["batch_size"] = len(chosen)
-        if len(message.specs) >= CHUNK or message.size > CHUNK_BYTES:
-            yield message
-            message = Message()
-        message.add(spec, _payload(task, run, values, chosen))
-    yield message
+    by_id = plan.by_id()
+    foreach = _foreach(task)
+    lists = dict.fromkeys(d.template for d in task.item_depends_on)
+    return {
+        "key": task.id,
+        "type": "join",
+        "join": True,
+        "hold": True,
+        "priority": _priority(plan, task, run),
+        "after": [f"{task.id}:expand", *(edge_on(by_id[name], f"{name}:expand") for name in lists)],
+        "meta": _meta(task) | _abort(plan, task) | {"foreach": f"{foreach.source}:{foreach.json_path}"},
+    }
+
+
+def _foreach(task: PlanTask) -> Foreach:
+    if task.foreach is None:
+        raise Unplannable(f"task {task.id!r} has no foreach; submit the plan again")
+    return task.foreach
+
+
+def item_fields(task: PlanTask) -> list[str]:
+    """The paths of ``{ITEM.path}`` (``""`` for ``{ITEM}``) that a template's texts and dependencies ask of each item."""
+    names = [d.path for d in task.item_depends_on]
+    if task.command is not None:
+        asked = [v.name for v in variables_in(task.command) if v.context != "comment"]
+    else:
+        texts = [*(task.argv or ()), task.prompt or "", task.output or ""]
+        asked = [name for text in texts for name, _ in find_variables(text)]
+    names += [name.partition(".")[2] for name in asked if is_item(name)]
+    return list(dict.fromkeys(names))
 
 
 def _in_order(plan: Plan) -> list[PlanTask]:
@@ -193,8 +205,23 @@ def _in_order(plan: Plan) -> list[PlanTask]:
     return list(done.values())
 
 
-def _edge(source: PlanTask, name: str) -> Any:
-    return [name, "end"] if source.on_failure == "continue" else name
+def batch_size(task: PlanTask) -> int:
+    """Items in one task of a template; a handler takes one at a time."""
+    return task.batch_size if task.type == "shell" else 1
+
+
+def edge_on(source: PlanTask, ref: str) -> Any:
+    """The edge on ``ref``, a task of ``source``: on its end where its failure does not matter."""
+    return [ref, "end"] if source.on_failure == "continue" else ref
+
+
+def aborts(plan: Plan, task: PlanTask) -> bool:
+    """Whether a failure of ``task`` aborts the whole batch."""
+    return task.on_failure != "continue" and plan.settings.on_failure == "abort"
+
+
+def _abort(plan: Plan, task: PlanTask) -> dict[str, str]:
+    return {"on_failure": "abort"} if aborts(plan, task) else {}
 
 
 def _priority(plan: Plan, task: PlanTask, run: Run) -> int:
@@ -210,7 +237,7 @@ def _class(task: PlanTask) -> str | None:
     return None if task.type != "shell" and task.task_class_inferred else task.task_class
 
 
-def _spec(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
+def spec_of(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
     """The bus's spec of one task; times in seconds."""
     attempts = task.max_attempts or plan.settings.max_attempts
     policy: dict[str, Any] = {}
@@ -225,7 +252,7 @@ def _spec(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
         "priority": _priority(plan, task, run),
         "timeout_s": plan.timeout_s(task),
         "policy": policy,
-        "meta": _meta(task) | {"name": key},
+        "meta": _meta(task) | _abort(plan, task) | {"name": key},
     }
     if task.type == "shell":
         spec["view"] = run.state_id
@@ -236,18 +263,17 @@ def _spec(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
         spec["needs"] = list(task.needs)
     if task.evaluate:
         spec["review"] = True
-    if task.on_failure != "continue" and plan.settings.on_failure == "abort":
-        spec["meta"]["on_failure"] = "abort"
     return spec
 
 
 def _meta(task: PlanTask) -> dict[str, Any]:
     """What people and the mirror see of a task beside its state."""
-    meta: dict[str, Any] = {"executor": task.executor, "depends_on": list(task.depends_on), "line": task.line}
+    waits = [*task.depends_on, *(_per_item(d.template, d.path) for d in task.item_depends_on)]
+    meta: dict[str, Any] = {"executor": task.executor, "depends_on": waits, "line": task.line}
     if task.command is not None:
-        meta["command"] = task.command[:_META_TEXT]
+        meta["command"] = cut(task.command, _META_TEXT)
     elif task.argv is not None:
-        meta["command"] = shlex.join(task.argv)[:_META_TEXT]
+        meta["command"] = cut(shlex.join(task.argv), _META_TEXT)
     if task.on_failure is not None:
         meta["on_failure"] = task.on_failure
     if task.task_class_inferred:
@@ -255,44 +281,75 @@ def _meta(task: PlanTask) -> dict[str, Any]:
     return meta
 
 
+def _per_item(template: str, path: str) -> str:
+    """A per-item dependency as the plan writes it."""
+    return f"{template}_{{ITEM.{path}}}" if path else f"{template}_{{ITEM}}"
+
+
+def cut(text: str, most: int) -> str:
+    """``text``, at most ``most`` bytes of it."""
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
+
+
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: encode_value(value) for name, value in values.items()}
 
 
-def _payload(task: PlanTask, run: Run, values: Mapping[str, Any], items: Sequence[Any]) -> dict[str, Any]:
-    """The payload of a shell task: its command with the environment that carries the values."""
+def payload_of(
+    task: PlanTask, run: Run, values: Mapping[str, Any], items: Sequence[Any], made: Rewritten | None = None
+) -> dict[str, Any]:
+    """The payload of a task: for `shell` its command with the environment that carries the values.
+
+    ``made`` is :func:`rewritten` for as many items, where the caller has it already.
+
+    Raises:
+        Unplannable: a value cannot be put where the plan wants it.
+    """
     try:
         if task.type != "shell":
             return _other_payload(task, run, values, items)
-        if task.argv is not None and len(items) <= 1:
-            argv = rewrite_argv(task.argv, _argv_values(task.argv, values, items))
-            return {"command": None, "argv": argv, "env": {}, "plan": run.plan_part()}
-        if task.argv is not None:
-            lines = [
-                shlex.join(rewrite_argv(task.argv, _argv_values(task.argv, values, [item]))) for item in items
-            ]
-            return {
-                "command": "\n".join(["set -e", *lines]),
-                "argv": None,
-                "env": {},
-                "plan": run.plan_part(),
-            }
-        known = values.__contains__
-        lists = {k: len(v) for k, v in values.items() if isinstance(v, list)}
-        command = task.command or ""
-        if task.batch_size > 1 and items:
-            made = rewrite_batch(command, len(items), known, lists)
-        else:
-            made = rewrite_command(command, known, lists)
-        return {
-            "command": made.command,
-            "argv": None,
-            "env": fill(made.slots, values, items),
-            "plan": run.plan_part(),
-        }
+        if task.argv is None:
+            made = made or rewritten(task, values, len(items))
+            return _shell_payload(run, command=made.command, env=fill(made.slots, values, items))
+        if task.batch_size == 1 or not items:
+            return _shell_payload(run, argv=rewrite_argv(task.argv, _argv_values(task.argv, values, items)))
+        lines = [
+            shlex.join(rewrite_argv(task.argv, _argv_values(task.argv, values, [item]))) for item in items
+        ]
+        return _shell_payload(run, command="\n".join(["set -e", *lines]) + "\n")
     except ValueFault as e:
-        field_name = "argv" if task.argv is not None else "command"
-        raise Unplannable(f"plan.md:{task.line_of(field_name)}: task {task.id!r}: {e}") from None
+        raise _unplannable(task, e) from None
+
+
+def rewritten(task: PlanTask, values: Mapping[str, Any], n_items: int) -> Rewritten:
+    """The command of a `shell` task with its placeholders as variables, for ``n_items`` items (0: no foreach).
+
+    Raises:
+        Unplannable: a value would be parsed as program text.
+    """
+    lists = {k: len(v) for k, v in values.items() if isinstance(v, list)}
+    command = task.command or ""
+    try:
+        if task.batch_size > 1 and n_items:
+            return rewrite_batch(command, n_items, values.__contains__, lists)
+        return rewrite_command(command, values.__contains__, lists)
+    except ValueFault as e:
+        raise _unplannable(task, e) from None
+
+
+def _shell_payload(
+    run: Run,
+    *,
+    command: str | None = None,
+    argv: list[str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    return {"command": command, "argv": argv, "env": env or {}, "plan": run.plan_part()}
+
+
+def _unplannable(task: PlanTask, fault: ValueFault) -> Unplannable:
+    name = "argv" if task.argv is not None else "command"
+    return Unplannable(f"plan.md:{task.line_of(name)}: task {task.id!r}: {fault}")
 
 
 def _argv_values(argv: Sequence[str], values: Mapping[str, Any], items: Sequence[Any]) -> dict[str, Any]:
@@ -343,13 +400,10 @@ def problems_of(plan: Plan) -> list[str]:
 
 
 __all__ = [
-    "CHUNK",
     "Message",
-    "PlanInvalid",
     "Run",
     "Unplannable",
     "declare",
-    "expand",
     "problems_of",
     "values_of",
 ]

@@ -14,19 +14,20 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
+import msgpack
 import zmq
 
 from ... import __version__
 from ...bus.errors import BadFrame, Busy, NotFound, Refused, RigbusError, Unreachable
 from ...bus.follow import Cursor, Event, event_of
 from ...bus.link import Connection
-from ...bus.model import task_id
 from ...bus.paths import RigPaths, find_rig
 from ...bus.wire import Verb, unpack
 from ...plans.errors import PlanInvalid
 from ...plans.model import Plan
 from ...plans.parser import parse_plan
 from . import core, planner
+from .expanding import Expanding
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Brain:
         self.link = Connection(endpoint, role="brain", name="brain", build=__version__)
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
+        self.expanding = Expanding(self)
         self.epoch = 0
         self._events: zmq.Socket[bytes] | None = None
         self._generation = 0
@@ -100,7 +102,7 @@ class Brain:
     def _seated(self) -> None:
         """A WELCOME: with an epoch this brain acts, and begins with a snapshot; without one it waits."""
         welcome = self.link.welcome
-        self.work.clear()
+        self._forget()
         if welcome.get("standby"):
             self.epoch = 0
             log.info("another brain is seated; this one waits for the epoch")
@@ -109,6 +111,10 @@ class Brain:
         self._subscribe(str(welcome["events"]))
         self._snapshot()
         log.info("seated with epoch %d, %d things to do", self.epoch, len(self.work))
+
+    def _forget(self) -> None:
+        self.work.clear()
+        self.expanding.clear()
 
     def _subscribe(self, endpoint: str) -> None:
         if self._events is not None:
@@ -122,7 +128,13 @@ class Brain:
         self._events = events
 
     def _snapshot(self) -> None:
-        """What is due now, page by page; events after the first page's seq come on top."""
+        """What is due now; events after the first page's seq come on top."""
+        seq, batches, rows = self._read_snapshot()
+        self._cursor = Cursor(("a",), seq)
+        self.work.extend(core.work_of_snapshot(batches, rows))
+
+    def _read_snapshot(self) -> tuple[int, list[Any], list[Any]]:
+        """(the first page's seq, batches, rows) of what the brain acts on, page by page."""
         cursor, first = None, None
         batches: list[Any] = []
         rows: list[Any] = []
@@ -135,9 +147,7 @@ class Brain:
             rows += page["rows"]
             cursor = page["cursor"]
             if cursor is None:
-                break
-        self._cursor = Cursor(("a",), first or 0)
-        self.work.extend(core.work_of_snapshot(batches, rows))
+                return first or 0, batches, rows
 
     def _hear_events(self) -> None:
         behind = False
@@ -173,7 +183,7 @@ class Brain:
                 Verb.EVENTS, {"since": self._cursor.since, "channel": "a"}, timeout_s=_REQUEST_S
             )
             if answer.verb is Verb.RESNAPSHOT:
-                self.work.clear()
+                self._forget()
                 self._snapshot()
                 return
             for row in answer.header["events"]:
@@ -193,7 +203,14 @@ class Brain:
             if isinstance(work, core.PlanBatch):
                 self.plan(work.batch)
             elif isinstance(work, core.ExpandTemplate):
-                self.expand(work)
+                self.work.extend(self.expanding.step(work))
+            elif isinstance(work, core.Unblock):
+                self.work.extend(self.expanding.unblocked(work))
+            elif isinstance(work, core.LookAgain):
+                # only what nobody else starts: a dead task that stays so must not abort its batch once more
+                _, batches, rows = self._read_snapshot()
+                due = core.work_of_snapshot(batches, rows)
+                self.work += [w for w in due if isinstance(w, core.ExpandTemplate) and w.batch == work.batch]
             elif isinstance(work, core.Judge):
                 self.tell({"verdicts": [{"id": work.task, **core.verdict(work.state)}]})
             else:
@@ -241,10 +258,10 @@ class Brain:
 
     def plan(self, batch_id: str) -> None:
         """Declare a batch's tasks, then close it; the last message does both."""
-        row = self.link.request(Verb.QUERY, {"what": "batch", "id": batch_id}, timeout_s=_REQUEST_S).header
+        row = self.batch_row(batch_id)
         if row["closed"] or row["kind"] != "plan":
             return
-        run, plan = self._run_of(row)
+        run, plan = self.run_of(row)
         messages = planner.declare(plan, run)
         for message in messages[:-1]:
             self.tell({}, message, batch_id)
@@ -257,25 +274,9 @@ class Brain:
         self.tell({"close": [batch_id], "facts": facts}, messages[-1], batch_id)
         log.info("planned %s: %s, %d tasks", batch_id, plan.name, len(plan.tasks))
 
-    def expand(self, work: core.ExpandTemplate) -> None:
-        """Declare the children of a foreach, chunk by chunk; the last one releases the join."""
-        row = self.link.request(Verb.QUERY, {"what": "batch", "id": work.batch}, timeout_s=_REQUEST_S).header
-        run, plan = self._run_of(row)
-        template = core.template_of(work.expand_key)
-        items = self._value(work.expand_id)["items"]
-        join = task_id(work.batch, template)
-        messages = list(planner.expand(plan, run, template, items))
-        for message in messages[:-1]:
-            self.tell({}, message, work.batch)
-            self.link.renew()
-        self.tell({"release": [join]}, messages[-1], work.batch)
-        log.info("expanded %s of %s: %d items", template, work.batch, len(items))
-
     def check_abort(self, work: core.CheckAbort) -> None:
         """Apply a plan's `on_failure: abort`."""
-        rows = self.link.request(
-            Verb.QUERY, {"what": "rows", "ids": [work.task]}, timeout_s=_REQUEST_S
-        ).header["rows"]
+        rows = self.rows([work.task])
         if rows and rows[0]["state"] == work.state and core.aborts(rows[0].get("meta") or {}):
             reason = f"aborted: {work.key} ended {work.state}" + (
                 f" ({rows[0]['error'][:500]})" if rows[0].get("error") else ""
@@ -284,7 +285,7 @@ class Brain:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def _run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
+    def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
         """The run and the parsed plan of a batch, from its staged copy.
 
         Raises:
@@ -324,17 +325,35 @@ class Brain:
         except PlanInvalid as e:
             raise planner.Unplannable("; ".join(map(str, e.faults))) from None
 
-    def _value(self, task: str) -> Any:
-        """A recorded result, from its row or its file."""
+    def batch_row(self, batch_id: str) -> dict[str, Any]:
+        """A batch as QUERY shows it.
+
+        Raises:
+            NotFound: it is gone.
+        """
+        return self.link.request(Verb.QUERY, {"what": "batch", "id": batch_id}, timeout_s=_REQUEST_S).header
+
+    def rows(self, ids: list[str]) -> list[dict[str, Any]]:
+        """Tasks as QUERY shows them, those that are gone left out."""
+        answer = self.link.request(Verb.QUERY, {"what": "rows", "ids": ids}, timeout_s=_REQUEST_S)
+        rows: list[dict[str, Any]] = answer.header["rows"]
+        return rows
+
+    def value(self, task: str) -> Any:
+        """A recorded result of our own workers, from its row or its file; the limits of the wire do not fit it.
+
+        Raises:
+            NotFound: the task is gone.  Unplannable: the file cannot be read.
+        """
         answer = self.link.request(Verb.QUERY, {"what": "rows", "ids": [task]}, timeout_s=_REQUEST_S)
         if not answer.header["rows"]:
             raise NotFound(f"task {task} is gone")
         ref = answer.header["rows"][0].get("ref")
         if not ref:
-            return unpack(answer.body[0])
+            return _unpack(answer.body[0])
         path = self.paths.results / ref["sha256"][:2] / ref["sha256"]
         try:
-            return _unpack_large(path.read_bytes())
+            return _unpack(path.read_bytes())
         except OSError as e:
             raise planner.Unplannable(
                 f"the recorded list {path} cannot be read: {e.strerror}; retry the task"
@@ -363,11 +382,16 @@ class Brain:
         self.link.close()
 
 
-def _unpack_large(data: bytes) -> Any:
-    """A value that went by reference: larger than a frame, so the wire's own limits do not fit; written by our worker."""
-    import msgpack
+def _unpack(data: bytes) -> Any:
+    """A recorded value.
 
-    return msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+    Raises:
+        Unplannable: it is damaged.
+    """
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as e:
+        raise planner.Unplannable(f"a recorded list cannot be read ({e}); retry its task") from None
 
 
 def main(state: Path | None = None) -> int:

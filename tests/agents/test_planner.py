@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from rigbus.agents.brain import core, planner
+from rigbus.agents.brain import children, core, planner
 from rigbus.bus.model import task_id
-from rigbus.bus.wire import unpack
+from rigbus.bus.wire import MAX_FRAME_BYTES, MAX_META_BYTES, pack, unpack
 from rigbus.plans import parse_plan
+from rigbus.plans.items import Counterparts
 
 HEAD = "# Plan: p\n\n## Inputs\n- **N**: how many (default: `3`)\n\n## Tasks\n"
 
@@ -81,13 +82,15 @@ def test_a_foreach_is_an_expand_task_and_a_held_join() -> None:
     assert payloads["each:expand"]["source"] == "/share/plans/p/batches/b/m.json"
 
 
-def expanded(tasks: str, items: list[Any], template: str = "each") -> tuple[list[dict[str, Any]], list[Any]]:
-    plan = parse_plan(HEAD + tasks, name="p")
-    specs, payloads = [], []
-    for message in planner.expand(plan, run_of(), template, items):
-        specs += message.specs
-        payloads += [unpack(p) for p in message.payloads]
-    return specs, payloads
+def children_of(
+    tasks: str, items: list[Any], template: str = "each", before: Any = None
+) -> children.Children:
+    return children.Children(parse_plan(HEAD + tasks, name="p"), run_of(), template, items, before)
+
+
+def expanded(tasks: str, items: list[Any], **more: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+    made = list(children_of(tasks, items, **more))
+    return [spec for spec, _, _ in made], [payload for _, payload, _ in made]
 
 
 EACH = "### each\n- foreach: m.json:items\n- command: `echo {ITEM.id}`\n"
@@ -99,6 +102,7 @@ def test_children_feed_their_join_and_have_names_of_their_items() -> None:
     assert all(s["feeds"] == [["each", "success"]] for s in specs)
     assert specs[1]["key"].startswith("each_a-b-rm-rf-x_")
     assert payloads[1]["env"] == {"RIGBUS_V_ITEM_id": "a b; rm -rf x"}
+    assert [s["meta"]["item_id"] for s in specs] == ["one", "a b; rm -rf x"]
 
 
 def test_the_same_list_makes_the_same_keys_and_payloads() -> None:
@@ -106,20 +110,48 @@ def test_the_same_list_makes_the_same_keys_and_payloads() -> None:
     assert expanded(EACH, items) == expanded(EACH, items)
 
 
-def test_no_chunk_is_larger_than_the_broker_takes_well() -> None:
-    plan = parse_plan(HEAD + EACH, name="p")
-    sizes = [len(m.specs) for m in planner.expand(plan, run_of(), "each", [{"id": n} for n in range(1200)])]
-    assert sizes == [500, 500, 200]
+def messages_of(made: Any, most: int = 500) -> list[planner.Message]:
+    source, messages, more = iter(made), [], True
+    while more:
+        message, more = children.next_message(source, most)
+        messages.append(message)
+    return messages
+
+
+def test_no_message_is_larger_than_the_broker_takes_well() -> None:
+    made = messages_of(children_of(EACH, [{"id": n} for n in range(1200)]))
+    assert [len(m.specs) for m in made] == [500, 500, 200]
+
+
+def test_no_header_is_larger_than_a_frame_however_long_the_command_and_the_ids() -> None:
+    long = EACH.replace("echo {ITEM.id}", "echo {ITEM.id} " + "é" * 30_000)
+    plan = parse_plan(HEAD + long + "- batch_size: 3\n", name="p")
+    items = [{"id": f"{n:06d}" + "日" * 3_000} for n in range(600)]
+    for message in messages_of(children.Children(plan, run_of(), "each", items)):
+        assert message.specs
+        assert len(pack(message.specs)) < MAX_FRAME_BYTES - 4096
+        assert all(len(pack(s["meta"])) < MAX_META_BYTES for s in message.specs)
+
+
+def test_many_tasks_with_long_commands_go_in_several_messages() -> None:
+    tasks = "".join(f"### t{n}\n- command: `true {'x' * 2400}`\n" for n in range(400))
+    plan = parse_plan(HEAD + tasks, name="p")
+    made = planner.declare(plan, run_of())
+    assert sum(len(m.specs) for m in made) == 400
+    assert all(len(pack(m.specs)) < MAX_FRAME_BYTES - 4096 for m in made)
 
 
 def test_an_empty_list_is_one_empty_message() -> None:
-    plan = parse_plan(HEAD + EACH, name="p")
-    assert [m.specs for m in planner.expand(plan, run_of(), "each", [])] == [[]]
+    assert [m.specs for m in messages_of(children_of(EACH, []))] == [[]]
 
 
-def test_a_batch_runs_its_items_one_after_the_other() -> None:
-    specs, payloads = expanded(EACH + "- batch_size: 2\n", [{"id": n} for n in range(3)])
+@pytest.mark.parametrize("form", ["command: `echo {ITEM.id}`", 'argv: ["echo", "{ITEM.id}"]'])
+def test_a_batch_runs_its_items_one_after_the_other_and_stops_at_the_first_failure(form: str) -> None:
+    batched = EACH.replace("command: `echo {ITEM.id}`", form) + "- batch_size: 2\n"
+    specs, payloads = expanded(batched, [{"id": "a b"}, {"id": "$(x)"}, {"id": 2}])
     assert [s["key"] for s in specs] == ["each_batch_0001_0002", "each_batch_0003_0003"]
+    assert [s["meta"]["item_ids"] for s in specs] == [["a b", "$(x)"], ["2"]]
+    assert payloads[0]["command"].splitlines()[0] == "set -e"
     out = subprocess.run(
         ["bash", "-c", payloads[0]["command"]],
         env=payloads[0]["env"],
@@ -127,7 +159,14 @@ def test_a_batch_runs_its_items_one_after_the_other() -> None:
         text=True,
         check=True,
     )
-    assert out.stdout == "0\n1\n"
+    assert out.stdout == "a b\n$(x)\n"
+
+
+def test_a_handler_takes_one_item_at_a_time_whatever_the_batch_size() -> None:
+    tasks = "### each\n- foreach: m.json:items\n- type: shout\n- prompt: say {ITEM}\n- batch_size: 8\n"
+    specs, payloads = expanded(tasks, ["a", "b"])
+    assert [s["key"] for s in specs] == ["each_0", "each_1"]
+    assert [p["prompt"] for p in payloads] == ["say a", "say b"]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +177,61 @@ def test_a_bad_list_fails_with_the_plans_line(items: list[Any], says: str) -> No
     with pytest.raises(planner.Unplannable, match=says) as e:
         expanded(EACH, items)
     assert "plan.md:" in str(e.value)
+
+
+def test_an_expand_task_has_the_plans_attempts_and_the_fields_that_the_template_asks_for() -> None:
+    settings = "# Plan: p\n## Settings\n- on_failure: abort\n- max_attempts: 5\n## Tasks\n"
+    tasks = (
+        EACH.replace("{ITEM.id}", "{ITEM.path} # {ITEM.no}")
+        + "- timeout_s: 7\n- requires: a\n- produces: b\n"
+    )
+    specs, payloads = declared(tasks, head=settings)
+    assert specs["each:expand"]["policy"] == {"task": 5}
+    assert specs["each:expand"]["timeout_s"] == planner.EXPAND_TIMEOUT_S
+    assert specs["each:expand"]["meta"]["on_failure"] == specs["each"]["meta"]["on_failure"] == "abort"
+    assert payloads["each:expand"]["fields"] == ["path"]
+    (child,), _ = expanded(tasks, [{"path": "x"}])
+    assert child["timeout_s"] == 7
+
+
+NEXT = "### next\n- foreach: n.json:items\n- command: `echo {ITEM.id}`\n- depends_on: init, each_{ITEM.id}\n"
+INIT = "### init\n- command: `true`\n"
+
+
+def test_plain_dependencies_gate_the_list_and_item_dependencies_its_tasks() -> None:
+    specs, payloads = declared(INIT + EACH + NEXT)
+    assert specs["next:expand"]["after"] == ["init"]
+    assert specs["next"]["after"] == ["next:expand", "each:expand"]
+    assert specs["next"]["meta"]["depends_on"] == ["init", "each_{ITEM.id}"]
+    assert payloads["next:expand"]["fields"] == ["id"]
+
+
+@pytest.mark.parametrize(("policy", "on"), [("", "success"), ("- on_failure: continue\n", "end")])
+def test_the_task_of_an_item_waits_for_that_items_task_only(policy: str, on: str) -> None:
+    before = {"each": Counterparts("each", [{"id": "b"}, {"id": "a"}])}
+    specs, _ = expanded(
+        INIT + EACH + policy + NEXT, [{"id": "a"}, {"id": "b"}], template="next", before=before
+    )
+    assert [s["after"] for s in specs] == [[["each_a", on]], [["each_b", on]]]
+    specs, _ = expanded(
+        INIT + EACH + policy + NEXT + "- batch_size: 2\n",
+        [{"id": "a"}, {"id": "b"}],
+        template="next",
+        before=before,
+    )
+    assert [s["after"] for s in specs] == [[["each_a", on], ["each_b", on]]]
+
+
+def test_an_item_without_a_counterpart_is_named_with_its_template_and_line() -> None:
+    with pytest.raises(
+        planner.Unplannable, match=r"plan\.md:\d+: the list of 'next': element 0 \('x'\) has no counter"
+    ):
+        expanded(
+            INIT + EACH + NEXT,
+            [{"id": "x"}],
+            template="next",
+            before={"each": Counterparts("each", [{"id": "a"}])},
+        )
 
 
 def test_a_missing_value_is_named() -> None:
@@ -197,7 +291,10 @@ def test_a_snapshot_gives_all_that_is_due_and_nothing_else() -> None:
         ("task.expand.done", [core.ExpandTemplate("b", "t", "k")]),
         ("task.shell.review", [core.Judge("b", "t", "review")]),
         ("task.shell.dead", [core.CheckAbort("b", "t", "k", "dead")]),
-        ("task.expand.expired", [core.CheckAbort("b", "t", "k", "expired")]),
+        ("task.expand.expired", [core.CheckAbort("b", "t", "k", "expired"), core.Unblock("b", "k")]),
+        ("task.expand.skipped", [core.Unblock("b", "k")]),
+        ("task.join.cancelled", [core.Unblock("b", "k")]),
+        ("batch.plan.reopened", [core.LookAgain("b")]),
         ("task.shell.skipped", []),
         ("task.my.done.done", []),
     ],
