@@ -22,6 +22,8 @@ from .worker_events import Outcome
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.05
+#: When to look whether a process has entered its folder: a short one has ended by then, and woke nobody for it.
+ENTRY_LOOK_S = 0.02
 _ACTIVE_S = 0.5
 
 
@@ -43,6 +45,7 @@ class Attempt:
     job: Any
     enter_by: float
     watched: set[int]
+    look_at: float | None = None  #: for its entry, the first time
     sweep: Sweep | None = None
     next_step_at: float = 0.0
     entered: bool = False
@@ -67,14 +70,13 @@ class ProcessRunner(ABC):
             child = self._procs.spawn(spec)
         except SpawnError as e:
             return ev.failed(e.error_class, str(e))
-        attempt = Attempt(key, child, job, monotonic() + ENTER_TIMEOUT_S, set())
+        now = monotonic()
+        attempt = Attempt(key, child, job, now + ENTER_TIMEOUT_S, set(), now + ENTRY_LOOK_S)
         self._live[key] = attempt
         if child.exit_fd is not None:
             self._watch(attempt, child.exit_fd, self._on_exit)
         if child.output_fd is not None:
             self._watch(attempt, child.output_fd, self._on_output)
-        if child.entered_fd is not None:
-            self._watch(attempt, child.entered_fd, self._on_entry)
         return attempt
 
     def _entered(self, attempt: Attempt) -> None:  # noqa: B027 - a hook that may stay empty
@@ -135,6 +137,9 @@ class ProcessRunner(ABC):
         if attempt.child.entered and not attempt.entered:
             attempt.entered = True
             self._entered(attempt)
+        fd = attempt.child.entered_fd
+        if fd is not None and fd not in attempt.watched:
+            self._watch(attempt, fd, self._on_entry)
 
     def _on_output(self, attempt: Attempt) -> None:
         attempt.child.read_output()
@@ -170,8 +175,12 @@ class ProcessRunner(ABC):
                 attempt.late = True
                 self._begin_sweep(attempt)
                 return now
-            if self._procs.poll_s is None:
-                return attempt.enter_by
+            if attempt.look_at is not None and now >= attempt.look_at:
+                attempt.look_at = None
+                attempt.child.open_log()
+                self._on_entry(attempt)
+            if self._procs.poll_s is None and not attempt.entered:
+                return attempt.look_at or attempt.enter_by
         if self._procs.poll_s is None:
             return None
         self._on_exit(attempt)  # no descriptor tells us the end on this platform

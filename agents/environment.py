@@ -15,7 +15,7 @@ ALLOWED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR"),
     *("CUDA_*", "NVIDIA_*", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"),
 )
-_EXTRA = ("RIGBUS_*", "CUDA_*", "NVIDIA_*")
+_EXTRA = ("RIGBUS_", "CUDA_", "NVIDIA_")
 # These change what every program loads or what bash runs first: only an exact name in env_pass passes one.
 _EXACT_ONLY = ("LD_*", "DYLD_*", "BASH_ENV", "BASH_FUNC_*", "ENV", "PS4", "IFS", "PYTHONSTARTUP")
 _FALLBACK_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -36,7 +36,7 @@ def task_environment(
     """
     env = {name: value for name, value in base.items() if _passes(name, env_pass)}
     for name, value in extra.items():
-        if not any(fnmatchcase(name, pattern) for pattern in _EXTRA) or "=" in name or "\0" in name:
+        if not name.startswith(_EXTRA) or "=" in name or "\0" in name:
             raise DefinitionError(
                 f"environment variable {name!r}: a task may add only RIGBUS_* names; rename it"
             )
@@ -44,7 +44,9 @@ def task_environment(
             raise DefinitionError(
                 f"value of {name}: it holds a NUL byte, which no command can receive; remove it"
             )
-        size = len(os.fsencode(value))
+        size = len(value)
+        if 4 * size > MAX_VALUE_BYTES:  # of short ones nobody need count the bytes
+            size = len(os.fsencode(value))
         if size > MAX_VALUE_BYTES:
             raise DefinitionError(
                 f"value of {name}: {size} bytes, at most {MAX_VALUE_BYTES} fit; pass a file's name instead"

@@ -7,10 +7,10 @@ the supervisor ends, however it ends, the kernel closes the write end and the re
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Mapping
 
-LIFELINE_VARIABLE = "RIGBUS_LIFELINE_FD"
+from ..bus.lifeline import LIFELINE_VARIABLE, lifeline_fd
+
+__all__ = ["LIFELINE_VARIABLE", "Lifeline", "lifeline_fd"]
 
 
 class Lifeline:
@@ -29,22 +29,3 @@ class Lifeline:
             if fd >= 0:
                 os.close(fd)
         self.read_fd = self._write_fd = -1
-
-
-def lifeline_fd(environ: Mapping[str, str] | None = None) -> int | None:
-    """The inherited read end, or None when nobody supervises this process.
-
-    Register it in the poller: readable means that the supervisor is dead. The descriptor is not passed on
-    to this process's own children. A number that is no open pipe (a stale variable) counts as none.
-    """
-    text = (os.environ if environ is None else environ).get(LIFELINE_VARIABLE, "")
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        return None
-    fd = int(text)
-    try:
-        if fd <= 2 or not stat.S_ISFIFO(os.fstat(fd).st_mode):
-            return None
-        os.set_inheritable(fd, False)
-    except OSError:
-        return None
-    return fd

@@ -284,7 +284,8 @@ class Loop:
         match e.verb:
             case Verb.LEASE:
                 actions = core.step(ev.Leases(self._leases(e)), self.clock())
-                self._say_alive(core, self.clock())  # before they run
+                if core.config.threaded:
+                    self._say_alive(core, self.clock())  # before they run: a handler may hold the interpreter
                 for action in actions:
                     self._perform(core, action)
             case Verb.RECORDED:

@@ -30,6 +30,7 @@ class OutputSummary:
     total_bytes: int = 0
     discarded_bytes: int = 0
     log_error: str = ""
+    logged: bool = False  #: there is a log file
 
     @property
     def elided_bytes(self) -> int:
@@ -66,7 +67,8 @@ def _whole_start(data: bytes) -> str:
 class OutputLog:
     """Takes output as it comes; keeps head and tail in memory and appends to one file, up to its cap.
 
-    The file is made at once (a reader may follow it before the first byte), its folder too.
+    The file (and its folder) is made with the first byte, or by :meth:`open`: most short commands print nothing, and
+    a file for each would cost more than their start.
     """
 
     def __init__(
@@ -90,17 +92,23 @@ class OutputLog:
         self._discarded = 0
         self._error = ""
         self._fd = -1
-        if path is not None:
+        self._path = path
+        self._opened = False
+
+    def open(self) -> None:
+        """Make the file now: a reader may follow it before the first byte."""
+        if self._path is not None and not self._opened:
+            self._opened = True
             try:
-                self._fd = open_log(path)
+                self._fd = open_log(self._path)
             except OSError as error:
                 self._fail(error)
-        self._wanted = path is not None
 
     def write(self, data: bytes) -> None:
         self._total += len(data)
         self._keep(data)
-        if self._wanted:
+        if self._path is not None:
+            self.open()
             self._append(data)
 
     def close(self) -> OutputSummary:
@@ -110,7 +118,8 @@ class OutputLog:
                 self._put(f"[rigbus: {self._discarded} bytes were discarded]\n".encode())
             self._close_file()
         self._trim()
-        return OutputSummary(bytes(self._head), bytes(self._tail), self._total, self._discarded, self._error)
+        head, tail = bytes(self._head), bytes(self._tail)
+        return OutputSummary(head, tail, self._total, self._discarded, self._error, self._opened)
 
     def _keep(self, data: bytes) -> None:
         room = self._head_bytes - len(self._head)
@@ -171,8 +180,12 @@ def open_log(path: Path) -> int:
     Raises:
         OSError: the folder or file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o644)
 
 
 def drain(fd: int, log: OutputLog, max_bytes: int) -> bool:

@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 
 from .child import BaseChild
 from .environment import task_environment
@@ -102,8 +102,6 @@ class LinuxChild(BaseChild):
         super().__init__(spec, wrapper)
         self.reaped = False
         self.sweeping = False
-        proc = read_proc(self.pid)
-        self.start = proc.start if proc is not None else 0
         try:
             self.exit_fd = os.pidfd_open(self.pid)
         except OSError as error:  # out of descriptors: nothing that we could not watch stays running
@@ -111,6 +109,12 @@ class LinuxChild(BaseChild):
             self._popen.wait()
             self.close()
             raise SpawnError(f"cannot watch {spec.argv[0]!r}: {error}; raise the open-files limit") from error
+
+    @cached_property
+    def start(self) -> int:
+        """When it began, in ticks since boot. Asked for while it is not reaped."""
+        proc = read_proc(self.pid)
+        return proc.start if proc is not None else 0
 
     def poll_exit(self) -> ExitStatus | None:
         if self.status is not None:
@@ -170,18 +174,20 @@ class LinuxSweep:
         child.signal_group(signal.SIGKILL)
         # Asked before the look: only when it had ended by then are all its orphans among our children.
         ended = child.poll_exit() is not None
-        self._left = [proc for proc in self._find() if proc.alive]
+        adopted = self._owner.adopted()
+        self._left = [proc for proc in self._find(adopted, ended) if proc.alive]
         out_of_reach = sum(not self._kill(proc) for proc in self._left)
-        self._owner.reap_adopted()
+        if adopted or self._left:
+            self._owner.reap_adopted()
         if ended and out_of_reach == len(self._left):
             self._owner.forget(child)
             self.done = True
         return self.done
 
-    def _find(self) -> list[Proc]:
+    def _find(self, adopted: list[Proc], ended: bool) -> list[Proc]:
         owner, child = self._owner, self._child
-        roots = [proc for proc in owner.adopted() if proc.alive and self._belongs(proc)]
-        main = read_proc(child.pid)
+        roots = [proc for proc in adopted if proc.alive and self._belongs(proc)]
+        main = None if ended else read_proc(child.pid)
         if main is not None and main.alive:
             roots += [proc for proc in descendants([main]) if proc.pid != child.pid]
         if not owner.is_subreaper:
@@ -234,7 +240,7 @@ class LinuxProcesses:
         return self.is_subreaper
 
     def spawn(self, spec: Spawn) -> LinuxChild:
-        child = LinuxChild(spec, self._launcher)
+        child = LinuxChild(spec, self._launcher if spec.death_signal else [])
         self._live[child.pid] = child
         return child
 
@@ -259,9 +265,8 @@ class LinuxProcesses:
         """Direct children, dead or alive, that we did not start (see the class)."""
         return [
             proc
-            for proc in children_of(self._pid, main_thread_only=True)
-            if proc.pid not in self._live
-            and proc.session != self._session
+            for proc in children_of(self._pid, main_thread_only=True, but=self._live)
+            if proc.session != self._session
             and (proc.pid, proc.start) not in self._foreign
             and not (self._own_token and proc.alive and read_token(proc.pid) == self._own_token)
         ]

@@ -41,6 +41,8 @@ class Spawn:
     ``log_path`` itself (/dev/null without one), for children that must outlive their reader's attention.
     pass_fds: descriptors it inherits under the same numbers. umask: -1 keeps ours.
     subreaper: it gathers its own orphans, so none that we adopt while it lives can be its.
+    death_signal: it dies at once when this process is killed. False where a supervisor then sweeps its token: the
+    program that arms the signal costs 0.8 ms a start.
     """
 
     argv: Sequence[str]
@@ -57,6 +59,7 @@ class Spawn:
     umask: int = -1
     capture: bool = True
     subreaper: bool = False
+    death_signal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,9 @@ class Child(Protocol):
     @property
     def fds(self) -> list[int]:
         """The open ones of the three, to register in a poller (level-triggered)."""
+
+    def open_log(self) -> None:
+        """Makes the log file, if it is not there: whoever follows it need not wait for the first byte."""
 
     def read_output(self) -> bool:
         """Drains the pipe, bounded, never blocks. False: the stream has ended and output_fd is None."""

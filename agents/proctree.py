@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -52,8 +52,8 @@ def all_procs() -> list[Proc]:
     return [proc for proc in found if proc is not None]
 
 
-def children_of(pid: int, *, main_thread_only: bool = False) -> list[Proc]:
-    """The direct children of ``pid``, dead ones not yet reaped included.
+def children_of(pid: int, *, main_thread_only: bool = False, but: Container[int] = ()) -> list[Proc]:
+    """The direct children of ``pid``, dead ones not yet reaped included, ``but`` those that are known.
 
     The kernel keeps them by *thread*: those that a thread forked are in its list, orphans that the process
     adopts are in its first living thread's. So ``main_thread_only`` leaves out what other threads started.
@@ -66,10 +66,12 @@ def children_of(pid: int, *, main_thread_only: bool = False) -> list[Proc]:
                 pids += map(int, file.read().split())
     except FileNotFoundError:
         # The process is gone, or the kernel was built without CONFIG_PROC_CHILDREN.
-        return [proc for proc in all_procs() if proc.ppid == pid] if os.path.exists(f"/proc/{pid}") else []
+        if not os.path.exists(f"/proc/{pid}"):
+            return []
+        return [proc for proc in all_procs() if proc.ppid == pid and proc.pid not in but]
     except OSError:
         return []
-    found = map(read_proc, pids)
+    found = (read_proc(child) for child in pids if child not in but)
     return [proc for proc in found if proc is not None and proc.ppid == pid]
 
 

@@ -68,7 +68,8 @@ class View:
 
 
 class ShellRunner(ProcessRunner):
-    """Runs ``shell`` leases. ``env_pass`` names further variables of the worker's that commands may see."""
+    """Runs ``shell`` leases. ``env_pass`` names further variables of the worker's that commands may see;
+    ``supervised`` says that somebody sweeps what this worker leaves when it is killed."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class ShellRunner(ProcessRunner):
         *,
         env_pass: Sequence[str] = (),
         max_log_bytes: int = MAX_LOG_BYTES,
+        supervised: bool = False,
     ) -> None:
         super().__init__(host, procs)
         self._helpers = helpers
@@ -86,6 +88,7 @@ class ShellRunner(ProcessRunner):
         # The worker's own environment does not change: filtered once, not for each command.
         self._base_env = task_environment(os.environ, {}, env_pass)
         self._max_log_bytes = max_log_bytes
+        self._supervised = supervised
         self._views: dict[str, View] = {}
 
     # ------------------------------------------------------------ Runner
@@ -175,6 +178,7 @@ class ShellRunner(ProcessRunner):
                 log_path=log_file,
                 umask=UMASK,
                 max_log_bytes=self._max_log_bytes,
+                death_signal=not self._supervised,
             )
         except DefinitionError as e:
             self._end(lease, ev.failed("definition", str(e)))
@@ -212,17 +216,17 @@ class ShellRunner(ProcessRunner):
 
     def _over(self, attempt: Attempt, status: ExitStatus, summary: OutputSummary) -> None:
         job: Job = attempt.job
-        outcome = _outcome(attempt, status, summary, job)
         view = self._views.get(job.plan["view"]) if job.plan and job.plan.get("view") else None
         if view is None or job.plan is None or not _has_new_entry(job.plan["view"], view.staged_names):
-            self._end(job.lease, outcome)
+            self._end(job.lease, _outcome(attempt, status, summary, job, summary.logged))
             return
         plan = job.plan
 
         def done(harvested: Outcome) -> None:
             notes = unpack(harvested.body) if harvested.ok else [f"new entries stay here: {harvested.error}"]
             _append(job.log_file, [f"[rigbus] {note}" for note in notes])
-            self._end(job.lease, outcome)
+            logged = summary.logged or bool(notes)
+            self._end(job.lease, _outcome(attempt, status, summary, job, logged))
 
         arguments = {"staged": plan["staged"], "original": plan["original"], "view": plan["view"]}
         self._helpers.call(
@@ -269,8 +273,8 @@ def _payload(lease: Lease) -> dict[str, Any]:
     return {"command": command, "argv": argv, "env": env, "plan": plan}
 
 
-def _outcome(attempt: Attempt, status: ExitStatus, summary: OutputSummary, job: Job) -> Outcome:
-    """Exit 0 is good; DESIGN §3 classes the rest."""
+def _outcome(attempt: Attempt, status: ExitStatus, summary: OutputSummary, job: Job, logged: bool) -> Outcome:
+    """Exit 0 is good; DESIGN §3 classes the rest. ``logged``: there is a log file, which the value then names."""
     if not status.entered:
         why = "its folder was not entered in time" if attempt.late else status.message
         enter = (job.plan or {}).get("batch_path")
@@ -283,9 +287,10 @@ def _outcome(attempt: Attempt, status: ExitStatus, summary: OutputSummary, job: 
         "signal": status.signal,
         "output": tail,
         "truncated_bytes": cut,
-        "log": str(job.log_file),
         "duration_s": round(status.duration_s, 3),
     }
+    if logged:
+        value["log"] = str(job.log_file)
     body = pack(value)
     if status.ok:
         return Outcome(True, body=body, exit=0, duration_s=status.duration_s)

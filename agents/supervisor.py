@@ -237,6 +237,9 @@ class Supervisor:
             self._say("asked to stop: running tasks have 20 s to finish")
             if not self.core.stopping:
                 self._perform(self.core.stop(time.monotonic()))
+        elif e.verb is Verb.CONTROL and e.header.get("action") == "kill":
+            worker, pid = str(e.header.get("worker")), int(e.header.get("pid") or 0)
+            self._perform(self.core.kill(worker, pid, "asked for"))
         elif e.verb is Verb.OK and (name := self._gone.answered(e.corr)) is not None:
             leases = e.header.get("leases") or 0
             if leases:

@@ -220,6 +220,16 @@ class SupervisorCore:
         """A byte came on its alive pipe."""
         self.children[name].beat_at = now
 
+    def kill(self, name: str, pid: int, why: str) -> list[Action]:
+        """A person wants this very process of a worker ended hard; it starts again as after any other end."""
+        child = self.children.get(name)
+        if child is None or child.spec.stage is not Stage.WORKER:
+            return []
+        if child.phase is not Phase.RUNNING or child.pid != pid:
+            return []
+        child.killed_for, child.phase = why, Phase.SWEEPING
+        return [Say(f"{name} (pid {pid}) is killed with its tree: {why}"), Sweep(name)]
+
     def stop(self, now: float, *, fast: bool = False, code: int = 0, error: str = "") -> list[Action]:
         """Stop all; a second call makes it fast. ``code`` and ``error`` are those of :class:`Finish`."""
         if self.stopping and self.fast:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import tempfile
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -112,6 +113,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
 def log_path(logs: Path, batch: str, key: str, attempt: int) -> Path:
     """Where an attempt's log lies: ``<logs>/<batch>/<key>.<attempt>.log``.
 
@@ -122,6 +126,8 @@ def log_path(logs: Path, batch: str, key: str, attempt: int) -> Path:
 
 
 def _file_name(text: str, most: int) -> str:
+    if len(text) <= most and _PLAIN_NAME.fullmatch(text):
+        return text
     safe = "".join(
         c
         if c.isascii() and (c.isalnum() or c in "._-")

@@ -57,12 +57,13 @@ class Worker:
             raise ConfigError("a worker of commands must see the rig's state folder; give --state DIR")
         self.options = options or WorkerOptions()
         self._ctx: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        lifeline = lifeline_fd()
         self.loop = Loop(
             Peer(place.name, place.commands, place.heartbeats),
             ctx=self._ctx,
             state=place.state,
             alive_fd=inherited_fd(ALIVE_VARIABLE),
-            lifeline_fd=lifeline_fd(),
+            lifeline_fd=lifeline,
         )
         if self.options.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.options.gpu
@@ -75,6 +76,7 @@ class Worker:
             place.state,
             env_pass=self.options.env_pass,
             max_log_bytes=self.options.max_log_bytes,
+            supervised=lifeline is not None,
         )
         self.loop.add(("expand",), ExpandRunner(self.loop, helpers, place.state / "results"))
         self.loop.add(("shell",), shell)

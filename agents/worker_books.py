@@ -73,7 +73,8 @@ class WorkerBooks:
         waits = False
         for r in self.runs.values():
             if r.phase is Phase.RUNNING:
-                end = r.started_at + r.timeout_s
+                announces = not r.announced and self.connected
+                end = r.started_at + (self.config.announce_s if announces else r.timeout_s)
                 if r.lease.no_progress_s is not None:
                     end = min(end, r.active_at + r.lease.no_progress_s)
                 due = min(due, end)

@@ -288,7 +288,12 @@ class WorkerCore(WorkerBooks):
         if not self.connected:
             return []
         actions: list[Action] = []
-        started = [t for t, r in self.runs.items() if not r.announced and r.phase is Phase.RUNNING]
+        begun_by = now - self.config.announce_s
+        started = [
+            t
+            for t, r in self.runs.items()
+            if not r.announced and r.phase is Phase.RUNNING and r.started_at <= begun_by
+        ]
         if started:
             for token in started:
                 self.runs[token].announced = True

@@ -29,6 +29,8 @@ class WorkerConfig:
     drain_s: float = 20.0
     busy_s: float = 0.2
     max_prefetch: int = 128
+    #: STARTED is said of what still runs after so long: it costs the broker a commit, and a short task is over by then.
+    announce_s: float = 0.02
     #: End running work ``lease_s`` - 1 s after the last answered RENEW (tcp). On ipc the host is ours alone.
     fence: bool = False
 

@@ -134,7 +134,7 @@ def _recorded(task: dict[str, Any]) -> str | None:
 def _no_log(log: _Log) -> int:
     """No file: the output in the result, if there is one; otherwise say why."""
     task = log.task
-    if log.wanted is None and (output := _recorded(task)) is not None:
+    if log.wanted is None and (output := _recorded(task)):
         talk("the log file is not here; this is what the result holds of it")
         write(output.encode("utf-8", "replace"), raw=False)
         return 0

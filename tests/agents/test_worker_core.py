@@ -85,6 +85,10 @@ def test_a_lease_runs_is_announced_and_its_result_is_kept_until_recorded() -> No
     (start,) = b.do(ev.Leases([lease()]))
     assert isinstance(start, ev.Start)
     b.do(ev.Started(T1, b.now))
+    assert sent(b.flush(), Verb.STARTED) == [], "a short task is over before it has to be said"
+    due = b.core.next_due(b.now)
+    assert due == b.now + b.core.config.announce_s
+    b.now = due
     assert sent(b.flush(), Verb.STARTED) == [{"tokens": [T1]}]
     assert sent(b.flush(), Verb.STARTED) == []
     b.do(ev.Ended(T1, ev.Outcome(True, body=b"\xc0", duration_s=9)))
