@@ -1,4 +1,4 @@
-"""QUERY, SNAPSHOT and `why`: what the core knows, as plain rows. Pure; it changes nothing (but who waits)."""
+"""QUERY and SNAPSHOT: what the core knows, as plain rows. Pure; it changes nothing (but who waits)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any, Final
 
 from .checks import MAX_INT, texts, whole
 from .errors import DefinitionError, NotFound
-from .judging import Judging
-from .matching import predicates
 from .model import Batch, Send, Session, Task
 from .states import BATCH_ENDED, BATCH_STATE_NAMES, STATE_NAMES, BatchState, TaskState
+from .surveying import Surveying
 from .wire import MAX_RESULT_BYTES, Envelope, Verb, pack
 
 PAGE: Final = 500
+_ETA_TASKS: Final = 10_000  #: that a list of batches looks at for its ETAs, a tenth of them for each batch
 _BATCHES_BYTES: Final = 512 << 10  #: of batch rows in one answer; the spec of each has up to 16 KiB
 
 
-class Asking(Judging):
+class Asking(Surveying):
     """The questions."""
 
+    build: str
     heartbeats: dict[str, tuple[float, dict[str, Any]]]  #: by worker's name: when (monotonic), telemetry
 
     def _query(self, session: Session, env: Envelope) -> dict[str, Any] | None:
@@ -31,7 +32,7 @@ class Asking(Judging):
             "tasks": self._tasks,
             "rows": self._rows,
             "task": self._task,
-            "why": self._why,
+            "why": lambda s, e: self.why(e.header.get("id")),
             "workers": lambda s, e: {"workers": [self.worker_row(w) for w in self.workers()]},
             "facts": self._facts,
             "wait": self._wait,
@@ -70,29 +71,28 @@ class Asking(Judging):
             "seq": batch.seq,
         }
 
-    def _batch_line(self, batch: Batch) -> dict[str, Any]:
-        """A batch in a list: without what its submitter gave, which may have 16 KiB."""
-        row = self.batch_row(batch)
-        del row["spec"]
-        return row
+    def _batch_lines(self, batches: Iterable[Batch]) -> list[dict[str, Any]]:
+        """Batches in a list: without what their submitters gave, which may have 16 KiB each."""
+        rows = []
+        est = self.estimator()
+        room = _ETA_TASKS
+        for batch in batches:
+            row = self.batch_row(batch)
+            del row["spec"]
+            if batch.live and room > 0:
+                row["eta_s"] = est.batch(batch, _ETA_TASKS // 10).end_s
+                room -= min(batch.total, _ETA_TASKS // 10)
+            rows.append(row)
+        return rows
 
     def worker_row(self, worker: Session) -> dict[str, Any]:
         """A worker for people and mirrors; ``telemetry`` is its last heartbeat."""
         beat_at, telemetry = self.heartbeats.get(worker.name, (0.0, {}))
-        state = "idle"
-        if worker.suspect:
-            state = "suspect"
-        elif self.paused(worker.name) or self.paused("all"):
-            state = "paused"
-        elif worker.draining:
-            state = "draining"
-        elif worker.leases:
-            state = "busy"
         return {
             "id": worker.name,
             "session": worker.id,
             "pid": worker.pid,
-            "state": state,
+            "state": self.worker_word(worker),
             "slots": worker.slots,
             "credit": worker.credit,
             "types": sorted(worker.types),
@@ -113,6 +113,7 @@ class Asking(Judging):
             "as_of": self.wall,
             "seq": self.seq,
             "broker": {
+                "build": self.build,
                 "incarnation": self.incarnation,
                 "state_id": self.state_id,
                 "paused": self.paused("all"),
@@ -127,10 +128,11 @@ class Asking(Judging):
                 "state": "attached" if bridges else "absent",
                 "pid": bridges[0].pid if bridges else None,
                 "share": self.heartbeats.get("bridge", (0.0, {}))[1].get("share") if bridges else None,
+                "mirror": self.heartbeats.get("bridge", (0.0, {}))[1].get("mirror") if bridges else None,
             },
             "workers": sorted((self.worker_row(w) for w in self.workers()), key=lambda r: str(r["id"])),
             "tasks": dict(zip(STATE_NAMES, self.counts, strict=True)),
-            "batches": [self._batch_line(b) for b in self._recent_batches()[-PAGE:]],
+            "batches": self._batch_lines(self._recent_batches()[-PAGE:]),
             "unrunnable": self._unrunnable(),
         }
 
@@ -156,7 +158,9 @@ class Asking(Judging):
         return {"batches": self._fitting(reversed(shown[-PAGE:]))[::-1]}
 
     def _batch(self, session: Session, env: Envelope) -> dict[str, Any]:
-        return self.batch_row(self.find_batch(env.header.get("id")))
+        batch = self.find_batch(env.header.get("id"))
+        eta = self.estimator().batch(batch, _ETA_TASKS // 10).end_s if batch.live else None
+        return self.batch_row(batch) | {"eta_s": eta}
 
     def _tasks(self, session: Session, env: Envelope) -> dict[str, Any]:
         h = env.header
@@ -293,108 +297,3 @@ class Asking(Judging):
         recent = {b.no: b for b in self._recent_batches()}
         recent.update((b.no, b) for b in self.batches.values() if b.mirror)
         return [recent[no] for no in sorted(recent)]
-
-    # -- why -------------------------------------------------------------------------------------------------
-
-    def _why(self, session: Session, env: Envelope) -> dict[str, Any]:
-        """Why a task, batch or worker does not move: the scheduler's own predicates, in its own order."""
-        ref = env.header.get("id")
-        try:
-            return self._why_task(self.find_task(ref))
-        except NotFound:
-            pass
-        worker = self.worker_named(str(ref))
-        if worker is not None:
-            return self._why_worker(worker)
-        return self._why_batch(self.find_batch(ref))
-
-    def _why_task(self, task: Task) -> dict[str, Any]:
-        out: dict[str, Any] = {
-            "kind": "task",
-            "id": task.id,
-            "name": task.key,
-            "state": STATE_NAMES[task.state],
-        }
-        reasons: list[str] = []
-        out["reasons"] = reasons
-        say = reasons.append
-        if task.ended:
-            say(f"it has ended: {STATE_NAMES[task.state]}" + (f" ({task.error})" if task.error else ""))
-        elif task.state is TaskState.WAITING:
-            open_ = [t for no, _ in task.after if (t := self.tasks.get(no)) is not None and not t.ended]
-            say(
-                f"waits for {len(open_)} of {len(task.after)} tasks"
-                + (": " if open_ else "")
-                + ", ".join(f"{t.key} ({STATE_NAMES[t.state]})" for t in open_[:5])
-            )
-            if task.hold:
-                say(
-                    "waits for the brain to expand its foreach"
-                    + ("" if self.brain else "; no brain is attached: start `rigbus brain`")
-                )
-        elif task.state is TaskState.LEASED:
-            say(
-                f"runs on {task.worker}, attempt {task.attempt}"
-                if task.started_at
-                else f"is with {task.worker}, attempt {task.attempt}, not started yet"
-            )
-            if task.ending:
-                say("its end was asked for; it follows when its processes are dead")
-        elif task.state in (TaskState.REVIEW, TaskState.FAILED):
-            say(
-                "waits for the brain's verdict"
-                + ("" if self.brain else "; no brain is attached: start `rigbus brain`")
-            )
-        else:
-            if task.hold_reason:
-                say(f"was handed back: {task.hold_reason}")
-            if task.error:
-                say(f"its last attempt failed: {task.error[:300]}")
-            if task.not_before > self.now:
-                say(f"waits {task.not_before - self.now:.1f} s before its next attempt (back-off)")
-            out["position"] = self.ready.ahead_of(task) + 1
-            workers = list(self.workers())
-            if not workers:
-                say("no worker is attached: rigbus up, or rigbus worker")
-            out["workers"] = [
-                {
-                    "worker": w.name,
-                    "predicates": [
-                        p.as_dict()
-                        for p in predicates(
-                            task.shape, w, paused=self.paused(w.name), rig_paused=self.paused("all")
-                        )
-                    ],
-                }
-                for w in workers
-            ]
-        return out
-
-    def _why_worker(self, worker: Session) -> dict[str, Any]:
-        row = self.worker_row(worker)
-        held = len(worker.leases)
-        of = f" of {worker.credit}" if worker.credit else ""  # none while it is paused or drains
-        reasons = [f"it is {row['state']}, holds {held}{of} {'lease' if held == 1 and not of else 'leases'}"]
-        fitting = [s for s in self.ready.waiting_shapes() if worker.accepts(s)]
-        if not fitting:
-            reasons.append("no ready task fits what it offers: types " + ", ".join(sorted(worker.types)))
-        return {"kind": "worker", "id": worker.name, "state": row["state"], "reasons": reasons}
-
-    def _why_batch(self, batch: Batch) -> dict[str, Any]:
-        row = self.batch_row(batch)
-        reasons = []
-        if batch.error:
-            reasons.append(batch.error)
-        if row["state"] == "planning":
-            reasons.append(
-                "the brain has not declared its tasks yet"
-                + ("" if self.brain else "; no brain is attached: start `rigbus brain`")
-            )
-        for task in batch.keys.values():
-            if (
-                task.state in (TaskState.READY, TaskState.LEASED, TaskState.REVIEW, TaskState.FAILED)
-                and len(reasons) < 6
-            ):
-                why = self._why_task(task)
-                reasons.append(f"{task.key}: " + "; ".join(why["reasons"] or [STATE_NAMES[task.state]]))
-        return {"kind": "batch", "id": batch.id, "state": row["state"], "reasons": reasons}

@@ -11,7 +11,7 @@ from .outgoing import cut_page
 from .store import Store
 from .wire import MAX_FRAME_BYTES, Verb
 
-PAYLOAD_CACHE_BYTES: Final = 64 << 20
+PAYLOAD_CACHE_BYTES: Final = 8 << 20
 RESULT_CHUNK: Final = 512 << 10
 _PAGE_BYTES: Final = 8 * MAX_FRAME_BYTES
 

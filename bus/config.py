@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import ConfigError
+from .mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S
 from .paths import RigPaths, config_files, default_state, read_toml, rig_paths
 from .wire import LEASE_S
 
 PREFIX: Final = "RIGBUS_"
-NETWORK_SETTLE_S: Final = 30.0
-LOCAL_SETTLE_S: Final = 3.0
 
 
 class _Table(BaseModel):
@@ -55,6 +54,36 @@ class Logs(_Table):
         default=64 << 10, ge=256, le=64 << 10, description="end of the output in the task's result"
     )
     level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Bridge(_Table):
+    """What the bridge does in the shared folder."""
+
+    reconcile_s: float = Field(
+        default=10.0, gt=0, le=3600, description="how often the mirror is compared; a large one less often"
+    )
+    archive_after_s: float = Field(
+        default=604_800.0, ge=60, description="ended tasks leave their lanes for tasks/archive after it"
+    )
+    archive_keep: int = Field(
+        default=2000,
+        ge=1,
+        le=100_000,
+        description="ended tasks that tasks/complete and tasks/failed keep each",
+    )
+    path_map: list[str] = Field(
+        default_factory=list,
+        description="FROM=TO: a folder as the Pi names it, and where it lies here (below plans/ of the share)",
+    )
+
+    @field_validator("path_map")
+    @classmethod
+    def _pairs(cls, value: list[str]) -> list[str]:
+        for pair in value:
+            source, sign, target = pair.partition("=")
+            if not (sign and source.startswith("/") and target):
+                raise ValueError(f"{pair[:80]!r} is not FROM=TO with an absolute FROM")
+        return value
 
 
 class Model(_Table):
@@ -113,6 +142,7 @@ class Settings(BaseSettings):
     retention: Retention = Field(default_factory=Retention)
     limits: Limits = Field(default_factory=Limits)
     logs: Logs = Field(default_factory=Logs)
+    bridge: Bridge = Field(default_factory=Bridge)
 
     @classmethod
     def settings_customise_sources(
@@ -298,6 +328,7 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
         "retention": Retention,
         "limits": Limits,
         "logs": Logs,
+        "bridge": Bridge,
         "models": Model,
         "agents": AgentSpec,
     }

@@ -76,7 +76,7 @@ class Core(Operating):
     def load(
         self,
         batches: list[Batch],
-        tasks: list[tuple[Task, dict[str, Any]]],
+        tasks: list[tuple[Task, dict[str, Any] | None]],
         facts: dict[tuple[str, str], Fact],
         now: float,
         wall: float,
@@ -84,6 +84,7 @@ class Core(Operating):
         """Take over what the store holds. Leases found get ``lease_s`` + 5 s of grace; nothing runs twice for a restart."""
         self.now, self.wall = now, wall
         self.facts = facts
+        self.durations.load(facts)
         for batch in batches:
             self.add_batch(batch)
             self.next_batch = max(self.next_batch, batch.no + 1)
@@ -255,6 +256,7 @@ class Core(Operating):
             if not worker.leases and silent > 2 * self.lease_s:
                 self.end_session(worker, f"silent for {2 * self.lease_s:g} s")
         self._retain()
+        self.keep_durations()
         self.timer(self.now + 1.0, "second", None)
 
     # -- retention -------------------------------------------------------------------------------------------

@@ -198,6 +198,8 @@ class Leasing(Reviving):
         elif out.ok:
             task.error = None
             task.ending = 0
+            ran = self.wall - task.started_at if task.started_at else None
+            self.durations.learn(task, out.extra.get("duration_s", ran))
             self.changes.results[task.no] = out.value
             if out.ref is not None:
                 self.changes.refs[task.no] = out.ref

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterable
 from typing import Any, Final
 
+from .durations import ENDED_KEEP_S, KEEP_S, SCOPE, Durations
 from .errors import NotFound
 from .model import Batch, Changes, Effects, Fact, Send, Session, Task
 from .states import (
@@ -45,6 +46,9 @@ class Ledger:
         self.next_batch = 1
         self.seq = 0
         self.channel_seq = {"p": 0, "c": 0, "a": 0}
+        self.durations = Durations()
+        self._durations_at = float("-inf")
+        self._durations_wait_s = KEEP_S
         self.timers: list[tuple[float, int, str, Any]] = []
         self._timer_n = 0
         self.fx = Effects()
@@ -146,6 +150,9 @@ class Ledger:
             batch.state = state
             batch.ended_at = self.wall if state in BATCH_ENDED else 0.0
             self.announce_batch(batch)
+            if batch.ended_at:
+                self._durations_wait_s = ENDED_KEEP_S
+                self.keep_durations()
 
     def keep_batch(self, batch: Batch) -> None:
         """Its row is written by the next commit (counts are not in it)."""
@@ -236,6 +243,16 @@ class Ledger:
         """Delete a fact."""
         if self.facts.pop((scope, key), None) is not None:
             self.changes.facts[scope, key] = None
+
+    def keep_durations(self) -> None:
+        """Put what was learned of durations into this commit, unless that was done a moment ago."""
+        if self.durations.dirty and self.now - self._durations_at >= self._durations_wait_s:
+            self._durations_at, self._durations_wait_s = self.now, KEEP_S
+            for group, value in self.durations.take_changed().items():
+                if value is None:
+                    self.drop_fact(SCOPE, group)
+                else:
+                    self.set_fact(SCOPE, group, value)
 
     def paused(self, worker: str) -> bool:
         """Whether a worker (or ``all``) is paused by a person."""

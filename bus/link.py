@@ -35,6 +35,7 @@ from .errors import (
     Unreachable,
     WrongThread,
 )
+from .sockets import Receive, Send, receiver, sender
 from .wire import MAX_FRAME_BYTES, PROTO_VERSION, RENEW_S, Envelope, Verb, decode, encode
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class Connection:
         self._own_ctx = ctx is None
         self._ctx: zmq.Context[zmq.Socket[bytes]] = ctx if ctx is not None else zmq.Context(io_threads=1)
         self._socket: zmq.Socket[bytes] | None = None
+        self._push: Send  #: of the present socket
+        self._take: Receive
         self._thread = 0
         self._state = "down"
         self._greeted_at = 0.0
@@ -188,7 +191,7 @@ class Connection:
         except zmq.ZMQError as e:
             s.close(0)
             raise Unreachable(f"{self.endpoint} is no endpoint to connect to: {e}; correct it") from None
-        self._socket = s
+        self._socket, self._push, self._take = s, sender(s), receiver(s)
         self._state = "down"
         return s
 
@@ -283,8 +286,11 @@ class Connection:
     # --- messages -----------------------------------------------------------------------------------------------
 
     def _put(self, frames: list[bytes]) -> bool:
+        self._owned()
+        if self._socket is None:
+            self._open()
         try:
-            self.socket.send_multipart(frames, zmq.DONTWAIT)
+            self._push(frames)
         except zmq.Again:
             return False
         return True
@@ -333,9 +339,8 @@ class Connection:
         """Take up to ``limit`` messages from the socket; the answer to ``until`` is returned, pushes are kept."""
         self.tend()
         for _ in range(limit):
-            try:
-                frames = self.socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+            frames = self._take()
+            if frames is None:
                 return None
             self._heard_at = self._monotonic()
             try:

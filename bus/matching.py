@@ -12,26 +12,38 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from .model import Batch, Session, Shape, Task
 from .states import TaskState
 
 AGE_S = 60.0
+FREE_CREDIT: Final = "free credit"  #: the last predicate: the worker fits, only has no room at this moment
+OFFERED: Final = ("type", "class", "pool", "needs", "view")  #: the first predicates: what its OFFER covers
+_LLM: Final = "pip install 'rigbus[llm]', then rigbus up --model FILE.gguf"
+_TYPE_FIX: Final = {"generate": _LLM, "shell": "rigbus up, or rigbus worker"}
+_CLASS_FIX: Final = {"llm": _LLM, "brain": "rigbus up starts the brain-worker"}
 
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """One test of the scheduler: its name, whether it holds, what it saw, and what would change it."""
+    """One test of the scheduler: its name, whether it holds, what it saw and wanted, and what would change it."""
 
     name: str
     ok: bool
     value: str
+    wanted: str
     fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for the wire."""
-        return {"name": self.name, "ok": self.ok, "value": self.value, "fix": self.fix}
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "value": self.value,
+            "wanted": self.wanted,
+            "fix": self.fix,
+        }
 
 
 def _is_due(task: Task) -> bool:
@@ -141,19 +153,6 @@ class ReadyTasks:
         self.shapes[task.shape][task.priority].queues[batch.no].popleft()
         return task
 
-    def ahead_of(self, task: Task) -> int:
-        """Ready tasks of the same shape that come before this one at equal service; an estimate for people."""
-        n = 0
-        for priority, level in self.shapes.get(task.shape, {}).items():
-            for queue in level.queues.values():
-                n += sum(
-                    1
-                    for t in queue
-                    if _is_due(t)
-                    and (priority > task.priority or (priority == task.priority and t.no < task.no))
-                )
-        return n
-
     def waiting_shapes(self) -> Iterator[Shape]:
         """Shapes that have ready tasks."""
         for shape, levels in self.shapes.items():
@@ -163,65 +162,100 @@ class ReadyTasks:
 
 def predicates(shape: Shape, worker: Session, *, paused: bool, rig_paused: bool) -> list[Predicate]:
     """Every test that stands between a task of this shape and this worker, in the scheduler's own order."""
+    return [*_offered(shape, worker), *_willing(shape, worker, paused, rig_paused)]
+
+
+def _offered(shape: Shape, worker: Session) -> list[Predicate]:
+    """What the worker's OFFER has to cover."""
     name = worker.name
-    out = [
+    fits_class = (shape.cls in worker.classes) if shape.cls else "brain" not in worker.classes
+    return [
         Predicate(
             "type",
             shape.type in worker.types,
-            f"{name} runs {_words(worker.types)}",
-            f"start an agent with a handler for {shape.type!r}",
+            f"{name} runs {_words(worker.types) or 'nothing'}",
+            f"runs {shape.type}",
+            _TYPE_FIX.get(shape.type) or f"start an agent with a handler for {shape.type!r}",
         ),
         Predicate(
             "class",
-            (shape.cls in worker.classes) if shape.cls else "brain" not in worker.classes,
-            f"{name} offers {_words(worker.classes)}",
-            f"rigbus worker --class {shape.cls}" if shape.cls else "",
+            fits_class,
+            f"{name} offers {_words(worker.classes) or 'no class'}",
+            f"offers {shape.cls}" if shape.cls else "is no brain-worker",
+            class_fix(shape.cls) if shape.cls else "",
         ),
         Predicate(
             "pool",
             shape.pool is None or shape.pool in worker.pools,
             f"{name} is in {_words(worker.pools) or 'no pool'}",
+            f"is in {shape.pool}" if shape.pool else "any",
             f"rigbus worker --pool {shape.pool}",
         ),
         Predicate(
             "needs",
             worker.needs.issuperset(shape.needs),
             f"{name} has {_words(worker.needs) or 'no capabilities'}",
+            f"has {_words(shape.needs)}" if shape.needs else "any",
             "rigbus worker" + "".join(f" --need {need}" for need in sorted(shape.needs)),
         ),
         Predicate(
             "view",
             shape.view is None or shape.view == worker.state_id,
             f"{name} sees state folder {worker.state_id[:8] or '(none)'}",
+            f"sees state folder {shape.view[:8]}" if shape.view else "any",
             "run a worker on the rig's own machine (plan tasks need its state folder)",
         ),
+    ]
+
+
+def _willing(shape: Shape, worker: Session, paused: bool, rig_paused: bool) -> list[Predicate]:
+    """Whether the worker gets leases at present, and has room."""
+    name = worker.name
+    lent = f", {worker.lent} of them for calls of handlers" if worker.lent else ""
+    silent = f"rigbus status; the supervisor restarts {name} if it is dead"
+    return [
         Predicate(
-            "rig not paused", not rig_paused, "paused" if rig_paused else "running", "rigbus resume all"
+            "rig not paused",
+            not rig_paused,
+            "paused" if rig_paused else "running",
+            "running",
+            "rigbus resume all",
         ),
         Predicate(
-            "worker not paused", not paused, "paused" if paused else "running", f"rigbus resume {name}"
+            "worker not paused",
+            not paused,
+            "paused" if paused else "running",
+            "running",
+            f"rigbus resume {name}",
         ),
         Predicate(
             "not draining",
             not worker.draining,
             "draining" if worker.draining else "running",
+            "running",
             f"rigbus resume {name}",
         ),
         Predicate(
-            "heard of lately",
-            not worker.suspect,
-            "silent" if worker.suspect else "alive",
-            f"rigbus status; the supervisor restarts {name} if it is dead",
+            "connected", bool(worker.peer), "connected" if worker.peer else "cut off", "connected", silent
         ),
         Predicate(
-            "free credit",
+            "heard of lately", not worker.suspect, "silent" if worker.suspect else "alive", "alive", silent
+        ),
+        Predicate(
+            FREE_CREDIT,
             len(worker.leases) < worker.credit - (0 if shape.depth else worker.lent),
-            f"{name} holds {len(worker.leases)} of {worker.credit}"
-            + (f", {worker.lent} of them for calls of handlers" if worker.lent else ""),
-            "wait, or start more workers: rigbus up --workers N",
+            f"{name} holds {len(worker.leases)} of {worker.credit}{lent}",
+            "room for one more",
+            "wait, or start more workers: rigbus up --workers N"
+            if shape.type == "shell"
+            else "wait, or start another worker that runs it",
         ),
     ]
-    return out
+
+
+def class_fix(cls: str) -> str:
+    """What gives the rig a worker of a class."""
+    return _CLASS_FIX.get(cls) or f"rigbus worker --class {cls}"
 
 
 def _words(items: Iterable[str]) -> str:

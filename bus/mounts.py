@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from .errors import ConfigError
+
+#: how long a drop without READY must lie still: caches hide changes for seconds
+LOCAL_SETTLE_S: Final = 3.0
+NETWORK_SETTLE_S: Final = 30.0
 
 MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
@@ -63,11 +67,22 @@ NETWORK_TYPES: Final = frozenset(_KERNEL) | {f"fuse.{name}" for name in _FUSE}
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount: where it is, its kernel type (``ext4``, ``nfs4``, ``fuse.sshfs``) and what is mounted."""
+    """One mount: where it is, its kernel type (``ext4``, ``nfs4``, ``fuse.sshfs``) and what is mounted.
+
+    ``options`` are those of the mount and of its file system (``rw``, ``soft``, ``acregmax=3``); they tell no two
+    mounts apart.
+    """
 
     point: str
     fstype: str
     source: str
+    options: tuple[str, ...] = field(default=(), compare=False)
+    id: int = 0  #: of this very mount: the same place mounted anew has another
+
+    @property
+    def late(self) -> bool:
+        """What others write there may show only after a while: caches of the network and of FUSE processes."""
+        return self.network or self.fstype.startswith(("fuse", "virtiofs"))
 
     @property
     def network(self) -> bool:
@@ -80,6 +95,10 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)
 
 
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
 def parse_mountinfo(text: str) -> list[Mount]:
     """The mounts in the kernel's order (proc(5)); lines of another shape are left out."""
     mounts = []
@@ -87,7 +106,10 @@ def parse_mountinfo(text: str) -> list[Mount]:
         left, dash, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if dash and len(fields) >= 6 and len(tail) >= 2:
-            mounts.append(Mount(_unescape(fields[4]), tail[0], _unescape(tail[1])))
+            options = tuple(dict.fromkeys([*fields[5].split(","), *"".join(tail[2:3]).split(",")]))
+            mounts.append(
+                Mount(_unescape(fields[4]), tail[0], _unescape(tail[1]), options, _number(fields[0]))
+            )
     return mounts
 
 

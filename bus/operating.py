@@ -47,15 +47,17 @@ class Operating(Seating):
         return name
 
     def control(self, session: Session, env: Envelope) -> dict[str, Any]:
-        """CONTROL: pause and resume (facts, so that they outlive restarts), stop."""
+        """CONTROL: pause and resume (facts, so that they outlive restarts), stop, kill."""
         action = env.header.get("action")
+        if action == "kill":
+            return self._kill(env.header)
         if action == "stop":
             found = [s for s in self.sessions.values() if s.role == "supervisor"]
             for s in found:
                 self.send(s, Verb.CONTROL, {"action": "stop"})
             return {"supervisors": len(found)}
         if action not in ("pause", "resume"):
-            raise DefinitionError(f"CONTROL action {action!r:.40}: pause, resume or stop")
+            raise DefinitionError(f"CONTROL action {action!r:.40}: pause, resume, stop or kill")
         name = self._named_worker(env.header)
         if action == "pause":
             self.set_fact("pause", name, {"by": session.name, "at": self.wall})
@@ -70,6 +72,23 @@ class Operating(Seating):
         topic = f"worker.{name}.{action}d" if name != "all" else f"rig.{action}d"
         self.emit("p", topic, "", "", {"by": session.name})
         return {"worker": name, "action": action}
+
+    def _kill(self, header: dict[str, Any]) -> dict[str, Any]:
+        """End a worker hard: its supervisor does it, and says GONE when its tree is dead. With ``session`` only
+        that process is meant, so that a repeat does not hit the one that came after it."""
+        name = str(header.get("worker") or "")
+        worker = self.worker_named(name)
+        if worker is None:
+            there = ", ".join(sorted(w.name for w in self.workers())) or "none"
+            raise NotFound(f"no worker {name!r:.80}; there are: {there}")
+        if header.get("session") not in (None, worker.id):
+            return {"worker": name, "pid": worker.pid, "supervisors": 0}
+        found = [s for s in self.sessions.values() if s.role == "supervisor"]
+        if not found:
+            raise Refused(f"nobody supervises {name}: end its process (pid {worker.pid}) where it runs")
+        for s in found:
+            self.send(s, Verb.CONTROL, {"action": "kill", "worker": name, "pid": worker.pid})
+        return {"worker": name, "pid": worker.pid, "supervisors": len(found)}
 
     def drain(self, session: Session, env: Envelope) -> dict[str, Any]:
         """DRAIN: no new leases until resume; running work finishes."""

@@ -12,6 +12,7 @@ import zmq
 
 from .errors import BadFrame
 from .model import Send
+from .sockets import sender
 from .wire import Token, Verb, encode
 
 log = logging.getLogger(__name__)
@@ -19,9 +20,6 @@ log = logging.getLogger(__name__)
 #: A peer that lets more than this wait is cut off and must HELLO again.
 PEER_QUEUE: Final = 20_000
 PEER_BYTES: Final = 64 << 20
-# plain numbers: the enum's arithmetic costs as much as the send itself
-_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
-_LAST: Final = int(zmq.NOBLOCK)
 
 
 def messages_of(send: Send) -> Iterator[tuple[list[bytes], list[Token]]]:
@@ -78,8 +76,7 @@ class Outgoing:
     did not reach it."""
 
     def __init__(self, router: zmq.Socket[bytes], lost: Callable[[bytes, list[Token]], None]) -> None:
-        # the wrapper around it looks for options that are not used here, for each frame
-        self._raw = super(zmq.Socket, router).send
+        self._send = sender(router)
         self.lost = lost
         self.outboxes: dict[bytes, _Outbox] = {}
 
@@ -103,12 +100,7 @@ class Outgoing:
             self._drop(peer)
 
     def _push(self, peer: bytes, frames: list[bytes]) -> None:
-        """Only the first frame can be refused: then nothing of the message was sent."""
-        send = self._raw
-        send(peer, _MORE)
-        for frame in frames[:-1]:
-            send(frame, _MORE)
-        send(frames[-1], _LAST)
+        self._send((peer, *frames))
 
     def flush(self) -> None:
         """Go on with what full pipes did not take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgpack
@@ -137,8 +138,13 @@ def batch_from(row: tuple[Any, ...]) -> Batch:
     return b
 
 
-def task_from(row: tuple[Any, ...], batch: Batch, now: float, wall: float) -> tuple[Task, dict[str, Any]]:
-    """A task from its row, and its edges as SUBMIT resolved them; times against this process' clock."""
+def task_from(
+    row: tuple[Any, ...], batch: Batch, now: float, wall: float
+) -> tuple[Task, dict[str, Any] | None]:
+    """A task from its row, and its edges as SUBMIT resolved them; times against this process' clock.
+
+    What a hundred thousand tasks have in common is one object: it stays in memory as long as they do.
+    """
     (
         no,
         _,
@@ -168,13 +174,14 @@ def task_from(row: tuple[Any, ...], batch: Batch, now: float, wall: float) -> tu
     t.seq, t.priority, t.hold, t.ending = seq, priority, bool(hold), ending
     t.join = bool(spec.get("join"))
     t.attempt, t.counts = attempt, (n_task, n_crash, n_infra)
-    t.token_inc, t.token_seq, t.session, t.worker = inc, tok, session, worker
+    t.token_inc, t.token_seq, t.session = inc, tok, sys.intern(session)
+    t.worker = sys.intern(worker) if worker is not None else None
     t.leased_at, t.started_at, t.ended_at = leased_at, started_at, ended_at
-    t.owner, t.parent, t.error, t.digest = owner, parent, error, digest
+    t.owner, t.parent, t.error, t.digest = sys.intern(owner), parent, error, digest
     if not_before_at:
         # a wall clock that went back must not hold it for longer than its policy could
         t.not_before = now + min(max(0.0, not_before_at - wall), t.policy.backoff_max_s)
     if deadline_at:
         remaining = max(0.0, deadline_at - wall)
         t.deadline = now + min(remaining, float(spec.get("deadline_s") or remaining))
-    return t, edges
+    return t, edges if any(edges.values()) else None

@@ -7,6 +7,7 @@ kill -9 of everything does not). The file is on a local disk: WAL needs shared m
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import uuid
@@ -20,8 +21,16 @@ from .errors import RigbusError, StoreError
 from .model import Batch, Changes, Fact, Task
 from .records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
 
+log = logging.getLogger(__name__)
+
 SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
+#: Pages in the WAL before it is copied into the database and written from its start again.
+_WAL_PAGES: Final = 4000
+_PAGE_BYTES: Final = 4096
+_WAL_BYTES: Final = 32 + (_WAL_PAGES + 200) * (
+    _PAGE_BYTES + 24
+)  #: its header, and each page with a header of its own
 #: Tables that every version has: what lacks them is another program's.
 _OURS: Final = frozenset({"meta", "batches", "tasks"})
 #: ``MIGRATIONS[n]`` takes a database of version n to n + 1.
@@ -41,7 +50,7 @@ _SELECT_TASKS: Final = (
 )
 #: What :meth:`Store.load` gives: batches, tasks with their edges, facts, last event seq, last seq by channel.
 Loaded = tuple[
-    list[Batch], list[tuple[Task, dict[str, Any]]], dict[tuple[str, str], Fact], int, dict[str, int]
+    list[Batch], list[tuple[Task, dict[str, Any] | None]], dict[tuple[str, str], Fact], int, dict[str, int]
 ]
 
 
@@ -83,7 +92,7 @@ class Store:
             )
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'full' else 'NORMAL'}")
-        db.execute("PRAGMA wal_autocheckpoint=4000")
+        db.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
         db.execute("PRAGMA temp_store=MEMORY")
         db.execute("PRAGMA cache_size=-16000")
         if not tables:
@@ -121,7 +130,30 @@ class Store:
         if self.durability != "full":
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.execute("PRAGMA synchronous=NORMAL")
+        else:
+            self._reserve_wal()
         return int(old) + 1
+
+    def _reserve_wal(self) -> None:
+        """Give the WAL its full length now: to sync what overwrites a file costs half of what to sync what makes it
+        longer does (110 and 220 µs on ext4), since no metadata has to be journaled.
+
+        Zeros after the last frame are no frames: SQLite stops at a wrong salt. Its locks are on other files, so that
+        closing this descriptor releases none. Without room the WAL grows as it always did.
+        """
+        try:
+            fd = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            size = os.fstat(fd).st_size
+            while size < _WAL_BYTES:
+                size += os.pwrite(fd, bytes(min(1 << 20, _WAL_BYTES - size)), size)
+            os.fsync(fd)
+        except OSError as e:
+            log.warning("no room to reserve %d bytes for %s-wal: %s", _WAL_BYTES, self.path, e.strerror)
+        finally:
+            os.close(fd)
 
     def meta(self, key: str) -> Any:
         """One value of the meta table, None when absent."""

@@ -6,6 +6,7 @@ Nothing of a refused message is applied. The same message again gives the same a
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,6 +20,9 @@ from .states import ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
 from .wire import MAX_BATCH, MAX_META_BYTES, MAX_PAYLOAD_BYTES, Envelope, pack
 
 KINDS: Final = frozenset({"client", "calls", "plan"})
+#: A plan may have several lists of the size that bounds a client's batch, and must not fail in the midst of one.
+PLAN_FACTOR: Final = 10
+_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{5,63}")
 #: task or None where it exists, spec, spec bytes, payload
 Made = tuple[Task | None, dict[str, Any], bytes, bytes]
 Edges = dict[str, list[tuple[Task, bool]]]
@@ -65,11 +69,13 @@ class Submitting(Leasing):
             self.next_batch += 1
             self.add_batch(batch)
         ids, states = self._apply_tasks(session, batch, made, watch=session.role == "client")
-        if batch.kind == "client" and not head.get("open"):
+        closes = batch.kind == "client" and not head.get("open") and not batch.closed
+        if closes:
             batch.closed = True
         if is_new:
             self.announce_batch(batch)
-        self.keep_batch(batch)
+        elif closes:
+            self.keep_batch(batch)  # its counts are in no row: nothing else of it has changed
         self.touch_batch(batch)
         return {"batch": batch.id, "ids": ids, "states": states, "seq": self.seq}
 
@@ -94,7 +100,8 @@ class Submitting(Leasing):
         kind = head.get("kind", "client")
         if kind not in KINDS:
             raise DefinitionError(f"batch.kind {kind!r:.40}: client, calls or plan")
-        batch = Batch(self.next_batch, self._batch_id(key), key, kind, text(head, "name") or kind, self.wall)
+        id_ = self._wanted_id(head) or self._batch_id(key)
+        batch = Batch(self.next_batch, id_, key, kind, text(head, "name") or kind, self.wall)
         priority = number(head, "priority", 0, 10)
         batch.priority = 5 if priority is None else int(priority)
         batch.mirror = kind == "plan" or bool(head.get("mirror"))
@@ -104,6 +111,17 @@ class Submitting(Leasing):
                 raise DefinitionError(f"batch.plan must be a map of at most {MAX_META_BYTES} bytes")
             batch.plan = plan
         return batch, True
+
+    def _wanted_id(self, head: dict[str, Any]) -> str | None:
+        """The id that the submitter asks for; it names a folder, and nobody else may have it."""
+        wanted = head.get("want_id")
+        if wanted is None:
+            return None
+        if not isinstance(wanted, str) or _PLAIN_ID.fullmatch(wanted) is None:
+            raise DefinitionError(f"batch.want_id {wanted!r:.80}: 6 to 64 of letters, digits, . _ -")
+        if wanted in self.batch_ids:
+            raise KeyConflict(f"there is a batch {wanted} already; ask for another id, or for none", wanted)
+        return wanted
 
     def _batch_id(self, key: str) -> str:
         """``YYYYMMDD_HHMMSS_<6 hex>``: the time is for people, the hex is of the key (DESIGN §5)."""
@@ -158,8 +176,9 @@ class Submitting(Leasing):
         fresh = _new_specs(batch, specs)
         if fresh and self.live + fresh > self.max_live:
             raise Busy("tasks", f"{self.live} tasks are live, the bound is {self.max_live}", 5.0)
-        if fresh and batch.kind != "calls" and batch.total + fresh > self.max_batch_tasks:
-            raise DefinitionError(f"batch {batch.id} would have over {self.max_batch_tasks} tasks; split it")
+        most = self.max_batch_tasks * (PLAN_FACTOR if batch.kind == "plan" else 1)
+        if fresh and batch.kind != "calls" and batch.total + fresh > most:
+            raise DefinitionError(f"batch {batch.id} would have over {most} tasks; split it")
 
     def _check_spec(
         self, batch: Batch, spec: Any, payload: bytes, no: int, *, by_brain: bool
@@ -224,7 +243,8 @@ class Submitting(Leasing):
                 graph.setdefault(task.no, []).extend(src.no for src, _ in after)
                 sources.update(src.no for src, _ in after)
             for dst, _ in feeds:
-                if not dst.join or (dst.ended and dst.no in self.tasks):
+                # a held one may have ended already: skipped for a task of the part that came before
+                if not dst.join or (dst.ended and not dst.hold and dst.no in self.tasks):
                     raise DefinitionError(f"task {task.key!r} feeds {dst.key!r}, which is not an open join")
                 graph.setdefault(dst.no, []).append(task.no)
                 joins[dst.no] = names[dst.no] = dst
@@ -306,9 +326,11 @@ class Submitting(Leasing):
         parent.children = parent.children or []
         parent.children.append(task)
 
-    def link(self, task: Task, edges: dict[str, Any]) -> None:
+    def link(self, task: Task, edges: dict[str, Any] | None) -> None:
         """Put a task's edges into the graph; those whose source has ended count at once."""
         task.unmet += int(task.hold)
+        if edges is None:
+            return
         for no, on_end in edges["after"]:
             self.add_edge(self.tasks.get(no), task, no, on_end)
         for no, on_end in edges["feeds"]:

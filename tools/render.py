@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -12,7 +15,20 @@ import click
 
 from ..bridge.folder.ops import shown as clean
 
-__all__ = ["age", "bar", "clean", "clean_lines", "clock", "colour", "counts", "duration", "table"]
+__all__ = [
+    "age",
+    "bar",
+    "clean",
+    "clean_lines",
+    "clock",
+    "colour",
+    "counts",
+    "duration",
+    "marks",
+    "table",
+    "width",
+    "wrap",
+]
 
 _COLOURS: Final = {
     "done": "green",
@@ -33,6 +49,8 @@ _COLOURS: Final = {
     "review": "magenta",
 }
 _CELL: Final = 60
+_UNIT: Final = re.compile(r"(\d) (s|min|h|d|of)\b")
+_WIDEST: Final = 100  #: no text for people is wider, however wide the terminal
 _ORDER: Final = (
     "leased",
     "ready",
@@ -62,6 +80,27 @@ def colour(word: str, text: str | None = None) -> str:
     found = _COLOURS.get(word)
     shown = word if text is None else text
     return click.style(shown, fg=found) if found and colourful() else shown
+
+
+def width() -> int:
+    """Columns that text may have: the terminal's, at most 100; 100 when piped."""
+    if not sys.stdout.isatty():
+        return _WIDEST
+    return max(40, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
+
+
+def marks() -> tuple[str, str]:
+    """The signs of a test that holds and of one that does not; ascii where nobody looks, or the terminal has no more."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    return ("✓", "✗") if sys.stdout.isatty() and encoding == "utf8" else ("ok", "NO")
+
+
+def wrap(text: str, columns: int, indent: int = 2) -> list[str]:
+    """Lines of at most so many columns; the second and later ones are indented. A number keeps its unit, a word that is
+    longer than a line is broken."""
+    kept = _UNIT.sub("\\1\u00a0\\2", text)
+    lines = textwrap.wrap(kept, columns, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines] or [""]
 
 
 def duration(seconds: float | None) -> str:

@@ -54,6 +54,8 @@ def batch_object(row: Row) -> dict[str, Any]:
     out["ended_at"] = out["ended_at"] or None
     out["tasks"] = {state: row["tasks"].get(state, 0) for state in STATES}
     out["progress"] = round(float(row.get("progress") or 0.0), 4)
+    eta = row.get("eta_s")
+    out["eta_s"] = None if eta is None else round(float(eta), 1)
     return out
 
 

@@ -63,7 +63,7 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
         lines += ["", *batch_table(shown["batches"], now)]
     for shape in shown["unrunnable"]:
         what = ", ".join(f"{key} {value}" for key, value in shape.items() if value)
-        lines.append(f"nobody can run ready tasks of {render.clean(what)}: `rigbus why TASK` says more")
+        lines.append(f"nobody can run ready tasks of {render.clean(what)}: `rigbus why` says more")
     return lines
 
 
@@ -91,6 +91,7 @@ def batch_table(batches: list[Any], now: float) -> list[str]:
     for b in batches:
         took = (b["ended_at"] or now) - b["created_at"] if b["created_at"] else None
         name = b["plan"] or f"({b['kind']})"
+        eta = b.get("eta_s")
         rows.append(
             (
                 b["id"],
@@ -98,7 +99,7 @@ def batch_table(batches: list[Any], now: float) -> list[str]:
                 b["state"],
                 f"{b['progress']:.0%}",
                 render.counts(b["tasks"]),
-                render.duration(took),
+                render.duration(took) + (f", {render.duration(eta)} left" if eta is not None else ""),
             )
         )
     return render.table(head, rows, state=2)

@@ -1,109 +1,129 @@
-"""``rigbus why``: the scheduler's own tests, one by one, with what would change them."""
+"""``rigbus why``: what does not move, the scheduler's own tests in its order, and what would change them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from . import render
 from .common import config_option, json_option, print_json, state_option
 from .reach import reach_bus
-from .rows import ENDED
 
-if TYPE_CHECKING:
-    from ..bus.client import Client
-
-_READY_SHOWN: Final = 2
-_FAILED_SHOWN: Final = 5
+Answer = Mapping[str, Any]
+_ALONE: Final = "waits for 1 of 1 tasks"  #: the summary has said which one
+_WORKERS: Final = 8  #: whose first failing test is shown besides the sum of all
 
 
 @click.command()
 @state_option
 @config_option
 @json_option
-@click.argument("id_", metavar="ID")
-def why(state: Path | None, config: Path | None, as_json: bool, id_: str) -> int:
-    """Why a task, a batch or a worker is not moving, and which command would change it."""
+@click.argument("id_", metavar="[ID]", required=False)
+def why(state: Path | None, config: Path | None, as_json: bool, id_: str | None) -> int:
+    """Why a task, a batch or a worker is not moving, and which command would change it.
+
+    ID is a task's or batch's id (the start of one is enough), BATCH/TASK or a worker's name. Without it, or with
+    `all`: everything that does not move.
+    """
     with reach_bus(state, config) as rig:
         from ..bus.errors import NotFound
         from . import ask
 
-        if "/" in id_:
+        if id_ is not None and "/" in id_:
             id_ = ask.find_task(rig.bus, id_)["rows"][0]["id"]
         try:
             answer = rig.bus.query("why", id=id_)
-        except NotFound:
+        except NotFound as e:
+            if "fits" in str(e):
+                raise
             workers = ", ".join(sorted(str(w["id"]) for w in rig.bus.query("workers")["workers"])) or "none"
             raise NotFound(
                 f"no task, batch or worker {id_!r}; `rigbus task list` and `rigbus batch list` show the former, "
                 f"the workers are: {workers}"
             ) from None
-        if answer["kind"] == "batch":
-            answer["ready"] = _ready(rig.bus, answer["id"])
-            answer["failed"] = _failed(rig.bus, answer["id"])
     if as_json:
         print_json({"schema": "rigbus.why/1", **answer})
     else:
-        click.echo("\n".join(lines_of(answer)))
+        click.echo("\n".join(lines_of(answer, render.width())))
     return 0
 
 
-def _ready(bus: Client, batch: str) -> list[dict[str, Any]]:
-    """The same for the first tasks of a batch that could run now but do not."""
-    rows = bus.query("tasks", batch=batch, states=["ready"], limit=_READY_SHOWN)["rows"]
-    return [bus.query("why", id=row["id"]) for row in rows]
+def lines_of(answer: Answer, width: int = 100) -> list[str]:
+    """The answer for people: a line that sums it up, then reasons and tests, none longer than ``width``."""
+    parts = {"task": _task, "batch": _batch, "rig": _rig}
+    name = render.clean(str(answer.get("name") or answer["id"]))
+    head = f"{answer['kind']} {name}" if answer["kind"] != "rig" else name
+    summary = render.clean(str(answer["summary"]))
+    state = (
+        f" is {render.colour(answer['state'])}" if answer["kind"] != "worker" else ""
+    )  # its summary says it
+    lines = render.wrap(f"{head}{state}: {summary}", width)
+    for text in parts.get(answer["kind"], _worker)(answer, width):
+        lines.append(text)
+    return lines
 
 
-def _failed(bus: Client, batch: str) -> list[dict[str, Any]]:
-    """The first tasks of a batch that ended badly by themselves."""
-    rows = bus.query("tasks", batch=batch, states=["dead", "expired"], limit=_FAILED_SHOWN)["rows"]
-    return [
-        {"id": row["id"], "name": row["key"], "state": row["state"], "error": row.get("error")}
-        for row in rows
-    ]
+def _task(answer: Answer, width: int) -> Iterator[str]:
+    summary = answer["summary"]
+    for reason in answer["reasons"]:
+        if reason not in summary and reason.partition(":")[0] != _ALONE:
+            yield from _item(reason, width)
+    yield from _tests(answer["predicates"], width)
+    rows = answer.get("workers") or ()
+    failing = [(w, next((p for p in w["predicates"] if not p["ok"]), None)) for w in rows]
+    if len(rows) > 1:
+        for worker, test in failing[:_WORKERS]:
+            text = "can take it" if test is None else f"{test['name']}: {test['value']}"
+            yield from render.wrap(f"  {render.clean(worker['worker'])}: {render.clean(text)}", width, 6)
 
 
-def lines_of(answer: Mapping[str, Any], *, brief: bool = False) -> list[str]:
-    """The answer for people: reasons, then every worker's tests in the scheduler's order; of a batch's tasks those
-    tests only that fail, and none where some worker can take the task."""
-    name = answer.get("name") or answer["id"]
-    lines = [f"{answer['kind']} {render.clean(str(name))}: {render.colour(answer['state'])}"]
-    lines += [f"  {render.clean(str(reason))}" for reason in answer["reasons"]]
-    workers = answer.get("workers") or []
-    if answer.get("position"):
-        ahead = answer["position"] - 1
-        lines.append(
-            f"  {ahead} ready {'task' if ahead == 1 else 'tasks'} of its kind before it"
-            if ahead
-            else "  it is the next of its kind"
-        )
-    can = [w["worker"] for w in workers if all(p["ok"] for p in w["predicates"])]
-    if workers and not can:
-        lines.append("  no worker can take it:" if brief else "  no worker can take it")
-    if brief and can:
-        lines.append(f"  {render.clean(', '.join(sorted(can)))} can take it")
-        workers = []
-    for worker in sorted(workers, key=lambda w: str(w["worker"])):
-        tests = [p for p in worker["predicates"] if not (brief and p["ok"])]
-        fits = worker["worker"] in can
-        said = f"  {render.clean(worker['worker'])}: " + ("can take it now" if fits else "cannot take it now")
-        lines += [said] if brief else ["", said]
-        for p in tests:
-            fix = f" -> {p['fix']}" if p["fix"] and not p["ok"] else ""
-            lines.append(f"    {'✓' if p['ok'] else '✗'} {p['name']}: {render.clean(p['value'] + fix)}")
-    for task in answer.get("ready") or ():
-        lines += ["", *lines_of(task, brief=True)]
-    if not answer["reasons"] and not workers:
-        ended = answer["kind"] == "batch" and answer["state"] in ENDED
-        lines.append("  it has ended" if ended else "  nothing holds it up")
+def _batch(answer: Answer, width: int) -> Iterator[str]:
+    for reason in answer["reasons"]:
+        yield from _item(reason, width)
+    yield from _tests([p for p in answer["predicates"] if not p["ok"]], width)
     failed = answer.get("failed") or ()
     for task in failed:
-        why = render.clean(str(task["error"] or task["state"]))
-        lines.append(f"  {render.clean(task['name'])} {render.colour(task['state'])}: {why}")
+        error = render.clean(str(task["error"] or task["state"]))
+        name = f"{render.clean(task['name'])} {render.colour(task['state'])}"
+        yield from render.wrap(f"  {name}: {error}", width, 4)
     if failed:
-        lines.append(f"  -> rigbus logs {answer['id']}/{render.clean(failed[0]['name'])}")
-        lines.append(f"  -> rigbus retry {answer['id']}   runs them again, and what was skipped for them")
-    return lines
+        yield f"  -> rigbus logs {answer['id']}/{render.clean(failed[0]['name'])}"
+        yield from render.wrap(
+            f"  -> rigbus retry {answer['id']}   runs them again, and what was skipped for them", width, 5
+        )
+
+
+def _worker(answer: Answer, width: int) -> Iterator[str]:
+    for reason in answer["reasons"]:
+        if reason != answer["summary"]:
+            yield from _item(reason, width)
+    yield from _tests(answer["predicates"], width)
+
+
+def _rig(answer: Answer, width: int) -> Iterator[str]:
+    yield from _tests(answer["predicates"], width)
+    for row in answer.get("stuck") or ():
+        name = row["id"] if row["kind"] != "batch" else f"{row['id']} {row['name']}"
+        text = f"  {row['kind']} {render.clean(name)}: {render.clean(row['summary'])}{_fix(row)}"
+        yield from render.wrap(text, width, 4)
+
+
+def _item(reason: str, width: int) -> list[str]:
+    return render.wrap(f"  {render.clean(reason)}", width, 4)
+
+
+def _tests(tests: list[Answer], width: int) -> Iterator[str]:
+    good, bad = render.marks()
+    for p in tests:
+        mark = good if p["ok"] else bad
+        text = f"{render.clean(p['name'])}: {render.clean(str(p['value']))}{'' if p['ok'] else _fix(p)}"
+        first, *rest = render.wrap(f"  {mark} {text}", width, 6)
+        yield render.colour("done" if p["ok"] else "dead", first) if render.colourful() else first
+        yield from rest
+
+
+def _fix(row: Answer) -> str:
+    return f" -> {render.clean(row['fix'])}" if row.get("fix") else ""

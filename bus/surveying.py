@@ -1,0 +1,256 @@
+"""`why` of workers and of the whole rig: who is idle, and everything that does not move. Pure; changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Final
+
+from .errors import NotFound
+from .estimating import Estimator
+from .explaining import Explaining, answer_of
+from .lineup import due
+from .matching import FREE_CREDIT, OFFERED, Predicate, predicates
+from .model import Batch, Session, Shape
+from .reasons import as_dicts, handed_back, more_workers, seconds, some
+from .states import BATCH_ENDED, TaskState
+
+_BATCHES: Final = 50
+_SHOWN: Final = 8
+_LOOKED_AT: Final = 20_000  #: tasks of live batches, in one answer
+_IDLE_WORDS: Final = frozenset({"idle", "busy"})
+
+
+class Surveying(Explaining):
+    """`why` itself."""
+
+    def why(self, ref: Any) -> dict[str, Any]:
+        """The answer for a task's or batch's id, a worker's name, or None (``all``) for the whole rig.
+
+        Raises:
+            NotFound: nothing has this id.
+        """
+        est = self.estimator()
+        if ref in (None, "", "all"):
+            return self._why_rig(est)
+        try:
+            return self._why_task(self.find_task(ref), est)
+        except NotFound:
+            pass
+        worker = self.worker_named(str(ref))
+        if worker is not None:
+            return self._why_worker(worker, est)
+        return self._why_batch(self.find_batch(ref), est)
+
+    # -- a worker --------------------------------------------------------------------------------------------
+
+    def _why_worker(self, worker: Session, est: Estimator) -> dict[str, Any]:
+        word = self.worker_word(worker)
+        out = answer_of("worker", worker.name, worker.name, word)
+        reasons = out["reasons"]
+        held = list(worker.leases.values())
+        of = f" of {worker.credit}" if worker.credit else ""  # none while it is paused or drains
+        reasons.append(
+            f"it is {word}, holds {len(held)}{of} {'lease' if len(held) == 1 and not of else 'leases'}"
+        )
+        if worker.lent:
+            reasons.append(
+                f"{some(worker.lent, 'slot is', 'slots are')} lent: its handlers wait for calls of their own"
+            )
+        for task in held[: worker.slots][:_SHOWN]:
+            left = est.remaining(task)
+            ran = f"for {seconds(self.wall - task.started_at)}" if task.started_at else "not started yet"
+            reasons.append(
+                f"runs `{task.key}` {ran}" + (f", about {seconds(left)} left" if left is not None else "")
+            )
+        if len(held) > worker.slots:
+            reasons.append(f"{some(len(held) - worker.slots, 'task')} more fetched ahead")
+        fits, missing, ready = self._unfit(worker)
+        if missing:
+            texts = (f"{some(n, 'wants', 'want')} {what}" for what, n in missing.most_common(_SHOWN))
+            reasons.append(f"of {some(ready, 'ready task')} {fits} fit it: " + ", ".join(texts))
+        elif not ready:
+            reasons.append("no ready task: everything waits, runs or has ended")
+        out["predicates"] = as_dicts(self._worker_tests(worker, fits, missing, ready))
+        bad = [p for p in out["predicates"] if not p["ok"]]
+        fix = next((p["fix"] for p in bad if p["fix"]), "")
+        if word == "idle" and bad:
+            out["summary"] = f"idle: {bad[0]['value']}"
+        elif word in _IDLE_WORDS:
+            out["summary"] = reasons[0]
+        else:
+            out["summary"] = f"{word}, gets no new work" + (f": {fix}" if fix else "")
+        return out
+
+    def _unfit(self, worker: Session) -> tuple[int, Counter[str], int]:
+        """Of the ready tasks: how many fit a worker's offer, what the others want, how many there are."""
+        missing: Counter[str] = Counter()
+        fits = ready = 0
+        for shape, n in self._ready_shapes().items():
+            ready += n
+            if worker.accepts(shape):
+                fits += n
+                continue
+            tests = predicates(shape, worker, paused=False, rig_paused=False)
+            test = next(p for p in tests if not p.ok)
+            missing[f"a worker that {test.wanted}"] += n
+        return fits, missing, ready
+
+    def _ready_shapes(self) -> dict[Shape, int]:
+        """How many ready tasks there are of each shape."""
+        found = {
+            shape: sum(len(due(q)) for level in levels.values() for q in level.queues.values())
+            for shape, levels in self.ready.shapes.items()
+        }
+        return {shape: n for shape, n in found.items() if n}
+
+    def _worker_tests(self, worker: Session, fits: int, missing: Counter[str], ready: int) -> list[Predicate]:
+        """What stands between a worker and its next task, in the scheduler's order."""
+        wants = "".join(f", {some(n, 'wants', 'want')} {what}" for what, n in missing.most_common(1))
+        value = "nothing is ready" if not ready else f"{fits} of {some(ready, 'ready task')} fit{wants}"
+        shape = Shape(type="shell")  # of it only the worker's own tests are used
+        own = predicates(shape, worker, paused=self.paused(worker.name), rig_paused=self.paused("all"))[
+            len(OFFERED) :
+        ]
+        more = more_workers(self.workers())
+        own = [replace(p, fix=p.fix.replace("--workers N", more)) for p in own]
+        tests = [Predicate("a ready task fits", fits > 0, value, "one or more"), *own]
+        if worker.credit == 0:
+            tests.pop()
+            if all(p.ok for p in tests[1:]):  # who is paused or drains asks for no work
+                tests.append(Predicate(FREE_CREDIT, False, "it asks for no work", "room", "rigbus status"))
+        return tests
+
+    # -- the rig ---------------------------------------------------------------------------------------------
+
+    def _why_rig(self, est: Estimator) -> dict[str, Any]:
+        """Everything that does not move."""
+        out = answer_of("rig", "all", "the rig", "paused" if self.paused("all") else "running")
+        tests = self._rig_tests()
+        stuck = self._stuck_workers(est) + self._stuck_batches(est)
+        bad = [p for p in tests if not p.ok]
+        out["reasons"] = [f"{p.name}: {p.value}" for p in bad] + [
+            f"{s['kind']} {s['name']}: {s['summary']}" for s in stuck
+        ]
+        live = sum(b.live > 0 for b in self.batches.values())
+        running = self.counts[TaskState.LEASED]
+        head = f"{some(live, 'live batch', 'live batches')}, {some(running, 'task')} with workers"
+        n = len(bad) + len(stuck)
+        out["summary"] = f"{head}; " + (
+            f"{some(n, 'thing does', 'things do')} not move" if n else "nothing is stuck"
+        )
+        out["predicates"] = as_dicts(tests)
+        out["stuck"] = stuck
+        return out
+
+    def _rig_tests(self) -> list[Predicate]:
+        workers = list(self.workers())
+        paused = self.paused("all")
+        bridges = any(s.role == "bridge" for s in self.sessions.values())
+        share = self.heartbeats.get("bridge", (0.0, {}))[1].get("share") if bridges else None
+        away = isinstance(share, dict) and share.get("available") is False
+        tests = [
+            Predicate(
+                "rig not paused",
+                not paused,
+                "paused" if paused else "running",
+                "running",
+                "rigbus resume all",
+            ),
+            Predicate(
+                "workers attached",
+                bool(workers),
+                str(len(workers)),
+                "one or more",
+                "rigbus up, or rigbus worker",
+            ),
+            Predicate(
+                "a brain is attached",
+                bool(self.brain)
+                or not any(b.plan and b.state not in BATCH_ENDED for b in self.batches.values()),
+                "yes" if self.brain else "no",
+                "yes, where plans run",
+                "rigbus brain",
+            ),
+        ]
+        if bridges:
+            value = str(share.get("reason") or "away") if away and isinstance(share, dict) else "yes"
+            tests.append(Predicate("share available", not away, value, "yes", "mount the share again"))
+        nobody = {s: n for s, n in self._ready_shapes().items() if not any(w.accepts(s) for w in workers)}
+        return tests + [self._nobody_runs(shape, n, workers) for shape, n in nobody.items()]
+
+    @staticmethod
+    def _nobody_runs(shape: Shape, n: int, workers: list[Session]) -> Predicate:
+        """The predicate that fails for the worker that comes nearest."""
+        words = [f"{k} {v}" for k, v in (("class", shape.cls), ("pool", shape.pool)) if v]
+        words += [f"needs {', '.join(shape.needs)}"] if shape.needs else []
+        name = f"somebody runs {shape.type}" + (f" ({', '.join(words)})" if words else "")
+        tests = [predicates(shape, w, paused=False, rig_paused=False)[: len(OFFERED)] for w in workers]
+        nearest = max(tests, key=lambda ps: sum(p.ok for p in ps), default=None)
+        failed = next((p for p in nearest if not p.ok), None) if nearest else None
+        fix = failed.fix if failed else "rigbus up, or rigbus worker"
+        wanted = f"a worker that {failed.wanted}" if failed else "a worker"
+        return Predicate(
+            name, False, f"{some(n, 'ready task waits', 'ready tasks wait')} for {wanted}", wanted, fix
+        )
+
+    def _stuck_workers(self, est: Estimator) -> list[dict[str, Any]]:
+        out = []
+        ready = list(self.ready.waiting_shapes())
+        for worker in sorted(self.workers(), key=lambda w: w.name):
+            word = self.worker_word(worker)
+            fits = word == "idle" and any(worker.accepts(s) for s in ready)
+            if word == "paused" and self.paused("all"):
+                continue  # said once, of the rig
+            if word not in _IDLE_WORDS or fits:
+                text = "idle, though a ready task fits it" if fits else f"{word}, gets no new work"
+                out.append(_stuck(self._why_worker(worker, est), text))
+        return out
+
+    def _stuck_batches(self, est: Estimator) -> list[dict[str, Any]]:
+        """Live batches of which nothing runs, or with tasks that wait for somebody: a verdict, the share."""
+        out = []
+        live = (
+            b for b in self.batches.values() if b.live or (b.state not in BATCH_ENDED and b.kind == "plan")
+        )
+        looked = 0
+        for batch in islice(live, _BATCHES):
+            if looked > _LOOKED_AT:
+                left = sum(b.live > 0 for b in self.batches.values())
+                said = f"more than {some(_LOOKED_AT, 'task')} looked at, of {some(left, 'live batch', 'live batches')}"
+                out.append(_stuck(answer_of("rig", "all", "others", "unknown"), f"{said}: rigbus why BATCH"))
+                break
+            looked += min(batch.total, _LOOKED_AT)
+            why = self._why_batch(batch, est)
+            if not batch.counts[TaskState.LEASED]:
+                out.append(_stuck(why, why["reasons"][0] if why["reasons"] else why["summary"]))
+            elif (text := self._held_up(batch)) is not None:
+                out.append(_stuck(why, text))
+        return out
+
+    @staticmethod
+    def _held_up(batch: Batch) -> str | None:
+        for state, text in ((TaskState.REVIEW, "in review"), (TaskState.FAILED, "escalated")):
+            if n := batch.counts[state]:
+                return f"{some(n, 'task')} {text}: the brain's verdict is awaited"
+        if not batch.counts[TaskState.READY]:
+            return None
+        back = [
+            t for t in islice(batch.keys.values(), _LOOKED_AT) if t.state is TaskState.READY and t.hold_reason
+        ]
+        if not back:
+            return None
+        return f"{some(len(back), 'task')}: {handed_back(back[0].hold_reason, batch.id)[0]}"
+
+
+def _stuck(why: dict[str, Any], summary: str | None = None) -> dict[str, Any]:
+    fix = next((p["fix"] for p in why["predicates"] if not p["ok"] and p["fix"]), "")
+    return {
+        "kind": why["kind"],
+        "id": why["id"],
+        "name": why["name"],
+        "state": why["state"],
+        "summary": summary or why["summary"],
+        "fix": fix,
+    }
