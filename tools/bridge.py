@@ -18,5 +18,13 @@ def bridge(state: Path | None, shared: Path | None, config: Path | None) -> int:
     from ..bridge.folder.service import main
 
     settings = settings_of(config)
+    folder = settings["bridge"]
     process_log("bridge", settings["logs"]["level"])
-    return main(where(state, shared, config), settle_s=settings["settle_s"])
+    return main(
+        where(state, shared, config),
+        settle_s=settings["settle_s"],
+        path_map=folder["path_map"],
+        reconcile_s=folder["reconcile_s"],
+        archive_keep=folder["archive_keep"],
+        archive_after_s=folder["archive_after_s"],
+    )

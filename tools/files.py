@@ -10,29 +10,28 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from ..bridge.folder.layout import (
+    ARCHIVE,
     COMPLETE,
     DECISIONS_LOG,
     FAILED,
     LANES,
-    PRIVATE,
-    PROCESSING,
-    QUEUE,
     STATE_FILE,
 )
 from ..bus.errors import NotFound, Unreachable
-from .rows import STATES, TASK_ENDED
+from .file_rows import active_row, ended_row, gpu, json_object, task_row, unix
+from .rows import STATES
 
-MAX_BYTES: Final = 4 << 20
-STALE_S: Final = 60.0  #: as the earlier scripts: older news is no news
+STALE_S: Final = 60.0  #: of files without a `stale_after_s`: as the earlier scripts, older news is no news
+ZONE_STEP_S: Final = 900.0  #: time zones lie so far apart
+ZONE_MAX_S: Final = 26 * 3600.0
 ENDED_SHOWN: Final = 20
+PLAN_DEPTH: Final = 3
 MIN_PREFIX: Final = 6
-_PRIORITY: Final = {"low": 3, "normal": 5, "high": 8, "urgent": 10}
-_STATE: Final = {PRIVATE: "waiting", QUEUE: "ready", PROCESSING: "leased", COMPLETE: "done"}
+_ARCHIVED: Final = (COMPLETE, FAILED)
 
 
 class Folder:
@@ -52,11 +51,11 @@ class Folder:
         for batch in batches:
             tasks.update(batch["tasks"])
         as_of = self.as_of()
-        fresh = as_of is not None and now - as_of <= STALE_S
-        seen = "as mirrored" if fresh else "stale"
+        fresh = self.stale_for(now) is None
+        seen = "stopped" if state.get("status") == "stopped" else "as mirrored" if fresh else "stale"
         return {
             "as_of": as_of,
-            "seq": 0,
+            "seq": _whole(state.get("seq")),
             "broker": {"state": seen},
             "brain": {"state": str(state.get("status", "unknown")) if fresh else "unknown"},
             "bridge": {"state": seen, "pid": state.get("pid"), "host": state.get("hostname")},
@@ -68,34 +67,54 @@ class Folder:
 
     def state(self) -> dict[str, Any]:
         """``brain/state.json``; empty when it is not there."""
-        return _object(self.root / STATE_FILE) or {}
+        return json_object(self.root / STATE_FILE) or {}
 
     def as_of(self) -> float | None:
-        """When the bridge last wrote something that it writes often; None when it never did."""
-        files = [self.root / STATE_FILE, *(self.root / "workers").glob("*/heartbeat.json")]
-        return max((at for at in map(_mtime, files) if at is not None), default=None)
+        """When the rig last said how it is, by its own clock; None when it never did."""
+        stamps = [self._stamp(), *(_stamp(beat) for beat in self._beats())]
+        return max((stamp[0] for stamp in stamps if stamp is not None), default=None)
+
+    def stale_for(self, now: float) -> float | None:
+        """How old the last news is where nobody should believe it any more, None while it is fresh.
+
+        The bridge renews ``state.json`` three times in its ``stale_after_s``, whatever happens: an older one means
+        that it is dead, or that the mount shows old things.
+        """
+        stamps = [stamp for stamp in (self._stamp(), *map(_stamp, self._beats())) if stamp is not None]
+        if not stamps:
+            return float("inf")
+        if any(now - at <= limit for at, limit in stamps):
+            return None
+        return now - max(at for at, _ in stamps)
+
+    def _stamp(self) -> tuple[float, float] | None:
+        return _stamp(self.root / STATE_FILE)
+
+    def _beats(self) -> list[Path]:
+        return sorted((self.root / "workers").glob("*/heartbeat.json"))
 
     def workers(self, now: float) -> list[dict[str, Any]]:
-        """Workers by name, from their heartbeats."""
+        """Workers by name, from their heartbeats; not those that have ended. One whose news is too old is "stale"."""
         out = []
-        for file in sorted((self.root / "workers").glob("*/heartbeat.json")):
-            beat, at = _object(file), _mtime(file)
-            if beat is None or at is None:
+        for file in self._beats():
+            beat, stamp = json_object(file), _stamp(file)
+            slow = json_object(file.parent / "status.json") or {}
+            if beat is None or stamp is None or "gone" in (beat.get("state"), slow.get("state")):
                 continue
-            slow = _object(file.parent / "status.json") or {}
+            at, limit = stamp
             word = str(beat.get("state", "unknown"))
             state = {"running": "busy", "hot": "idle", "cold": "idle"}.get(word, word)
             out.append(
                 {
                     "id": str(beat.get("name", file.parent.name)),
-                    "state": state if now - at <= STALE_S else "stale",
+                    "state": state if now - at <= limit else "stale",
                     "classes": list(slow.get("classes") or ()),
                     "model": beat.get("model"),
                     "heartbeat_age_s": round(max(0.0, now - at), 3),
                     "tasks": [
                         str(t.get("task_id")) for t in beat.get("active_tasks") or () if isinstance(t, dict)
                     ],
-                    "gpu": _gpu(beat),
+                    "gpu": gpu(beat),
                     "pid": beat.get("pid"),
                 }
             )
@@ -109,11 +128,11 @@ class Folder:
         live = (
             {str(k): v for k, v in active.items() if isinstance(v, dict)} if isinstance(active, dict) else {}
         )
-        rows = {id_: _active_row(id_, fields) for id_, fields in live.items()}
+        rows = {id_: active_row(id_, fields) for id_, fields in live.items()}
         folders = [(name, path) for name, path in self._batch_folders() if name not in rows]
         folders.sort()
         for name, path in folders if ended is None else folders[-ended:]:
-            row = _ended_row(name, path)
+            row = ended_row(name, path)
             if row is not None:
                 rows[name] = row
         return [rows[name] for name in sorted(rows)]
@@ -132,24 +151,37 @@ class Folder:
             raise NotFound(f"batch {ref!r} fits {len(hits)}: give more characters")
         if not hits:
             raise NotFound(f"no batch {ref!r} in {self.root}; `rigbus batch list` shows them")
-        row = rows.get(hits[0]) or _ended_row(hits[0], paths[hits[0]])
+        row = rows.get(hits[0]) or ended_row(hits[0], paths[hits[0]])
         if row is None:
             raise NotFound(f"batch {hits[0]}: its batch.json is not there (yet)")
         return row
 
     def _batch_folders(self) -> Iterator[tuple[str, Path]]:
-        for plan in _folders(self.root / "plans"):
-            for folder in _folders(Path(plan.path) / "batches"):
+        for plan in self._plan_folders(self.root / "plans", PLAN_DEPTH):
+            for folder in _folders(plan / "batches"):
                 yield folder.name, Path(folder.path)
+
+    def _plan_folders(self, folder: Path, depth: int) -> Iterator[Path]:
+        """Plans lie in ``plans/`` or, where people group them, deeper down; not below other plans."""
+        for entry in _folders(folder):
+            path = Path(entry.path)
+            if (path / "batches").is_dir():
+                yield path
+            elif depth > 1:
+                yield from self._plan_folders(path, depth - 1)
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
     def tasks(self, batch: str | None = None) -> list[dict[str, Any]]:
-        """Every task in the lanes, oldest first."""
+        """Every task in the lanes, oldest first; of one batch also those that were archived."""
         out: dict[str, dict[str, Any]] = {}
-        for lane in LANES:
-            for entry in _entries(self.root / lane):
-                row = _task_row(lane, Path(entry.path)) if entry.name.endswith(".json") else None
+        folders = [(lane, self.root / lane) for lane in LANES]
+        if batch is not None and "/" not in batch:
+            # First, so that a task which runs anew is shown as it is now.
+            folders = [(lane, self.root / ARCHIVE / batch / Path(lane).name) for lane in _ARCHIVED] + folders
+        for lane, folder in folders:
+            for entry in _entries(folder):
+                row = task_row(lane, Path(entry.path)) if entry.name.endswith(".json") else None
                 if row is not None and batch in (None, row["batch"]):
                     out[row["id"]] = (
                         row  # a task that moves is in two lanes for a moment: the later one counts
@@ -157,7 +189,7 @@ class Folder:
         return sorted(out.values(), key=lambda r: (r["created_at"] or 0.0, r["name"]))
 
     def task(self, ref: str) -> dict[str, Any]:
-        """One task by its id, the start of one, or ``BATCH/NAME``.
+        """One task by its id, the start of one, or ``BATCH/NAME``; archived ones too.
 
         Raises:
             NotFound: none, or several.
@@ -167,19 +199,29 @@ class Folder:
             id_ = self.batch(batch)["id"]
             found = {r["id"]: r for r in self.tasks(id_) if r["name"] == name}
         else:
-            found = {}
-            for lane in LANES:
-                for entry in _entries(self.root / lane):
-                    stem = entry.name.removesuffix(".json")
-                    if stem == ref or (len(ref) >= MIN_PREFIX and stem.startswith(ref)):
-                        row = _task_row(lane, Path(entry.path))
-                        if row is not None:
-                            found[row["id"]] = row
+            found = self._by_id([(lane, self.root / lane) for lane in LANES], ref)
+            found = found or self._by_id(self._archives(), ref)
         if len(found) > 1:
             raise NotFound(f"task {ref!r} fits {len(found)}: give more characters")
         if not found:
             raise NotFound(f"no task {ref!r} in {self.root}; `rigbus task list` shows them")
         return next(iter(found.values()))
+
+    @staticmethod
+    def _by_id(folders: list[tuple[str, Path]], ref: str) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for lane, folder in folders:
+            for entry in _entries(folder):
+                stem = entry.name.removesuffix(".json")
+                if stem == ref or (len(ref) >= MIN_PREFIX and stem.startswith(ref)):
+                    row = task_row(lane, Path(entry.path))
+                    if row is not None:
+                        found[row["id"]] = row
+        return found
+
+    def _archives(self) -> list[tuple[str, Path]]:
+        batches = [Path(entry.path) for entry in _folders(self.root / ARCHIVE)]
+        return [(lane, batch / Path(lane).name) for batch in batches for lane in _ARCHIVED]
 
     def find(self, ref: str) -> tuple[str, dict[str, Any]]:
         """``("task", row)`` or ``("batch", row)``.
@@ -233,123 +275,18 @@ class Folder:
         """Refuse news that is too old to be believed.
 
         Raises:
-            Unreachable: the bridge has written nothing for a minute.
+            Unreachable: the bridge has not renewed its files for as long as they say, or was stopped.
         """
-        at = self.as_of()
-        if at is None:
+        if self.state().get("status") == "stopped":
+            raise Unreachable(f"{self.root}: the rig was stopped; start it with `rigbus up`")
+        age_s = self.stale_for(now)
+        if age_s == float("inf"):
             raise Unreachable(f"{self.root}: no rig has written here yet; start one with `rigbus up`")
-        if now - at > STALE_S:
+        if age_s is not None:
             raise Unreachable(
-                f"{self.root}: stale: the rig's last sign is {now - at:.0f} s old; see whether it is up, and the "
+                f"{self.root}: stale: the rig's last sign is {age_s:.0f} s old; see whether it is up, and the "
                 "mount and the clocks of both machines"
             )
-
-
-def _active_row(id_: str, fields: dict[str, Any]) -> dict[str, Any]:
-    counts = fields.get("tasks")
-    tasks = {s: int(counts.get(s) or 0) for s in STATES} if isinstance(counts, dict) else {}
-    total = int(fields.get("total_tasks") or 0)
-    ended = sum(tasks.get(s, 0) for s in TASK_ENDED)
-    return {
-        "id": id_,
-        "plan": fields.get("plan"),
-        "name": fields.get("display_name") or fields.get("plan"),
-        "kind": "plan",
-        "state": "running" if total else "planning",
-        "priority": _PRIORITY.get(str(fields.get("priority")), 5),
-        "created_at": _unix(fields.get("started_at")),
-        "ended_at": None,
-        "total": total,
-        "error": None,
-        "tasks": tasks,
-        "progress": ended / total if total else 0.0,
-    }
-
-
-def _ended_row(id_: str, folder: Path) -> dict[str, Any] | None:
-    fields = _object(folder / "batch.json")
-    if fields is None:
-        return None
-    counts = fields.get("tasks")
-    return {
-        "id": id_,
-        "plan": fields.get("plan"),
-        "name": fields.get("plan"),
-        "kind": "plan",
-        "state": str(fields.get("status", "unknown")),
-        "priority": _PRIORITY.get(str(fields.get("priority")), 5),
-        "created_at": _unix(fields.get("started_at")),
-        "ended_at": _unix(fields.get("completed_at")),
-        "total": int(fields.get("total_tasks") or 0),
-        "error": fields.get("error"),
-        "tasks": {s: int(counts.get(s) or 0) for s in STATES} if isinstance(counts, dict) else {},
-        "progress": float(fields.get("progress") or 0.0),
-    }
-
-
-def _task_row(lane: str, file: Path) -> dict[str, Any] | None:
-    """A task of a lane in the keys of :func:`.rows.task_object`."""
-    fields = _object(file)
-    if fields is None or "task_id" not in fields:
-        return None
-    given = fields.get("result")
-    result: dict[str, Any] = given if isinstance(given, dict) else {}
-    state = _STATE.get(lane) or _failed_state(fields, result)
-    attempt = int(fields.get("attempts") or 0)
-    started, ended = _unix(fields.get("started_at")), _unix(fields.get("completed_at"))
-    row = {
-        "id": str(fields["task_id"]),
-        "batch": fields.get("batch_id"),
-        "type": fields.get("type"),
-        "class": fields.get("task_class"),
-        "pool": None,
-        "priority": fields.get("priority"),
-        "state": state,
-        "worker": fields.get("assigned_to"),
-        "error": result.get("error"),
-        "reason": None,
-        "join": False,
-        "name": str(fields.get("name", fields["task_id"])),
-        "created_at": _unix(fields.get("created_at")),
-        "started_at": started,
-        "ended_at": ended,
-        "command": fields.get("command"),
-        "depends_on": list(fields.get("depends_on") or ()),
-        "attempts": [],
-        "result": given if lane in (COMPLETE, FAILED) else None,
-    }
-    if attempt and state not in ("waiting", "ready"):
-        row["attempts"] = [
-            {
-                "n": attempt,
-                "worker": row["worker"],
-                "started_at": started,
-                "ended_at": ended,
-                "outcome": "running" if state == "leased" else state,
-                "error": row["error"],
-            }
-        ]
-    return row
-
-
-def _failed_state(fields: dict[str, Any], result: dict[str, Any]) -> str:
-    kind = str(result.get("error_type") or "")
-    if kind in TASK_ENDED:
-        return kind
-    return "cancelled" if fields.get("status") == "abandoned" else "dead"
-
-
-def _gpu(beat: dict[str, Any]) -> dict[str, Any] | None:
-    names = {
-        "index": "gpu_id",
-        "temperature_c": "temperature_c",
-        "utilization_pct": "gpu_util_percent",
-        "power_w": "power_draw_w",
-        "vram_used_mb": "vram_used_mb",
-        "vram_total_mb": "vram_total_mb",
-    }
-    found = {ours: beat[theirs] for ours, theirs in names.items() if beat.get(theirs) is not None}
-    return found or None
 
 
 def _file_name(key: str) -> str:
@@ -362,29 +299,35 @@ def _escape(char: str) -> str:
     return "".join(f"%{b:02X}" for b in char.encode("utf-8", "replace"))
 
 
-def _object(file: Path) -> dict[str, Any] | None:
-    """A JSON object of a regular file; None for whatever is none."""
-    try:
-        if not file.is_file() or file.stat().st_size > MAX_BYTES:
-            return None
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+def _stamp(file: Path) -> tuple[float, float] | None:
+    """(as of when, for how many seconds that may be believed) a mirrored snapshot is; by its mtime where it is silent."""
+    fields, mtime = json_object(file), _mtime(file)
+    if fields is None or mtime is None:
         return None
-    return value if isinstance(value, dict) else None
+    limit = fields.get("stale_after_s")
+    if not isinstance(limit, int | float) or isinstance(limit, bool) or limit <= 0:
+        limit = STALE_S
+    return _moment(mtime, unix(fields.get("as_of"))), float(limit)
+
+
+def _moment(mtime: float, as_of: float | None) -> float:
+    """When a file was so. Its mtime is that moment; ``as_of`` is naive local time of the rig, whose zone may be another
+    than ours. A copy without its times, or a touched file, is as old as it says."""
+    apart = 0.0 if as_of is None else mtime - as_of
+    zone = round(apart / ZONE_STEP_S) * ZONE_STEP_S
+    return (
+        mtime if as_of is None or (abs(apart - zone) < 2 and abs(zone) <= ZONE_MAX_S) else min(mtime, as_of)
+    )
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _mtime(file: Path) -> float | None:
     try:
         return file.stat().st_mtime
     except OSError:
-        return None
-
-
-def _unix(text: Any) -> float | None:
-    """Naive local ISO-8601, as the mirror has it, as Unix seconds."""
-    try:
-        return datetime.fromisoformat(str(text)).timestamp() if text else None
-    except (ValueError, OverflowError):
         return None
 
 

@@ -22,14 +22,16 @@ class Decision(NamedTuple):
     details: dict[str, Any]
 
 
-def decision_line(at: float, decision: Decision, utc_offset_s: float) -> bytes:
-    """One JSON object and a newline."""
-    fields = {
+def decision_line(at: float, decision: Decision, utc_offset_s: float, seq: int | None = None) -> bytes:
+    """One JSON object and a newline. ``seq`` is the event that it tells: a bridge that comes back finds it there."""
+    fields: dict[str, Any] = {
         "timestamp": iso(at, utc_offset_s, whole_seconds=True),
         "type": decision.type,
         "message": decision.message,
         "details": {k: v for k, v in decision.details.items() if v is not None},
     }
+    if seq is not None:
+        fields["seq"] = seq
     return json.dumps(fields, default=str).encode("ascii") + b"\n"
 
 

@@ -36,7 +36,7 @@ class Draft:
     batch_priority: int
     warnings: str = ""
 
-    def header(self, key: str, path: str, batch_root: str) -> dict[str, Any]:
+    def header(self, key: str, path: str, batch_root: str, source: str = "inbox") -> dict[str, Any]:
         """The header of the SUBMIT with this key; ``path`` is the plan's folder in the share."""
         plan = {
             "name": self.name,
@@ -45,7 +45,7 @@ class Draft:
             "batch_root": batch_root,
             "config": self.config,
             "priority": self.priority,
-            "source": "inbox",
+            "source": source,
         }
         head = {"key": key, "kind": "plan", "name": self.name, "priority": self.batch_priority, "plan": plan}
         return {"batch": head, "tasks": []}

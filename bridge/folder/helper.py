@@ -30,6 +30,7 @@ if __name__ == "__main__" and not __package__:
 
 from .beneath import CHUNK_BYTES, READ_FLAGS, WRITE_FLAGS, OpError, open_regular, write_all
 from .frames import HEAD, leave_blobs, pack, take_blobs
+from .newcomers import newcomers
 from .share import Share
 
 SENTINEL = ".rigbus-folder-id"
@@ -81,6 +82,7 @@ def fault(error: BaseException, where: str) -> dict[str, Any]:
 
 OPS: dict[str, Callable[..., dict[str, Any]]] = {
     "scan": Share.scan,
+    "newcomers": newcomers,
     "stat": Share.stat,
     "read": Share.read,
     "write": Share.write,

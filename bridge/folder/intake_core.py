@@ -294,12 +294,10 @@ def drop_settings(files: Mapping[str, bytes]) -> Settings | Problem:
     return Settings(config, priority)
 
 
-def parse_object(data: bytes, where: str) -> dict[str, Any] | Problem:
+def parse_object(data: bytes, where: str, max_bytes: int = MAX_SETTINGS_BYTES) -> dict[str, Any] | Problem:
     """A JSON object from bytes that anybody may have written."""
-    if len(data) > MAX_SETTINGS_BYTES:
-        return Problem(
-            f"it is larger than {MAX_SETTINGS_BYTES} bytes", where, "put data into the plan's files"
-        )
+    if len(data) > max_bytes:
+        return Problem(f"it is larger than {max_bytes} bytes", where, "put data into the plan's files")
     try:
         value = json.loads(data.decode("utf-8-sig"), parse_int=_wire_int)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # what the bus could not carry

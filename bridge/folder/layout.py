@@ -9,6 +9,8 @@ The laws, each with its reader:
 - No null anywhere in a task: readers slice and measure what they find; a key without a value is left out.
 - A failed task always has ``result.error``. A file's mtime is the time of the event, so lanes sort by it.
 - Unchanged files are never rewritten: readers cache by mtime.
+- Each file says who wrote it (``mirrored_by``), when that was so (``as_of``), which event it has seen (``seq``) and,
+  while it can grow old, after how many seconds without a new ``as_of`` nobody should believe it (``stale_after_s``).
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from .ops import Op, Result, unlink, write
+from .seal import MIRRORED_BY, seal
 
 Row = Mapping[str, Any]
 
@@ -34,9 +36,12 @@ PRIVATE, QUEUE, PROCESSING, COMPLETE, FAILED = (
 LANES = (PRIVATE, QUEUE, PROCESSING, COMPLETE, FAILED)
 # Made before any script of the Pi runs: those create only the queue themselves.
 FOLDERS = (*LANES, "logs", "signals", "workers", "plans", "inbox", "inbox/.requests", "inbox/.refused")
+ARCHIVE = "tasks/archive"
 DECISIONS_LOG = "logs/brain_decisions.log"
 STATE_FILE = "brain/state.json"
 MAX_OUTPUT_CHARS = 64 * 1024
+STALE_AFTER_S = 30  #: state.json and the workers' files, which are refreshed three times as often
+BATCH_STALE_S = 300  #: the batch.json of a batch that runs
 
 _LANE = {
     "waiting": (PRIVATE, "pending"),
@@ -53,11 +58,18 @@ _ENDED = (COMPLETE, FAILED)
 
 
 class File(NamedTuple):
-    """A file of the mirror: path relative to the share, content, and its mtime (the event's time)."""
+    """A file of the mirror: path relative to the share, content, and its mtime (the event's time).
+
+    ``same`` names the content without its stamps: while it stays the file need not be written. A task's file has the
+    ``batch`` that it is archived under. ``taken``: somebody else's file may stand there, which became this task.
+    """
 
     path: str
     data: bytes
     mtime_ns: int
+    same: str = ""
+    batch: str = ""
+    taken: bool = False
 
 
 def iso(at: float, utc_offset_s: float, *, whole_seconds: bool = False) -> str:
@@ -98,7 +110,7 @@ def task_file(task: Row, utc_offset_s: float) -> File | None:
         "priority": task.get("priority"),
         "status": status(task),
         "created_at": _iso_or_none(task.get("created_at"), utc_offset_s),
-        "created_by": "submit" if task["type"] == "execute_plan" else "brain",
+        "created_by": task.get("created_by") or "brain",
         "command": task.get("command"),
         "prompt": task.get("prompt"),
         "context": task.get("context"),
@@ -109,17 +121,29 @@ def task_file(task: Row, utc_offset_s: float) -> File | None:
         "batch_path": task.get("batch_path"),
         "timeout_seconds": None if timeout is None else math.ceil(timeout),
         "fix_applied": task.get("fix_applied"),
+        "llm_model": task.get("llm_model"),
+        "llm_min_tier": task.get("llm_min_tier"),
+        "llm_placement": task.get("llm_placement"),
+        "batch_size": task.get("batch_size"),
+        "batch_priority": task.get("batch_priority"),
+        "preemptible": False,
         "retry_count": max(0, attempt - 1),
         "attempts": attempt,
     }
     if ended or running:  # a requeued task shows no owner and no result of its last attempt
         fields["assigned_to"] = task.get("worker")
         fields["started_at"] = _iso_or_none(task.get("started_at"), utc_offset_s)
+        fields["last_attempt_at"] = fields["started_at"]
+        fields["workers_attempted"] = [task["worker"]] if task.get("worker") else None
     if ended:
         fields["completed_at"] = _iso_or_none(task.get("ended_at") or task.get("changed_at"), utc_offset_s)
         fields["result"] = result_object(task)
         fields.update(_why_ended(task))
-    return File(f"{folder}/{task['id']}.json", to_json(fields), mtime_ns(task.get("changed_at")))
+    name = task.get("file_id") or task["id"]
+    fields["task_id"] = name
+    at = task.get("changed_at") or 0.0
+    file = _stamped(f"{folder}/{name}.json", fields, at, utc_offset_s, task.get("seq"))
+    return file._replace(batch=str(task["batch"]), taken=name != task["id"])
 
 
 def result_object(task: Row) -> dict[str, Any]:
@@ -193,10 +217,18 @@ def priority_word(priority: int) -> str:
 
 
 def state_file(
-    batches: Iterable[Row], *, pid: int, host: str, started_at: float, changed_at: float, utc_offset_s: float
+    batches: Iterable[Row],
+    *,
+    pid: int,
+    host: str,
+    started_at: float,
+    changed_at: float,
+    utc_offset_s: float,
+    seq: int = 0,
+    status: str = "active",
 ) -> File:
     """``brain/state.json``. Batches that have ended leave it; client batches not mirrored appear as
-    counts.
+    counts. ``seq``: the last event that the mirror has read; ``status``: active, or stopped by an orderly end.
     """
     active: dict[str, Any] = {}
     clients: dict[str, Any] = {}
@@ -222,15 +254,18 @@ def state_file(
         "pid": pid,
         "hostname": host,
         "started_at": iso(started_at, utc_offset_s),
-        "status": "active",
+        "status": status,
         "active_batches": active,
         "client_batches": clients,
     }
-    return File(STATE_FILE, to_json(fields), mtime_ns(changed_at))
+    return _stamped(STATE_FILE, fields, changed_at, utc_offset_s, seq, STALE_AFTER_S)
 
 
-def batch_file(batch: Row, utc_offset_s: float) -> File | None:
-    """``batch.json`` in the batch's folder; None for a batch without a plan (it has no folder)."""
+def batch_file(batch: Row, utc_offset_s: float, now: float | None = None) -> File | None:
+    """``batch.json`` in the batch's folder; None for a batch without a plan (it has no folder).
+
+    ``now`` (unix seconds) is when a batch that has not ended was so; one that has ended never goes stale.
+    """
     if not batch.get("plan"):
         return None
     counts, total = dict(batch["counts"]), batch["total"]
@@ -252,10 +287,14 @@ def batch_file(batch: Row, utc_offset_s: float) -> File | None:
         "batch_path": batch.get("batch_path"),
     }
     path = f"plans/{batch['plan']}/batches/{batch['id']}/batch.json"
-    return File(path, to_json(fields), mtime_ns(batch.get("ended_at") or batch["created_at"]))
+    at = batch.get("ended_at") or now or batch["created_at"]
+    stale = None if batch.get("ended_at") else BATCH_STALE_S
+    return _stamped(path, fields, at, utc_offset_s, batch.get("seq"), stale)
 
 
-def heartbeat_file(worker: Row, utc_offset_s: float, names: Mapping[str, str] | None = None) -> File:
+def heartbeat_file(
+    worker: Row, utc_offset_s: float, names: Mapping[str, str] | None = None, seq: int = 0
+) -> File:
     """``workers/<id>/heartbeat.json``, readable for both generations of scripts. ``names``: task id -> its
     name.
 
@@ -288,11 +327,18 @@ def heartbeat_file(worker: Row, utc_offset_s: float, names: Mapping[str, str] | 
         "vram_used_mb": gpu.get("vram_used_mb"),
         "vram_total_mb": gpu.get("vram_total_mb"),
     }
-    return File(f"workers/{worker['id']}/heartbeat.json", to_json(fields), mtime_ns(worker["seen_at"]))
+    stale = None if worker["state"] == "gone" else STALE_AFTER_S
+    path = f"workers/{worker['id']}/heartbeat.json"
+    return _stamped(path, fields, worker["seen_at"], utc_offset_s, seq, stale)
 
 
-def status_file(worker: Row, utc_offset_s: float, changed_at: float) -> File:
-    """``workers/<id>/status.json``: what changes seldom, so that the file is written only when it does."""
+def status_file(
+    worker: Row, utc_offset_s: float, changed_at: float, now: float | None = None, seq: int = 0
+) -> File:
+    """``workers/<id>/status.json``: what changes seldom (since ``changed_at``), as it was at ``now``.
+
+    A worker that is ``gone`` stays so; its file never goes stale.
+    """
     fields = {
         "schema": "rigbus.worker/1",
         "worker_id": worker["id"],
@@ -304,10 +350,18 @@ def status_file(worker: Row, utc_offset_s: float, changed_at: float) -> File:
         "pid": worker.get("pid"),
         "hostname": worker.get("host"),
     }
-    return File(f"workers/{worker['id']}/status.json", to_json(fields), mtime_ns(changed_at))
+    stale = None if worker["state"] == "gone" else STALE_AFTER_S
+    at = changed_at if now is None else now
+    return _stamped(f"workers/{worker['id']}/status.json", fields, at, utc_offset_s, seq, stale)
 
 
-# -- what to write, given what stands
+def archived(batch: str, path: str) -> str:
+    """Where the file of an ended task goes when its lane grows long, as the earlier ``archive_tasks.py`` has it."""
+    folder, _, name = path.rpartition("/")
+    return f"{ARCHIVE}/{batch or '_unbatched'}/{folder.rpartition('/')[2]}/{name}"
+
+
+# -- bytes
 
 
 def digest(data: bytes) -> str:
@@ -315,41 +369,21 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def diff(previous: Mapping[str, str], wanted: Mapping[str, File]) -> list[Op]:
-    """The operations that turn ``previous`` (path -> digest of what stands) into ``wanted``.
-
-    A task that changed its lane is one operation: the new file is written, then the old one unlinked. The
-    other order would show it nowhere to a reader in between, and a disk that is full would lose it.
-    """
-    leaving = {path for path in previous if path not in wanted}
-    old_lane = {path.rpartition("/")[2]: path for path in leaving if path.rpartition("/")[0] in LANES}
-    out: list[Op] = []
-    for path, file in wanted.items():
-        if previous.get(path) == digest(file.data):
-            continue
-        replaces = ""
-        folder, _, name = path.rpartition("/")
-        if folder in LANES and path not in previous and name in old_lane:
-            replaces = old_lane.pop(name)
-            leaving.discard(replaces)
-        out.append(write(path, file.data, mtime_ns=file.mtime_ns, replaces=replaces))
-    return out + [unlink(path) for path in sorted(leaving)]
-
-
-def acknowledge(previous: dict[str, str], batch: Sequence[Op], results: Sequence[Result]) -> int:
-    """Enter what was done into ``previous``; the number of operations that were not (diff asks for them
-    again).
-    """
-    failed = 0
-    for op, result in zip(batch, results, strict=True):
-        if not result["ok"]:
-            failed += 1
-        elif op["op"] == "write":
-            previous[op["path"]] = digest(op["data"])
-            previous.pop(op["replaces"], None)
-        elif op["op"] == "unlink":
-            previous.pop(op["path"], None)
-    return failed
+def _stamped(
+    path: str,
+    fields: Mapping[str, Any],
+    at: float,
+    utc_offset_s: float,
+    seq: int | None,
+    stale_after_s: int | None = None,
+) -> File:
+    """The file as it was ``at`` unix seconds, which is its mtime too."""
+    body = to_json(fields).removesuffix(b"\n}\n")
+    stamps = {"mirrored_by": MIRRORED_BY, "seq": seq or 0, "as_of": iso(at, utc_offset_s)}
+    if stale_after_s is not None:
+        stamps["stale_after_s"] = stale_after_s
+    tail = to_json(stamps).removeprefix(b"{").removesuffix(b"\n")
+    return File(path, seal(body + b"," + tail), mtime_ns(at), digest(body))
 
 
 def to_json(fields: Mapping[str, Any]) -> bytes:

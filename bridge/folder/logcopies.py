@@ -1,4 +1,5 @@
-"""Copies of task logs into the batch folders: while a task runs, and to the end when it has ended. Pure."""
+"""Copies of task logs into the batch folders: while a task runs, to the end when it has ended, and again when somebody
+has removed one. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .ops import Op, Result, copy_out
+from .ops import Entry, Op, Result, copy_out
 from .rows import ENDED, Transition, log_name
 
 AT_ONCE: Final = 32  #: logs of one go; many running tasks take turns
 SHOWN_ATTEMPTS: Final = 3
+REMEMBERED: Final = 4000  #: finished copies that are looked after
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class LogCopies:
         self._unfinished: dict[
             str, _Copy
         ] = {}  #: path -> an ended one that is larger than one operation copies
+        self._finished: dict[str, str] = {}  #: path -> source, of the newest copies that are whole
 
     def waiting(self) -> bool:
         """There is something to copy."""
@@ -81,11 +84,37 @@ class LogCopies:
         """What was copied. A log that is not there (a task that wrote none) is no fault."""
         growing = {copy.path: copy for copy in self._running.values()}
         for op, result in zip(ops, results, strict=True):
-            copy = growing.get(op["path"]) or self._unfinished.get(op["path"])
+            path = op["path"]
+            copy = growing.get(path) or self._unfinished.get(path)
             if copy is not None and result["ok"]:
                 copy.offset = result["offset"]
             if not result["ok"] or not result["more"]:
-                self._unfinished.pop(op["path"], None)
+                whole = self._unfinished.pop(path, None)
+                if whole is not None and result["ok"]:
+                    self._remember(path, whole.source)
+
+    # -- copies that somebody removes ------------------------------------------------------------------------
+
+    def ended(self, row: Mapping[str, Any], plan: str | None) -> None:
+        """A comparison found the task's file as it should be: its last log is taken to be copied."""
+        copy = self._copy(row, int(row["attempt"] or 0), plan) if row["attempt"] else None
+        if copy is not None:
+            self._remember(copy.path, copy.source)
+
+    def paths(self) -> list[str]:
+        """The copies that should stand."""
+        return list(self._finished)
+
+    def compare(self, path: str, entry: Entry | None) -> None:
+        """``entry`` is what stands there; one that is not there is copied again."""
+        if entry is None and (source := self._finished.pop(path, None)) is not None:
+            self._unfinished[path] = _Copy(source, path)
+
+    def _remember(self, path: str, source: str) -> None:
+        self._finished.pop(path, None)
+        self._finished[path] = source
+        while len(self._finished) > REMEMBERED:
+            del self._finished[next(iter(self._finished))]
 
     def _copy(self, row: Mapping[str, Any], attempt: int, plan: str | None) -> _Copy | None:
         name = log_name(self._logs, row, attempt) if plan else None

@@ -2,7 +2,8 @@
 
 One flow does what is due, one batch of the mirror helper at a time. Events only mark tasks as changed; what is written
 are rows asked afterwards, so any number of events about a task in a short time is one file. After a gap, a new session
-or an absence of the share the whole is compared anew (`surveying`).
+or an absence of the share the whole is compared anew (`survey`), and all the time a slice at a time (`sweep`). The
+lines of the log are told from the events themselves, each once, also those of a time when there was no bridge.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ...bus.errors import NotFound, RigbusError
-from ...bus.follow import Cursor, Event, event_of
 from ...bus.paths import RigPaths
 from ...bus.wire import Verb
 from . import layout, rows
 from .clock import Clock
+from .drawing import BACKOFF_S, Drawing
 from .flows import Flow, Idle, ShareAway, ask, share
-from .lanes import KEPT, Lanes
+from .following import Following
+from .lanes import KEPT, KEPT_S, Lanes
 from .logcopies import LogCopies
-from .ops import Op, Result, append, stat, write
+from .ops import Op
 from .port import FolderPort
-from .survey import Survey, make_folders, scan_lanes, survey
+from .said import Said
+from .survey import Survey, make_folders, scan_lanes, scan_workers, survey
+from .sweep import Sweep
 from .telling import Heard, Telling
 from .workers import Workers
 
@@ -35,10 +39,15 @@ ROWS: Final = 200  #: tasks asked and written in one go
 ROWS_S: Final = 0.08  #: between two such goes
 BATCHES_S: Final = 1.0
 LOGS_S: Final = 2.0
-BEATS_S: Final = (2.0, 5.0)  #: heartbeat files: something runs, or not; readers call 60 s stale
+BEATS_S: Final = (2.0, 5.0)  #: heartbeat files: something runs, or not
+FRESH_S: Final = layout.STALE_AFTER_S / 3  #: state.json and the workers' files are at most so old
+ARCHIVE_S: Final = 2.0
+AGAIN_S: Final = 10.0  #: what one file's fault left undone
+SAID_S: Final = 1.0
 RECONCILE_S: Final = 10.0
-MAX_DIRTY: Final = 100_000
-BACKOFF_S: Final = (1.0, 30.0)
+SLICE_S: Final = 0.05  #: between two slices of a comparison
+SHARE_OF_TIME: Final = 0.1  #: that comparing may take, so that it does not become the rig's work
+ADOPTED: Final = 5000  #: files taken over before others get their turn
 
 Beats = Callable[[], list[tuple[str, dict[str, Any]]]]
 
@@ -55,81 +64,62 @@ class Mirror:
         *,
         reconcile_s: float = RECONCILE_S,
         kept: int = KEPT,
+        kept_s: float = KEPT_S,
     ) -> None:
         self._port, self._beats, self._clock = port, beats, clock or Clock()
-        self._reconcile_s, self._kept = reconcile_s, kept
-        self._lanes = Lanes(kept)
+        self._reconcile_s, self._kept, self._kept_s = reconcile_s, kept, kept_s
         self._logs = LogCopies(str(paths.logs))
-        self._attached = self._behind = False
-        self._stale = True
-        self._cursor: Cursor | None = None
-        self._dirty: Heard = {}
-        self._batches: dict[str, dict[str, Any]] = {}
-        self._batches_dirty = self._workers_dirty = True
-        self._client_seq = 0
-        self._workers = Workers()
-        self._files: dict[str, layout.File] = {}  #: to be written: all but the lanes
-        self._standing: dict[str, str] = {}
         self._telling = Telling(self._clock.utc_offset_s)
-        self._log_end: int | None = None  #: of the decisions log, after our last append
-        self._log_doubt: int | None = None  #: the same, while it is unknown whether the next one was done
+        self._drawing = Drawing(Lanes(kept, kept_s), self._logs, self._telling, self._clock)
+        self._sweep = Sweep(self._drawing)
+        self._news = Following(self._telling, Said(paths.state / "mirror.json"))
+        self.event, self.tick = self._news.event, self._news.tick
+        self._attached = False
+        self._first = True
+        self._batches: dict[str, dict[str, Any]] = {}
+        self._workers = Workers()
         self._started_at = self._clock.wall()
-        self._due = dict.fromkeys(("rows", "batches", "logs", "beats", "reconcile"), 0.0)
-        self._backoff_s = self._not_before = self._append_at = 0.0
-        self._trouble = ""
-        self._failed: set[str] = set()
-        self._failed_files: dict[str, layout.File] = {}
+        self._ending = self._ended = False
+        self._swept_at: float | None = None  #: since when a comparison goes on
+        self._sweeping_s = 0.0
+        names = ("rows", "batches", "state", "logs", "beats", "archive", "again", "said", "reconcile")
+        self._due = dict.fromkeys(names, 0.0)
 
     # -- what the service tells ------------------------------------------------------------------------------
 
     def welcomed(self) -> None:
         """A new session: what was missed is unknown."""
-        self._attached = self._stale = True
+        self._attached = self._news.stale = True
 
     def share_is_back(self) -> None:
         """What stands in the share is unknown."""
-        self._stale = True
-
-    def event(self, event: Event) -> None:
-        """An event as it came from the events socket."""
-        if self._cursor is None or self._behind or not self._cursor.fresh(event):
-            return
-        if self._cursor.see(event):
-            self._behind = True
-        else:
-            self._take(event)
-
-    def tick(self, channels: Mapping[str, int]) -> None:
-        """The broker's last number of each channel, once a second."""
-        if self._cursor is not None and self._cursor.behind(channels):
-            self._behind = True
-        client = int(channels.get("c") or 0)
-        if client != self._client_seq:
-            self._client_seq, self._batches_dirty = client, True
+        self._news.stale = True
 
     def has_work(self) -> bool:
         """Something that was told has not been drawn yet."""
-        return self._has_lines() or self._batches_dirty or self._workers_dirty or self._behind
+        return (
+            self._has_lines() or self._news.batches_changed or self._news.workers_changed or self._news.behind
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """What was done so far, and the lag (`counting.Counts`)."""
+        return self._drawing.counts.shown()
+
+    def stop(self) -> None:
+        """The bridge ends: show it, and who has gone before it."""
+        self._ending = self._news.workers_changed = True
+        self._due |= {"rows": 0.0, "state": 0.0, "beats": 0.0}
+
+    def stopped(self) -> bool:
+        """The end is shown, or nothing can be."""
+        return self._ended or not self._attached or not self._port.state.available
+
+    def drawn(self, path: str) -> bool:
+        """The mirror keeps a task's file at this path of the share: nobody need ask whose it is."""
+        return self._drawing.lanes.stands(path)
 
     def _has_lines(self) -> bool:
-        return bool(self._dirty) or self._may_append()
-
-    def _may_append(self) -> bool:
-        return self._telling.waiting() and self._clock.now() >= self._append_at
-
-    def _take(self, event: Event) -> None:
-        step = rows.transition(event)
-        if step is not None and event.id is not None:
-            self._dirty.setdefault(event.id, (event.batch or "", []))[1].append(step)
-            self._batches_dirty = True
-            if len(self._dirty) > MAX_DIRTY:
-                self._dirty.clear()  # the share is away for long: it is compared anew when it is back
-                self._stale = True
-        elif event.topic.startswith("worker.") or event.topic.startswith("rig."):
-            self._workers_dirty = True
-        elif event.topic.startswith("batch."):
-            self._batches_dirty = True
-            self._telling.batch(event)
+        return bool(self._news.dirty) or self._drawing.may_append()
 
     # -- the flow --------------------------------------------------------------------------------------------
 
@@ -139,32 +129,30 @@ class Mirror:
             if not self._attached or not self._port.state.available:
                 yield Idle()
                 continue
-            if (rest := self._not_before - self._clock.now()) > 0:
+            if (rest := self._drawing.not_before - self._clock.now()) > 0:
                 yield Idle(rest)
                 continue
             pause = 0.0
             try:
-                if self._stale:
+                if self._news.stale:
                     yield from self._survey()
                 yield from self._do_due()
                 pause = self._pause()
-            except ShareAway as e:
-                log.warning("the mirror stops: %s; it is drawn anew when the share answers", e)
-                self._stale, self._not_before = True, self._clock.now() + BACKOFF_S[0]
-            except RigbusError as e:
-                log.warning("the mirror stops: %s; it is drawn anew", e)
-                self._stale, self._not_before = True, self._clock.now() + BACKOFF_S[0]
+            except (ShareAway, RigbusError) as e:
+                log.warning("the mirror stops: %s; it is compared anew", e)
+                self._news.stale = True
+                self._drawing.not_before = self._clock.now() + BACKOFF_S[0]
             yield Idle(pause)
 
     def _do_due(self) -> Flow[None]:
         now = self._clock.now()
-        if self._behind:
-            yield from self._catch_up()
+        if self._news.behind:
+            yield from self._news.catch_up()
         if self._has_lines() and now >= self._due["rows"]:
             self._due["rows"] = now + ROWS_S
             yield from self._draw_rows()
-        if self._batches_dirty and now >= self._due["batches"]:
-            self._due["batches"] = now + BATCHES_S
+        if (self._news.batches_changed and now >= self._due["batches"]) or now >= self._due["state"]:
+            self._due["batches"], self._due["state"] = now + BATCHES_S, now + FRESH_S
             yield from self._draw_batches()
         if now >= self._due["beats"]:
             yield from self._draw_workers()
@@ -172,83 +160,110 @@ class Mirror:
         if now >= self._due["logs"] and self._logs.waiting():
             self._due["logs"] = now + LOGS_S
             yield from self._copy_logs(self._logs.ops())
-        if self._files:
-            yield from self._write({}, [])
+        if self._drawing.retry or now >= self._due["again"]:
+            self._due["again"] = now + AGAIN_S
+            self._try_again()
+        if self._drawing.others.waiting():
+            yield from self._drawing.write({}, [], {})
+        if now >= self._due["archive"]:
+            self._due["archive"] = now + ARCHIVE_S
+            yield from self._drawing.archive()
         if now >= self._due["reconcile"]:
             yield from self._reconcile()
+        if now >= self._due["said"] or self._ending:
+            self._due["said"] = now + SAID_S
+            self._news.keep_said()
+        self._ended = self._ending and not self._has_lines()
 
     def _pause(self) -> float:
-        due = [self._due["beats"], self._due["reconcile"]]
-        due += [self._due["rows"]] if self._dirty else []
-        due += [max(self._append_at, self._due["rows"])] if self._telling.waiting() else []
-        due += [self._due["batches"]] if self._batches_dirty else []
+        due = [self._due[name] for name in ("beats", "state", "archive", "again", "reconcile")]
+        due += [self._due["rows"]] if self._news.dirty else []
+        due += [max(self._drawing.append_at, self._due["rows"])] if self._telling.waiting() else []
+        due += [self._due["batches"]] if self._news.batches_changed else []
         due += [self._due["logs"]] if self._logs.waiting() else []
         return max(0.0, min(due) - self._clock.now())
 
+    # -- comparing -------------------------------------------------------------------------------------------
+
     def _survey(self) -> Flow[None]:
         """Compare everything anew, and follow the events from here on."""
-        self._stale = False  # what happens meanwhile asks for the next comparison
+        self._news.stale = False  # what happens meanwhile asks for the next comparison
+        before = self._news.seq()
         yield from make_folders()
         found = yield from scan_lanes()
-        seen: Survey = yield from survey(found, self._kept)
-        self._behind = False
-        self._cursor = Cursor(("p",), seen.seq)
-        self._lanes, self._batches = Lanes(self._kept), seen.batches
-        self._telling.begin(seen.batches)
-        for path, mtime_ns in seen.known.items():
-            self._lanes.adopt(path, mtime_ns)
+        oldest = self._clock.wall() - self._kept_s
+        seen: Survey = yield from survey(found, self._kept, oldest)
+        yield from self._news.go_on_from(seen, before)
+        lanes = self._drawing.lanes = Lanes(self._kept, self._kept_s)
+        for n, (path, (task, batch)) in enumerate(seen.known.items()):
+            lanes.adopt(path, found[path], batch, task)
+            if task in seen.changed:
+                lanes.doubt(path)  # an older drawing of ours, or somebody's edit: its seal will tell
+            if n % ADOPTED == ADOPTED - 1:
+                yield Idle(0.0)
+        self._batches = seen.batches
         for task, batch in seen.changed.items():
-            self._dirty.setdefault(task, (batch, []))
+            self._news.draw(task, batch)
         for task, row in seen.running.items():
             self._logs.follow(task, row, self._plan_of(row))
-        self._standing.clear()
-        self._workers.draw_again()
-        self._batches_dirty = self._workers_dirty = True
+        for row in seen.ended:
+            self._logs.ended(row, self._plan_of(row))
         self._due = dict.fromkeys(self._due, 0.0)
-        self._due["reconcile"] = self._clock.now() + self._reconcile_s
+        self._due["reconcile"] = self._clock.now() + (self._reconcile_s if self._first else 0.0)
+        yield from self._draw_batches()
+        yield from self._draw_workers((yield from scan_workers()))
+        yield from self._drawing.adopt()
+        self._first, self._swept_at = False, None
         log.info(
             "mirror compared: %d files stand, %d tasks to draw, from event %d on",
-            len(self._lanes),
+            len(lanes),
             len(seen.changed),
             seen.seq,
         )
 
-    def _catch_up(self) -> Flow[None]:
-        """Events were missed: read them from the log; where that is trimmed, compare anew."""
-        while self._cursor is not None:
-            answer = yield from ask(Verb.EVENTS, {"since": self._cursor.since, "channel": "p"})
-            if answer.verb is Verb.RESNAPSHOT:
-                log.info("events were missed and are trimmed; comparing the mirror anew")
-                self._stale = True
-                return
-            for raw in answer.header["events"]:
-                event = event_of(raw)
-                self._cursor.read(event)
-                self._take(event)
-            if not answer.header["more"]:
-                self._cursor.caught_up(int(answer.header["last"]))
-                self._behind = False
-                return
+    def _reconcile(self) -> Flow[None]:
+        """The next slice of the comparison; what somebody has removed or altered is drawn again."""
+        start = self._clock.now()
+        if self._swept_at is None:
+            self._swept_at, self._sweeping_s = start, 0.0
+            self._sweep.begin()
+        more = yield from self._sweep.step()
+        for task in self._sweep.lost:
+            self._news.draw(task)
+        self._sweep.lost.clear()
+        now = self._clock.now()
+        self._sweeping_s += now - start
+        if more:
+            self._due["reconcile"] = now + SLICE_S
+            return
+        self._due["reconcile"] = now + max(self._reconcile_s, self._sweeping_s / SHARE_OF_TIME)
+        self._swept_at = None
+
+    def _try_again(self) -> None:
+        """What could not be written."""
+        self._drawing.retry = False
+        for task in self._drawing.failed:
+            self._news.draw(task)
+        self._drawing.failed.clear()
+        self._drawing.others.again()
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
     def _draw_rows(self) -> Flow[None]:
         """Ask for the changed tasks, write their files, their logs and the lines about them."""
-        ids = list(self._dirty)[:ROWS]
-        heard = {task: self._dirty.pop(task) for task in ids}
+        ids = list(self._news.dirty)[:ROWS]
+        heard = {task: self._news.dirty.pop(task) for task in ids}
+        redraw = {task for task in ids if task in self._news.redraw}
+        self._news.redraw -= redraw
         try:
-            wanted, copies = yield from self._rows_of(heard)
+            wanted, copies = yield from self._rows_of(heard, redraw)
         except RigbusError:
-            self._hear_again(heard)
+            self._news.hear_again(heard, redraw)
             raise
-        yield from self._write(wanted, copies)
+        events = {task: steps[-1].at for task, (_, steps) in heard.items() if steps}
+        yield from self._drawing.write(wanted, copies, events)
 
-    def _hear_again(self, heard: Heard) -> None:
-        for task, (batch, steps) in heard.items():
-            later = self._dirty.pop(task, (batch, []))[1]
-            self._dirty[task] = (batch, steps + later)
-
-    def _rows_of(self, heard: Heard) -> Flow[tuple[dict[str, layout.File], list[Op]]]:
+    def _rows_of(self, heard: Heard, redraw: set[str]) -> Flow[tuple[dict[str, layout.File], list[Op]]]:
         wanted: dict[str, layout.File] = {}
         copies: list[Op] = []
         found: dict[str, dict[str, Any]] = {}
@@ -260,12 +275,12 @@ class Mirror:
                 row = rows.task_row(raw, body, batch, steps[-1] if steps else None)
                 found[raw["id"]] = row
                 file = layout.task_file(row, self._clock.utc_offset_s(row["changed_at"]))
-                if file is not None:
+                if file is not None and raw["id"] in redraw:
                     wanted[raw["id"]] = file
                 copies += self._logs.task(raw["id"], row, steps, self._plan_of(row))
             if answer.header.get("cursor") is not None:  # large results: the rest of them next time
                 left = {task: heard.pop(task) for task in list(heard) if task not in found}
-                self._hear_again(left)
+                self._news.hear_again(left, redraw)
         self._telling.tasks(heard, found)
         return wanted, copies
 
@@ -285,18 +300,21 @@ class Mirror:
 
     # -- batches, workers, logs ------------------------------------------------------------------------------
 
+    def _seq(self) -> int:
+        return self._news.seq() or 0
+
     def _draw_batches(self) -> Flow[None]:
         """``brain/state.json`` and the ``batch.json`` of each plan's batch that is shown."""
-        self._batches_dirty = False
+        self._news.batches_changed = False
         answer = yield from ask(Verb.QUERY, {"what": "batches"})
         shown = [rows.batch_row(raw) for raw in answer.header["batches"]]
-        wall = self._clock.wall()
+        wall, now = self._clock.wall(), self._clock.now()
         offset = self._clock.utc_offset_s(wall)
         for row in shown:
             self._batches[row["id"]] = row
-            file = layout.batch_file(row, offset)
+            file = layout.batch_file(row, offset, wall)
             if file is not None:
-                self._want(file if rows.batch_ended(row) else file._replace(mtime_ns=layout.mtime_ns(wall)))
+                self._drawing.others.want(file, now, None if row["ended_at"] else layout.BATCH_STALE_S / 3)
         state = layout.state_file(
             shown,
             pid=os.getpid(),
@@ -304,100 +322,22 @@ class Mirror:
             started_at=self._started_at,
             changed_at=wall,
             utc_offset_s=offset,
+            seq=self._seq(),
+            status="stopped" if self._ending else "active",
         )
-        self._want(state)
+        self._drawing.others.want(state, now, FRESH_S / 2)
 
-    def _draw_workers(self) -> Flow[None]:
-        wall = self._clock.wall()
+    def _draw_workers(self, folders: list[str] | None = None) -> Flow[None]:
+        """``folders``: names that have one in the share; whoever of them is not there any more is gone."""
+        wall, now = self._clock.wall(), self._clock.now()
         self._workers.heard(self._beats(), wall)
-        if self._workers_dirty:
-            self._workers_dirty = False
+        if self._news.workers_changed or folders is not None:
+            self._news.workers_changed = False
             answer = yield from ask(Verb.QUERY, {"what": "workers"})
             self._workers.told(answer.header["workers"])
-        for file in self._workers.files(wall, self._clock.utc_offset_s(wall)):
-            self._want(file)
+            self._workers.missing(folders or ())
+        for file in self._workers.files(wall, self._clock.utc_offset_s(wall), self._seq()):
+            self._drawing.others.want(file, now, FRESH_S - BEATS_S[1])
 
     def _copy_logs(self, ops: list[Op]) -> Flow[None]:
         self._logs.done(ops, (yield from share("mirror", ops)))
-
-    def _want(self, file: layout.File) -> None:
-        if self._standing.get(file.path) != layout.digest(file.data):
-            self._files[file.path] = file
-        else:
-            self._files.pop(file.path, None)
-
-    # -- writing ---------------------------------------------------------------------------------------------
-
-    def _write(self, wanted: Mapping[str, layout.File], copies: list[Op]) -> Flow[None]:
-        """One batch: logs before the task's end shows, then the lanes, other files and lines."""
-        lanes = self._lanes.ops(wanted) + self._lanes.over()
-        files = list(self._files.values())
-        others = [write(f.path, f.data, mtime_ns=f.mtime_ns) for f in files]
-        lines, size = self._telling.some() if self._may_append() else (b"", 0)
-        said = [append(layout.DECISIONS_LOG, lines, self._log_doubt)] if lines else []
-        self._files = {}
-        try:
-            results = yield from share("mirror", [*copies, *lanes, *others, *said], 30.0)
-        except ShareAway:
-            self._log_doubt = self._log_end if said else None
-            raise
-        parts = iter(results)
-        self._logs.done(copies, [next(parts) for _ in copies])
-        self._failed.update(self._lanes.done(lanes, [next(parts) for _ in lanes]))
-        other_results = [next(parts) for _ in others]
-        layout.acknowledge(self._standing, others, other_results)
-        self._failed_files |= {
-            f.path: f for f, result in zip(files, other_results, strict=True) if not result["ok"]
-        }
-        if said:
-            self._appended(next(parts), size)
-        if any(result.get("errno") == "EAGAIN" for result in results):
-            self._try_again()  # the batch's time was up; what was left out is not at fault
-        self._judge(results)
-
-    def _try_again(self) -> None:
-        for task in self._failed:
-            self._dirty.setdefault(task, ("", []))
-        self._files = {**self._failed_files, **self._files}
-        self._failed.clear()
-        self._failed_files.clear()
-
-    def _appended(self, result: Result, count: int) -> None:
-        # Only a repeat after a fault names its place: else lines that others append meanwhile would be overwritten.
-        self._log_doubt = None
-        if result["ok"]:
-            self._log_end = result["size"]
-            self._telling.written(count)
-        else:
-            self._append_at = self._clock.now() + BACKOFF_S[1]
-
-    def _judge(self, results: list[Result]) -> None:
-        """What failed is tried again with the next comparison; where all fails, everything waits a little."""
-        bad = [r for r in results if not r["ok"] and r["errno"] not in ("ENOENT", "EAGAIN")]
-        if not bad:
-            self._backoff_s, self._trouble = 0.0, ""
-            return
-        if bad[0]["errno"] != self._trouble:
-            self._trouble = bad[0]["errno"]
-            log.warning("the mirror cannot be written: %s; trying again", bad[0]["what"])
-        if len(bad) == len(results):
-            self._backoff_s = min(max(BACKOFF_S[0], self._backoff_s * 2), BACKOFF_S[1])
-            self._not_before = self._clock.now() + self._backoff_s
-
-    def _reconcile(self) -> Flow[None]:
-        """Draw again what somebody has removed, and what could not be written."""
-        start = self._clock.now()
-        yield from make_folders()
-        there = yield from scan_lanes()
-        self._failed.update(self._lanes.lost(there))
-        self._try_again()
-        known = list(self._standing)
-        results = yield from share("mirror", [stat(path) for path in known])
-        for path, result in zip(known, results, strict=True):
-            if result["ok"] and result["entry"] is None:
-                del self._standing[path]
-                self._batches_dirty = True
-                self._workers.draw_again()
-        # A large mirror, or a slow share, is compared less often: this must not become the rig's work.
-        took = self._clock.now() - start
-        self._due["reconcile"] = self._clock.now() + max(self._reconcile_s, 100 * took)

@@ -7,7 +7,7 @@ named here or ``errno`` (a name such as ENOENT) and ``what``. Paths are relative
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Op = dict[str, Any]
@@ -53,6 +53,22 @@ def scan(
     }
 
 
+def newcomers(
+    path: str, *, after: str = "", budget: int = 500, doubts_after: str = "", doubts: int = 0
+) -> Op:
+    """Look for task files that are not the mirror's: ``entries``, ``next``; and a few names that look like the
+    mirror's: ``doubtful``, ``doubts_next``; ``took_s``.
+    """
+    return {
+        "op": "newcomers",
+        "path": path,
+        "after": after,
+        "budget": budget,
+        "doubts_after": doubts_after,
+        "doubts": doubts,
+    }
+
+
 def stat(path: str) -> Op:
     """``entry``: None when nothing is there; links are not followed."""
     return {"op": "stat", "path": path}
@@ -66,10 +82,24 @@ def read(path: str, max_bytes: int, offset: int = 0) -> Op:
 
 
 def write(
-    path: str, data: bytes, *, mtime_ns: int | None = None, fsync: bool = False, replaces: str = ""
+    path: str,
+    data: bytes,
+    *,
+    mtime_ns: int | None = None,
+    fsync: bool = False,
+    replaces: str = "",
+    keep: Mapping[str, Sequence[int] | None] | None = None,
 ) -> Op:
-    """Temporary file and rename; folders are made. ``replaces`` is unlinked once the new file stands."""
+    """Temporary file and rename; folders are made. ``replaces`` is unlinked once the new file stands.
+    Answers ``size``, ``mtime_ns`` and ``kept``.
+
+    ``keep`` names those of ``path`` and ``replaces`` where somebody's edit may stand, each with the [size, mtime_ns]
+    that the mirror left there (None: unknown). What is neither that nor sealed (`seal`) is renamed to
+    ``<name>.conflict`` and named in ``kept``, not lost.
+    """
     op: Op = {"op": "write", "path": path, "data": data, "fsync": fsync, "replaces": replaces}
+    if keep is not None:
+        op["keep"] = {name: None if known is None else list(known) for name, known in keep.items()}
     return op if mtime_ns is None else {**op, "mtime_ns": mtime_ns}
 
 
@@ -79,14 +109,17 @@ def append(path: str, data: bytes, at: int | None = None) -> Op:
     return {"op": "append", "path": path, "data": data, "at": at}
 
 
-def unlink(path: str) -> Op:
-    """``was``: False when nothing was there, which is no error."""
-    return {"op": "unlink", "path": path}
+def unlink(path: str, *, only_sealed: bool = False) -> Op:
+    """``was``: False when nothing was there, which is no error. ``only_sealed`` leaves what the mirror has not written
+    as it is now."""
+    op: Op = {"op": "unlink", "path": path}
+    return {**op, "only_sealed": True} if only_sealed else op
 
 
-def rename(path: str, to: str) -> Op:
-    """Move a file or folder; EEXIST when something stands at ``to``."""
-    return {"op": "rename", "path": path, "to": to}
+def rename(path: str, to: str, *, replace: bool = False) -> Op:
+    """Move a file or folder; EEXIST when something stands at ``to``, unless it is to be replaced."""
+    op: Op = {"op": "rename", "path": path, "to": to}
+    return {**op, "replace": True} if replace else op
 
 
 def mkdirs(path: str) -> Op:

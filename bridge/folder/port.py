@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...bus.mounts import Mount, mount_of
 from .child import Batch, Helper, keep, recall, start_helper
 from .frames import MAX_BODY_BYTES, leave_blobs, pack, take_blobs
-from .mounts import Mount, mount_of
 from .ops import Op, Result, unlink, write
 
 log = logging.getLogger(__name__)
@@ -376,7 +376,4 @@ class FolderPort:
         return what
 
     def _mount(self) -> Mount | None:
-        try:
-            return mount_of(self.root, Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
-        except OSError:
-            return None  # not Linux
+        return mount_of(Path(self.root), resolve=False)

@@ -15,10 +15,11 @@ from typing import Any, Final
 from ...bus.errors import BadFrame
 from ...bus.follow import Event
 from ...bus.wire import unpack
-from .layout import Row
+from .layout import Row, priority_word
 from .receipts import PLAIN_NAME
 
 MAX_COMMAND_CHARS: Final = 4000
+_FILE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 _BATCH_ENDED: Final = frozenset({"complete", "failed", "cancelled"})
 ENDED: Final = frozenset({"done", "dead", "cancelled", "expired", "skipped"})
@@ -115,6 +116,7 @@ def task_row(
     command = said.get("command")
     return {
         "id": raw["id"],
+        "file_id": file_id(raw),
         "no": raw["no"],
         "batch": raw["batch"],
         "key": raw["key"],
@@ -133,6 +135,15 @@ def task_row(
         "changed_at": changed or raw.get("created_at") or 0.0,
         "after": [str(name) for name in said.get("depends_on") or ()],
         "command": command[:MAX_COMMAND_CHARS] if isinstance(command, str) else None,
+        "created_by": _text(said.get("created_by")),
+        "prompt": _text(said.get("prompt")),
+        "context": _text(said.get("context")),
+        "llm_model": _text(said.get("llm_model")),
+        "llm_min_tier": said.get("llm_min_tier"),
+        "llm_placement": _text(said.get("llm_placement")),
+        "batch_size": said.get("batch_size"),
+        "item_ids": said.get("item_ids"),
+        "batch_priority": priority_word(batch["priority"]) if batch else None,
         "foreach": said.get("foreach"),
         "fix_applied": said.get("fix_applied"),
         "timeout_s": said.get("timeout_s"),
@@ -141,8 +152,19 @@ def task_row(
         "result": result_value(raw, body) if ended or state in ("review", "failed") else None,
         "plan_path": batch.get("plan_path") if batch else None,
         "batch_path": batch.get("batch_path") if batch else None,
-        "seq": raw.get("seq"),
+        "seq": max(_int(raw.get("seq")), last.seq if last else 0),
     }
+
+
+def file_id(raw: Mapping[str, Any]) -> str:
+    """The name of the task's file, without ``.json``: its id, or the one that its author gave a file in the queue.
+
+    ``meta.file_id`` is set by the door that took the file in (the author finds his answer under his own task id); the
+    mirror then owns that file and replaces it where it stands.
+    """
+    meta = raw.get("meta")
+    given = meta.get("file_id") if isinstance(meta, Mapping) else None
+    return given if isinstance(given, str) and _FILE_ID.match(given) else str(raw["id"])
 
 
 def result_value(raw: Mapping[str, Any], body: bytes) -> Any:
@@ -165,7 +187,7 @@ def batch_row(raw: Mapping[str, Any]) -> dict[str, Any]:
     root, config = spec.get("batch_root"), spec.get("config")
     return {
         "id": raw["id"],
-        "plan": plan_folder(raw.get("plan")),
+        "plan": plan_folder(spec.get("folder") or raw.get("plan")),
         "name": raw.get("name"),
         "kind": raw["kind"],
         "state": raw["state"],
@@ -206,8 +228,11 @@ def batch_told(event: Event) -> tuple[str, dict[str, Any]] | None:
 
 
 def plan_folder(name: Any) -> str | None:
-    """``name`` where it can be a folder below ``plans/``, else None: a client writes what it likes into a SUBMIT."""
-    return name if isinstance(name, str) and PLAIN_NAME.match(name) else None
+    """``name`` where it can be a folder below ``plans/``, else None: a client writes what it likes into a SUBMIT.
+
+    A plan that runs where it lies, deeper down, has a name with slashes (``arms/x``).
+    """
+    return name if isinstance(name, str) and all(PLAIN_NAME.match(part) for part in name.split("/")) else None
 
 
 def worker_row(
@@ -268,6 +293,10 @@ def _gpu(given: Any) -> dict[str, Any] | None:
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _text(value: Any) -> str | None:
+    return value[:MAX_COMMAND_CHARS] if isinstance(value, str) and value else None
 
 
 def _int(value: Any) -> int:

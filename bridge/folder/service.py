@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import stat
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -20,16 +20,18 @@ import zmq
 from ... import __version__
 from ...bus.errors import BadFrame
 from ...bus.follow import event_of
+from ...bus.lifeline import lifeline_fd
 from ...bus.link import Connection
+from ...bus.mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S, mount_of
 from ...bus.paths import RigPaths, find_rig
 from ...bus.wire import Verb, pack, unpack
 from . import intake, mirror
 from .clock import Clock
+from .doors import doors
 from .flows import Flow, Flows, Idle
 from .intake import Intake
+from .lanes import KEPT, KEPT_S
 from .mirror import Mirror
-from .mounts import mount_of
-from .mounts import settle_s as settle_of
 from .port import FolderPort
 from .questions import Questions
 from .requests import Requests
@@ -45,6 +47,7 @@ HASTE_S: Final = (
 )
 AGAIN_S: Final = 5.0
 MAX_WAIT_S: Final = 1.0
+END_S: Final = 1.5  #: for showing an orderly end
 _EVENTS_A_TURN: Final = 2000
 
 
@@ -61,6 +64,9 @@ class Bridge:
         *,
         settle_s: float | None = None,
         reconcile_s: float = mirror.RECONCILE_S,
+        archive_keep: int = KEPT,
+        archive_after_s: float = KEPT_S,
+        path_map: Sequence[str] = (),
         clock: Clock | None = None,
     ) -> None:
         self.paths, self.stopping = paths, False
@@ -79,12 +85,21 @@ class Bridge:
         )
         self.questions = Questions(self.link)
         self.flows = Flows(self.port, self.questions)
-        self.mirror = Mirror(paths, self.port, self._beats, clock, reconcile_s=reconcile_s)
+        self.mirror = Mirror(
+            paths,
+            self.port,
+            self._beats,
+            clock,
+            reconcile_s=reconcile_s,
+            kept=archive_keep,
+            kept_s=archive_after_s,
+        )
         taker = Taker(paths, clock)
         rest = settle_s if settle_s is not None else self._settle_s()
         self.intake = Intake(
             self.port, self.flows, taker, Requests(taker, clock).answer, clock, settle_s=rest
         )
+        self._doors = doors(self.port, self.flows, paths, clock, self.mirror.drawn, path_map=path_map)
         self._events: zmq.Socket[bytes] | None = None
         self._hearts: zmq.Socket[bytes] | None = None
         self._voice: zmq.Socket[bytes] | None = None
@@ -98,7 +113,7 @@ class Bridge:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the supervisor's death."""
         wake = _install_signals(self)
-        lifeline = _lifeline()
+        lifeline = lifeline_fd()
         self._keep_running()
         self.flows.start("warm-up", _warm_up())
         try:
@@ -108,9 +123,24 @@ class Bridge:
                     log.info("the supervisor is gone; the bridge ends")
                     break
                 self.turn()
+            if self.stopping:
+                self._show_the_end(wake)
         finally:
             self.close()
         return 0
+
+    def _show_the_end(self, wake: int) -> None:
+        """Workers and broker stop in order: who looks into the share later sees that nothing died."""
+        until = time.monotonic() + END_S
+        try:
+            os.read(wake, 1024)  # the signal that we know of would wake every wait
+        except BlockingIOError:
+            pass
+        self.mirror.stop()
+        self.flows.poke(mirror.NAME)
+        while not self.mirror.stopped() and time.monotonic() < until:
+            self._wait(wake, None, 0.05)
+            self.turn()
 
     def turn(self) -> None:
         """Take what has come, and do what is due. Never waits."""
@@ -136,14 +166,15 @@ class Bridge:
         self._speak()
 
     def _keep_running(self) -> None:
-        """Both halves run for ever; one that a fault of ours ended begins anew, after a pause."""
+        """Mirror, intake and doors run for ever; one that a fault of ours ended begins anew, after a pause."""
         now = time.monotonic()
-        for name, run in ((mirror.NAME, self.mirror.run), (intake.NAME, self.intake.run)):
+        both = {mirror.NAME: self.mirror.run, intake.NAME: self.intake.run}
+        for name, run in {**both, **self._doors}.items():
             if not self.flows.running(name) and now - self._begun.get(name, -AGAIN_S) >= AGAIN_S:
                 self._begun[name] = now
                 self.flows.start(name, run())
 
-    def _wait(self, wake: int, lifeline: int | None) -> dict[Any, int]:
+    def _wait(self, wake: int, lifeline: int | None, most_s: float = MAX_WAIT_S) -> dict[Any, int]:
         poller = zmq.Poller()
         poller.register(self.link.socket, self.link.interest)
         poller.register(wake, zmq.POLLIN)
@@ -153,7 +184,7 @@ class Bridge:
             poller.register(lifeline, zmq.POLLIN)
         for fd, writing in self.port.fds():
             poller.register(fd, zmq.POLLOUT if writing else zmq.POLLIN)
-        times = [MAX_WAIT_S, self.port.timeout_s(), self.flows.timeout_s()]
+        times = [most_s, self.port.timeout_s(), self.flows.timeout_s()]
         timeout_s = min(t for t in times if t is not None)
         # Rounded up: a wait that ends just before its time would spin.
         return dict(poller.poll(int(timeout_s * 1000) + 1 if timeout_s > 0 else 0))
@@ -219,7 +250,7 @@ class Bridge:
         self._was_available = self.port.state.available
         self._beat_at, self._hasty_until = 0.0, time.monotonic() + HASTE_S
         self.mirror.share_is_back()
-        for name in (mirror.NAME, intake.NAME):
+        for name in (mirror.NAME, intake.NAME, *self._doors):
             self.flows.poke(name)
 
     def _share(self) -> dict[str, Any]:
@@ -227,11 +258,8 @@ class Bridge:
         return {"available": state.available, "reason": state.reason, "since_at": state.since_at}
 
     def _settle_s(self) -> float:
-        try:
-            mount = mount_of(self.port.root, Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
-        except OSError:
-            mount = None  # not Linux
-        return settle_of(mount.fstype if mount else "")
+        mount = mount_of(Path(self.port.root), resolve=False)
+        return NETWORK_SETTLE_S if mount is not None and mount.late else LOCAL_SETTLE_S
 
     def _speak(self) -> None:
         """Our own heartbeat: whether the share is there, and why not."""
@@ -247,6 +275,7 @@ class Bridge:
             "state": "mirroring" if self.port.state.available else "share unavailable",
             "share": self._share(),
             "stuck_helpers": len(self.port.stuck()),
+            "mirror": self.mirror.counts(),
         }
         try:
             self._voice.send_multipart([b"hb." + NAME.encode(), pack(beat)], zmq.DONTWAIT)
@@ -300,22 +329,15 @@ def _install_signals(bridge: Bridge) -> int:
     return read
 
 
-def _lifeline() -> int | None:
-    """The read end of the supervisor's pipe, readable when it is gone; None when nobody supervises."""
-    text = os.environ.get("RIGBUS_LIFELINE_FD", "")
-    if not text.isascii() or not text.isdigit() or len(text) > 9:
-        return None
-    fd = int(text)
-    try:
-        if fd <= 2 or not stat.S_ISFIFO(os.fstat(fd).st_mode):
-            return None
-        os.set_inheritable(fd, False)
-    except OSError:
-        return None
-    return fd
-
-
-def main(paths: RigPaths, *, settle_s: float | None = None) -> int:
+def main(
+    paths: RigPaths,
+    *,
+    settle_s: float | None = None,
+    path_map: Sequence[str] = (),
+    reconcile_s: float = mirror.RECONCILE_S,
+    archive_keep: int = KEPT,
+    archive_after_s: float = KEPT_S,
+) -> int:
     """One bridge process on this rig; the exit code.
 
     Raises:
@@ -324,6 +346,15 @@ def main(paths: RigPaths, *, settle_s: float | None = None) -> int:
     started = time.monotonic()
     commands = find_rig(paths.state).endpoints["commands"]
     log.info("bridge for %s; state in %s", paths.shared, paths.state)
-    code = Bridge(paths, commands, settle_s=settle_s).run()
+    bridge = Bridge(
+        paths,
+        commands,
+        settle_s=settle_s,
+        path_map=path_map,
+        reconcile_s=reconcile_s,
+        archive_keep=archive_keep,
+        archive_after_s=archive_after_s,
+    )
+    code = bridge.run()
     log.info("bridge ended after %.1f s", time.monotonic() - started)
     return code

@@ -23,8 +23,10 @@ from .beneath import (
     temp_name,
     write_all,
 )
+from .seal import MAX_BYTES, sealed
 
 MAX_DEPTH = 32
+MAX_KEPT = 99  #: files put aside for one name
 _TYPES = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "dir",
@@ -160,15 +162,22 @@ class Share:
         return {"data": data, "size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
 
     def write(
-        self, path: str, data: bytes, mtime_ns: int | None = None, fsync: bool = False, replaces: str = ""
+        self,
+        path: str,
+        data: bytes,
+        mtime_ns: int | None = None,
+        fsync: bool = False,
+        replaces: str = "",
+        keep: dict[str, list[int] | None] | None = None,
     ) -> dict[str, Any]:
         """Whole or not at all: a temporary file beside the target, then a rename over it.
 
         ``replaces`` is removed only after the new file stands: a reader may see a moving task twice for an
-        instant, never nowhere, and a full disk leaves the old file where it was.
+        instant, never nowhere, and a full disk leaves the old file where it was. ``keep``: see :func:`ops.write`.
         """
         fd, name = self.parent(path, create=True)
         temp = temp_name(name)
+        kept: list[str] = []
         try:
             try:
                 os.unlink(temp, dir_fd=fd)  # left by a killed helper
@@ -181,7 +190,10 @@ class Share:
                     os.utime(file, ns=(mtime_ns, mtime_ns))
                 if fsync:
                     os.fsync(file)
+                if keep is not None and path in keep:
+                    kept += self._aside(fd, name, path, keep[path])
                 os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
+                info = os.fstat(file)
             except BaseException:
                 os.unlink(temp, dir_fd=fd)
                 raise
@@ -192,8 +204,49 @@ class Share:
         finally:
             os.close(fd)
         if replaces:
+            if keep is not None and replaces in keep:
+                kept += self._put_aside(replaces, keep[replaces])
             self.unlink(replaces)
-        return {}
+        return {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "kept": kept}
+
+    def _put_aside(self, path: str, known: list[int] | None) -> list[str]:
+        try:
+            fd, name = self.parent(path)
+        except FileNotFoundError:
+            return []
+        try:
+            return self._aside(fd, name, path, known)
+        finally:
+            os.close(fd)
+
+    def _aside(self, fd: int, name: str, path: str, known: list[int] | None) -> list[str]:
+        """Rename what stands at ``name`` unless the mirror wrote it; the path of what was kept."""
+        try:
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return []
+        ours = stat.S_ISREG(info.st_mode) and (
+            known == [info.st_size, info.st_mtime_ns] or self._is_sealed(fd, name, path, info.st_size)
+        )
+        if ours:
+            return []
+        for n in range(1, MAX_KEPT + 1):
+            free = f"{name}.conflict" if n == 1 else f"{name}.conflict-{n}"
+            try:
+                os.stat(free, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                os.rename(name, free, src_dir_fd=fd, dst_dir_fd=fd)
+                return [path.removesuffix(name) + free]
+        raise OpError("EEXIST", f"{path} was changed by somebody, and {MAX_KEPT} such files are kept already")
+
+    def _is_sealed(self, fd: int, name: str, path: str, size: int) -> bool:
+        if size > MAX_BYTES:
+            return False
+        file, _ = open_regular(name, fd, READ_FLAGS, path)
+        try:
+            return sealed(os.read(file, MAX_BYTES))
+        finally:
+            os.close(file)
 
     def append(self, path: str, data: bytes, at: int | None = None) -> dict[str, Any]:
         """Append in place (readers keep their descriptor). With ``at`` a repeat writes nothing twice."""
@@ -211,13 +264,17 @@ class Share:
         finally:
             os.close(file)
 
-    def unlink(self, path: str) -> dict[str, Any]:
-        """Remove a file; ``was`` is False when it had gone already."""
+    def unlink(self, path: str, only_sealed: bool = False) -> dict[str, Any]:
+        """Remove a file; ``was`` is False when it had gone already, or is none that the mirror wrote."""
         try:
             fd, name = self.parent(path)
         except FileNotFoundError:
             return {"was": False}
         try:
+            if only_sealed:
+                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if not stat.S_ISREG(info.st_mode) or not self._is_sealed(fd, name, path, info.st_size):
+                    return {"was": False}
             os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             return {"was": False}
@@ -225,8 +282,8 @@ class Share:
             os.close(fd)
         return {"was": True}
 
-    def rename(self, path: str, to: str) -> dict[str, Any]:
-        """Move a file or folder inside the share; an existing target is refused."""
+    def rename(self, path: str, to: str, replace: bool = False) -> dict[str, Any]:
+        """Move a file or folder inside the share; an existing target is refused, or with ``replace`` replaced."""
         source, name = self.parent(path)
         try:
             target, new = self.parent(to, create=True)
@@ -234,9 +291,11 @@ class Share:
                 try:
                     os.stat(new, dir_fd=target, follow_symlinks=False)
                 except FileNotFoundError:
-                    os.rename(name, new, src_dir_fd=source, dst_dir_fd=target)
+                    pass
                 else:
-                    raise OpError("EEXIST", f"{to} is there already")
+                    if not replace:
+                        raise OpError("EEXIST", f"{to} is there already")
+                os.rename(name, new, src_dir_fd=source, dst_dir_fd=target)
             finally:
                 os.close(target)
         finally:

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ...bus.wire import Verb
 from . import layout, rows
 from .flows import Flow, ask, share
-from .lanes import id_of, lane_files
-from .ops import entries, mkdirs, scan
+from .lanes import Known, id_of, lane_files
+from .ops import entries, mkdirs, read, scan, stat
 
 log = logging.getLogger(__name__)
 
-PAGE: Final = 5000
+PAGE: Final = 10_000
 ASKED: Final = 200
+STATS: Final = 500
+WORKERS: Final = 1000
 _ENDED_LANES: Final = (layout.COMPLETE, layout.FAILED)
 
 
 @dataclass(slots=True)
 class Survey:
-    """The broker's state at ``seq`` beside what stands. ``known``: files of tasks that the broker knows, with their
-    mtimes; ``changed``: tasks (and their batch) whose file is missing or not what it should be."""
+    """The broker's state at ``seq`` beside what stands.
+
+    ``known``: files of tasks that the broker knows -> (task id, its batch); ``changed``: tasks (and their batch) whose
+    file is missing or not what it should be; ``running`` and ``ended``: rows whose log is looked after.
+    """
 
     seq: int
     batches: dict[str, dict[str, Any]]
-    known: dict[str, int] = field(default_factory=dict)
+    known: dict[str, tuple[str, str]] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ended: list[dict[str, Any]] = field(default_factory=list)
 
 
 def make_folders() -> Flow[None]:
@@ -41,9 +47,9 @@ def make_folders() -> Flow[None]:
             return
 
 
-def scan_lanes() -> Flow[dict[str, int]]:
-    """Path -> mtime of every task file in the lanes."""
-    found: dict[str, int] = {}
+def scan_lanes() -> Flow[dict[str, Known]]:
+    """Path -> size and mtime of every task file in the lanes."""
+    found: dict[str, Known] = {}
     for lane in layout.LANES:
         after = ""
         while True:
@@ -58,8 +64,35 @@ def scan_lanes() -> Flow[dict[str, int]]:
     return found
 
 
-def survey(found: Mapping[str, int], kept: int) -> Flow[Survey]:
-    """Ask for every live mirrored task, for as many ended ones as are kept, and for those whose file was found."""
+def scan_workers() -> Flow[list[str]]:
+    """The names that have a folder below ``workers/`` which does not say that its worker is gone."""
+    (listed,) = yield from share("mirror", [scan("workers", budget=WORKERS)])
+    if not listed["ok"]:
+        return []
+    names = [e.path for e in entries(listed) if e.type == "dir" and rows.worker_folder(e.path)]
+    gone = b'"state": "gone"'
+    results = yield from share("mirror", [read(f"workers/{name}/status.json", 4096) for name in names])
+    return [name for name, r in zip(names, results, strict=True) if r["ok"] and gone not in r["data"]]
+
+
+def archived_already(paths: Iterable[tuple[str, str]]) -> Flow[set[str]]:
+    """Of (path in a lane, batch): the paths whose file stands in the archive, wherever that was done."""
+    asked = list(paths)
+    found: set[str] = set()
+    for i in range(0, len(asked), STATS):
+        part = asked[i : i + STATS]
+        ops = [stat(layout.archived(batch, path)) for path, batch in part]
+        results = yield from share("mirror", ops)
+        found |= {p for (p, _), r in zip(part, results, strict=True) if r["ok"] and r["entry"] is not None}
+    return found
+
+
+def survey(found: Mapping[str, Known], kept: int, oldest: float = 0.0) -> Flow[Survey]:
+    """Ask for every live mirrored task, for as many ended ones as are kept, and for those whose file was found.
+
+    Ended tasks that no lane shows are to be drawn only if they ended after ``oldest`` (unix seconds) and nobody has
+    archived them.
+    """
     batches: dict[str, dict[str, Any]] = {}
     first, cursor = None, None
     while cursor is None or cursor < 0:  # negative: more batches to come; the tasks are asked for by batch
@@ -71,31 +104,33 @@ def survey(found: Mapping[str, int], kept: int) -> Flow[Survey]:
         if cursor is None:
             break
     seen = Survey(first or 0, batches)
-    at: dict[str, list[str]] = {}
-    for path in found:
-        at.setdefault(id_of(path), []).append(path)
-    wanted = _Wanted(seen, found, at)
+    wanted = _Wanted(seen, found)
     mirrored = [b for b in batches.values() if b["mirror"]]
     for batch in [b for b in mirrored if not rows.batch_ended(b)]:
-        yield from _tasks_of(batch["id"], wanted)
+        yield from _tasks_of(batch, wanted)
     ended = [b for b in mirrored if rows.batch_ended(b)]
     for batch in sorted(ended, key=lambda b: b["ended_at"] or 0.0, reverse=True):
         if wanted.enough(kept):
             break
-        yield from _tasks_of(batch["id"], wanted)
-    unknown = [task for task in at if task not in wanted.asked]
+        yield from _tasks_of(batch, wanted)
+    unknown = wanted.unknown()
     for i in range(0, len(unknown), ASKED):
         answer = yield from ask(Verb.QUERY, {"what": "rows", "ids": unknown[i : i + ASKED]})
         for raw in answer.header["rows"]:
             wanted.take(raw)
-    wanted.finish(kept)
+    missing = wanted.finish(kept, oldest)
+    done = yield from archived_already((path, its) for path, (_, its) in missing.items())
+    seen.changed |= {task: its for path, (task, its) in missing.items() if path not in done}
     return seen
 
 
-def _tasks_of(batch: str, wanted: _Wanted) -> Flow[None]:
+def _tasks_of(batch: Mapping[str, Any], wanted: _Wanted) -> Flow[None]:
     cursor = None
+    # `full` brings `meta`, which names the file of a task that came from one in the queue
+    full = batch["kind"] != "plan"
     while True:
-        answer = yield from ask(Verb.QUERY, {"what": "tasks", "batch": batch, "cursor": cursor})
+        question = {"what": "tasks", "batch": batch["id"], "cursor": cursor, "full": full}
+        answer = yield from ask(Verb.QUERY, question)
         for raw in answer.header["rows"]:
             wanted.take(raw)
         cursor = answer.header.get("cursor")
@@ -106,10 +141,15 @@ def _tasks_of(batch: str, wanted: _Wanted) -> Flow[None]:
 class _Wanted:
     """Sorts the broker's rows into files that stand as they should and tasks that have to be drawn."""
 
-    def __init__(self, seen: Survey, found: Mapping[str, int], at: Mapping[str, list[str]]) -> None:
-        self.seen, self.found, self.at = seen, found, at
+    def __init__(self, seen: Survey, found: Mapping[str, Known]) -> None:
+        self.seen, self.found = seen, found
+        self.at: dict[str, list[str]] = {}
+        for path in found:
+            self.at.setdefault(id_of(path), []).append(path)
         self.asked: set[str] = set()
-        self._ended: dict[str, list[tuple[float, str, str, bool]]] = {lane: [] for lane in _ENDED_LANES}
+        self._named: set[str] = set()
+        self._ended: dict[str, list[tuple[float, str, str, str, bool]]] = {lane: [] for lane in _ENDED_LANES}
+        self._rows: dict[str, dict[str, Any]] = {}
 
     def take(self, raw: Mapping[str, Any]) -> None:
         """One row, without its result."""
@@ -118,28 +158,42 @@ class _Wanted:
             return
         self.asked.add(task)
         row = rows.task_row(raw, b"", self.seen.batches.get(raw["batch"]))
-        paths = self.at.get(task, [])
+        self._named.add(row["file_id"])
+        paths = self.at.get(row["file_id"], [])
         for path in paths:
-            self.seen.known[path] = self.found[path]
+            self.seen.known[path] = (task, raw["batch"])
         lane = layout.lane(row)
         if lane is None:
             return
-        right = f"{lane}/{task}.json"
-        stands = paths == [right] and self.found[right] == layout.mtime_ns(row["changed_at"])
+        right = f"{lane}/{row['file_id']}.json"
+        stands = paths == [right] and self.found[right][1] == layout.mtime_ns(row["changed_at"])
         if lane in self._ended:
-            self._ended[lane].append((row["changed_at"], task, raw["batch"], stands))
+            self._ended[lane].append((row["changed_at"], task, raw["batch"], right, stands))
+            if stands and row["attempt"]:
+                self._rows[task] = {key: row[key] for key in ("id", "batch", "key", "attempt")}
+            if paths and not stands:
+                self.seen.changed[task] = raw["batch"]
         elif not stands:
             self.seen.changed[task] = raw["batch"]
         if row["state"] == "leased" and row["started"]:
             self.seen.running[task] = row
 
+    def unknown(self) -> list[str]:
+        """Ids of files that no row was for."""
+        return [name for name in self.at if name not in self._named]
+
     def enough(self, kept: int) -> bool:
         """As many ended tasks were seen as the two lanes keep together; older ones are asked for by their files."""
         return sum(map(len, self._ended.values())) >= 2 * kept
 
-    def finish(self, kept: int) -> None:
-        """Of the ended tasks, the newest are drawn."""
+    def finish(self, kept: int, oldest: float) -> dict[str, tuple[str, str]]:
+        """Of the ended tasks, the newest are drawn; those that stand nowhere: path -> (task, batch)."""
+        missing: dict[str, tuple[str, str]] = {}
         for ended in self._ended.values():
-            for _, task, batch, stands in sorted(ended, reverse=True)[:kept]:
-                if not stands:
-                    self.seen.changed[task] = batch
+            for at, task, batch, path, stands in sorted(ended, reverse=True)[:kept]:
+                if stands:
+                    if task in self._rows:
+                        self.seen.ended.append(self._rows[task])
+                elif task not in self.seen.changed and at >= oldest:
+                    missing[path] = (task, batch)
+        return missing

@@ -56,8 +56,8 @@ class Taken:
 class Taker:
     """Takes drops in. ``active`` are the ids of the drops that a flow is at."""
 
-    def __init__(self, paths: RigPaths, clock: Clock) -> None:
-        self.journal = Journal(paths.state / "incoming")
+    def __init__(self, paths: RigPaths, clock: Clock, journal: Journal | None = None) -> None:
+        self.journal = journal or Journal(paths.state / "incoming")
         self.active: set[str] = set()
         self._paths, self._clock = paths, clock
 
@@ -81,13 +81,7 @@ class Taker:
             Invalid, Later, ShareAway.  Stuck: it is in the journal and goes on from there.
         """
         mark = core.drop_id(path, 0, listing)[:16]
-        place = self.journal.copy_place(mark, plan)
-        try:
-            copied = yield from self._copy(path, place, is_folder, tries)
-            called = core.PLAN if is_folder else path.rpartition("/")[2]
-            draft = self._examine(place, given, called)
-        finally:
-            self.journal.drop_copy(place)
+        copied, draft = yield from self.prepare(path, plan, is_folder, mark, given, tries)
         drop_id = core.drop_id(name, copied["inode"], f"{copied['sha256']}:{listing}")
         if drop_id in self.active:
             return None
@@ -99,6 +93,24 @@ class Taker:
             return (yield from self._finish(entry))
         finally:
             self.active.discard(drop_id)
+
+    def prepare(
+        self, path: str, plan: str, is_folder: bool, mark: str, given: core.Settings | None, tries: int = 0
+    ) -> Flow[tuple[Result, Draft]]:
+        """Copy, check and stage the plan at ``path``: (the copy's result, its draft). ``mark`` names the copy; no two
+        at once may have the same.
+
+        Raises:
+            Invalid, Later, ShareAway, OSError.
+        """
+        place = self.journal.copy_place(mark, plan)
+        try:
+            copied = yield from self._copy(path, place, is_folder, tries)
+            called = core.PLAN if is_folder else path.rpartition("/")[2]
+            draft = self._examine(place, given, called)
+        finally:
+            self.journal.drop_copy(place)
+        return copied, draft
 
     def resume(self, entry: Mapping[str, Any]) -> Flow[None]:
         """Go on with a journal's entry.
@@ -254,11 +266,14 @@ def submit(header: dict[str, Any]) -> Flow[str]:
     Raises:
         RigbusError: it refuses.
     """
+    return str((yield from submit_whole(header))["batch"])
+
+
+def submit_whole(header: dict[str, Any], body: Sequence[bytes] = ()) -> Flow[Mapping[str, Any]]:
+    """The header of ACCEPTED. As :func:`submit`."""
     while True:
         try:
-            answer = yield from ask(Verb.SUBMIT, header)
+            return (yield from ask(Verb.SUBMIT, header, body)).header
         except Busy as e:
             log.info("the broker is full: %s; trying again in %.1f s", e, e.retry_after_s)
             yield Idle(e.retry_after_s)
-            continue
-        return str(answer.header["batch"])

@@ -1,4 +1,4 @@
-"""The workers' files: a heartbeat for each that was heard, a status for each that has changed. Pure."""
+"""The workers' files: a heartbeat for each that was heard, a status for each that has changed or must be fresh. Pure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class _Worker:
     known: Mapping[str, Any] = field(default_factory=dict)
     beat: Mapping[str, Any] = field(default_factory=dict)
     seen_at: float = 0.0
-    drawn_at: float = 0.0
+    heard: bool = False  #: since its heartbeat was drawn; a flag, since the wall clock may go backwards
     status: Any = None
+    since: float = 0.0
 
 
 class Workers:
@@ -33,7 +34,7 @@ class Workers:
         for name, beat in beats:
             if rows.worker_folder(name):
                 worker = self._workers.setdefault(name, _Worker())
-                worker.beat, worker.seen_at = beat, at
+                worker.beat, worker.seen_at, worker.heard = beat, at, True
 
     def told(self, present: Iterable[Mapping[str, Any]]) -> None:
         """The broker's rows of the workers that are there."""
@@ -41,25 +42,27 @@ class Workers:
         for name in known.keys() | self._workers.keys():
             self._workers.setdefault(name, _Worker()).known = known.get(name, {"state": "gone"})
 
-    def draw_again(self) -> None:
-        """What stands in the share is unknown."""
-        for worker in self._workers.values():
-            worker.drawn_at, worker.status = 0.0, None
+    def missing(self, names: Iterable[str]) -> None:
+        """Workers that have a folder in the share; one that nobody knows any more has gone while nobody looked."""
+        for name in names:
+            if rows.worker_folder(name) and name not in self._workers:
+                self._workers[name] = _Worker(known={"state": "gone"})
 
-    def files(self, at: float, utc_offset_s: float) -> list[layout.File]:
-        """The files that are due. A worker that is gone gets a last status and is forgotten."""
+    def files(self, at: float, utc_offset_s: float, seq: int = 0) -> list[layout.File]:
+        """The files as they are now. A worker that is gone gets last ones and is forgotten."""
         out: list[layout.File] = []
         for name, worker in list(self._workers.items()):
             row = rows.worker_row(name, worker.beat, worker.known, worker.seen_at)
             gone = worker.known.get("state") == "gone"
+            names = rows.running_names(worker.beat)
             if gone:
                 row |= {"state": "gone", "tasks": []}
                 del self._workers[name]
-            elif worker.seen_at > worker.drawn_at:
-                worker.drawn_at = worker.seen_at
-                out.append(layout.heartbeat_file(row, utc_offset_s, rows.running_names(worker.beat)))
+            if (gone and worker.seen_at) or worker.heard:
+                worker.heard = False
+                out.append(layout.heartbeat_file(row, utc_offset_s, names, seq))
             status = (row["state"], row["classes"], row["model"], row["tasks"], row["pid"])
             if status != worker.status:
-                worker.status = status
-                out.append(layout.status_file(row, utc_offset_s, at))
+                worker.status, worker.since = status, at
+            out.append(layout.status_file(row, utc_offset_s, worker.since, at, seq))
         return out

@@ -28,7 +28,6 @@ from rigbus.bridge.folder.intake_core import (
     parse_request,
     step,
 )
-from rigbus.bridge.folder.mounts import mount_of, settle_s
 from rigbus.bridge.folder.ops import Entry
 from rigbus.bridge.folder.receipts import Problem
 
@@ -335,29 +334,3 @@ def test_a_request_is_read_and_a_wrong_one_named() -> None:
     for bad in (good.replace(b"request/1", b"request/9"), good.replace(b'"args":{}', b'"args":[]'), b"{}"):
         assert isinstance(parse_request(path, bad), Problem)
     assert isinstance(parse_request(".requests/other.json", good), Problem)
-
-
-MOUNTINFO = """\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
-40 22 0:35 / /mnt/shared rw - nfs4 pi:/export rw
-41 22 0:36 / /mnt/with\\040space rw - fuse.sshfs pi:/x rw
-42 40 0:37 / /mnt/shared/plans rw - cifs //pi/plans rw
-43 22 0:38 / /mnt/shared rw - ext4 /dev/sdb rw
-broken line
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "point", "wait"),
-    [
-        ("/home/x", "/", 3.0),
-        ("/mnt/shared2", "/", 3.0),
-        ("/mnt/shared/inbox", "/mnt/shared", 3.0),
-        ("/mnt/shared/plans/x", "/mnt/shared/plans", 30.0),
-        ("/mnt/with space", "/mnt/with space", 30.0),
-    ],
-)
-def test_a_mount_is_found_in_the_kernel_s_table(path: str, point: str, wait: float) -> None:
-    mount = mount_of(path, MOUNTINFO)
-    assert mount is not None
-    assert (mount.point, settle_s(mount.fstype)) == (point, wait)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from folders import UUID, Share, batch, task
+from folders import UUID, batch, task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,40 +195,6 @@ def test_a_status_changes_only_with_the_worker_not_with_each_heartbeat() -> None
     one = layout.status_file(worker(seen_at=T, heartbeat_age_s=0.1), 0, changed_at=T)
     two = layout.status_file(worker(seen_at=T + 9, heartbeat_age_s=0.7), 0, changed_at=T)
     assert one == two
-
-
-def test_unchanged_files_are_not_written_again() -> None:
-    files = {f.path: f for s in ("ready", "done") if (f := layout.task_file(task(state=s, id=s), 0))}
-    standing: dict[str, str] = {}
-    first = layout.diff(standing, files)
-    assert layout.acknowledge(standing, first, [{"ok": True}] * len(first)) == 0
-    assert layout.diff(standing, files) == []
-
-
-def test_a_task_that_moves_is_one_operation_and_a_gone_one_is_unlinked(share: Share) -> None:
-    def files(*rows: dict[str, Any]) -> dict[str, File]:
-        return {f.path: f for row in rows if (f := layout.task_file(row, 0))}
-
-    standing: dict[str, str] = {}
-    for wanted in (
-        files(task(id="a"), task(id="b")),
-        files(task(id="a", state="leased", started=True), task(id="b")),
-        files(task(id="a", state="done")),
-    ):
-        todo = layout.diff(standing, wanted)
-        assert layout.acknowledge(standing, todo, share.do(*todo)) == 0
-        assert set(standing) == set(wanted)
-        on_disk = {str(p.relative_to(share.root)) for p in share.root.rglob("*.json")}
-        assert on_disk == set(wanted)
-    assert [op["op"] for op in todo] == ["write", "unlink"]
-
-
-def test_what_could_not_be_written_is_asked_for_again() -> None:
-    wanted = {f.path: f for f in [layout.task_file(task(), 0)] if f}
-    standing: dict[str, str] = {}
-    todo = layout.diff(standing, wanted)
-    assert layout.acknowledge(standing, todo, [{"ok": False, "errno": "ENOSPC", "what": "full"}]) == 1
-    assert layout.diff(standing, wanted) == todo
 
 
 def test_a_decision_line_shows_its_time_in_the_last_eight_characters() -> None:

@@ -11,141 +11,18 @@ import pytest
 from flowing import drive
 from folders import UUID, Share
 from folders import task as task_row
+from worlds import AT, BATCH, Drawn, World, event, raw_batch, raw_task
 
 from rigbus.bridge.folder import layout, rows
-from rigbus.bridge.folder.clock import Clock
-from rigbus.bridge.folder.flows import Ask, Flow, Idle, Ops
+from rigbus.bridge.folder.flows import Flow
 from rigbus.bridge.folder.lanes import Lanes, lane_files
 from rigbus.bridge.folder.logcopies import LogCopies
-from rigbus.bridge.folder.mirror import Mirror
 from rigbus.bridge.folder.ops import Entry, Op, Result
+from rigbus.bridge.folder.seal import seal
 from rigbus.bridge.folder.survey import scan_lanes, survey
 from rigbus.bridge.folder.telling import Telling
 from rigbus.bridge.folder.workers import Workers
-from rigbus.bus.follow import Event
-from rigbus.bus.paths import rig_paths
-from rigbus.bus.wire import Envelope, Verb, pack
-
-BATCH = "20260208_184610_a1b2c3"
-AT = 1_770_576_370.0
-
-
-def event(seq: int, topic: str, id_: str | None = UUID, prev: int | None = None, **data: Any) -> Event:
-    before = seq - 1 if prev is None else prev
-    return Event(seq, topic, id_, BATCH, {"key": "one", **data}, at=AT + seq, prev=before)
-
-
-def raw_task(no: int = 1, state: str = "ready", **changes: Any) -> dict[str, Any]:
-    row = {
-        "no": no,
-        "id": f"00000000-0000-0000-0000-{no:012d}",
-        "batch": BATCH,
-        "key": f"t{no}",
-        "type": "shell",
-        "class": "cpu",
-        "priority": 5,
-        "state": state,
-        "started": False,
-        "attempt": 0,
-        "worker": None,
-        "created_at": AT,
-        "started_at": 0.0,
-        "ended_at": 0.0,
-        "error": None,
-        "seq": no,
-    }
-    return {**row, **changes}
-
-
-def raw_batch(**changes: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": BATCH,
-        "name": "census",
-        "plan": "census",
-        "kind": "plan",
-        "state": "running",
-        "priority": 5,
-        "mirror": True,
-        "created_at": AT,
-        "ended_at": 0.0,
-        "tasks": {"ready": 1},
-        "total": 1,
-        "error": None,
-        "spec": {"path": "/s/plans/census", "batch_root": "/s/plans/census/batches", "config": {}},
-    }
-    return {**row, **changes}
-
-
-class World:
-    """A broker of rows, for flows of the mirror."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[str, dict[str, Any]] = {}
-        self.results: dict[str, bytes] = {}
-        self.batches = [raw_batch()]
-        self.workers: list[dict[str, Any]] = []
-        self.events: list[list[Any]] = []
-        self.seq = 0
-        self.asked: list[Ask] = []
-
-    def put(self, *tasks: dict[str, Any]) -> None:
-        for task in tasks:
-            self.tasks[task["id"]] = task
-
-    def __call__(self, ask: Ask) -> Envelope:
-        self.asked.append(ask)
-        h = ask.header
-        if ask.verb is Verb.SNAPSHOT:
-            return Envelope(
-                Verb.SNAPSHOT, {"seq": self.seq, "batches": self.batches, "rows": [], "cursor": None}
-            )
-        if ask.verb is Verb.EVENTS:
-            return Envelope(Verb.EVENTS, {"events": self.events, "last": self.seq, "more": False})
-        what = h["what"]
-        if what == "tasks":
-            found = [t for t in self.tasks.values() if t["batch"] == h["batch"]]
-            return Envelope(Verb.OK, {"rows": found, "cursor": None})
-        if what == "rows":
-            found = [self.tasks[i] for i in h["ids"] if i in self.tasks]
-            return Envelope(Verb.OK, {"rows": found}, [self.results.get(t["id"], b"") for t in found])
-        return Envelope(Verb.OK, {"batches": self.batches, "workers": self.workers})
-
-
-class Drawn:
-    """A mirror on a real share, one pass at a time, on a clock of the test's own."""
-
-    def __init__(self, share: Share, tmp_path: Path, **how: Any) -> None:
-        self.share, self.world, self.time = share, World(), 1000.0
-        self.beats: list[tuple[str, dict[str, Any]]] = []
-        self.paths = rig_paths(tmp_path / "state", share.root)
-        clock = Clock(lambda: self.time, lambda: AT + self.time, lambda _: 0.0)
-        share.do()  # the port has looked at the share
-        self.mirror = Mirror(self.paths, share.port, lambda: self.beats, clock, **how)
-        self.mirror.welcomed()
-        self.flow = self.mirror.run()
-
-    def turn(self, later_s: float = 0.1) -> None:
-        """``later_s`` seconds later: until it pauses."""
-        self.time += later_s
-        answer: Any = None
-        for _ in range(200):
-            step = self.flow.send(answer)
-            if isinstance(step, Ops):
-                answer = self.share.port.call(step.kind, step.ops, step.deadline_s)
-            elif isinstance(step, Idle):
-                answer = None
-                if step.seconds is None or step.seconds > 0:
-                    return
-            else:
-                answer = self.world(step)
-        raise AssertionError("it never pauses")
-
-    def files(self, folder: str) -> list[str]:
-        return sorted(p.name for p in (self.share.root / folder).glob("*.json"))
-
-    def read(self, path: str) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.share.root / path).read_text())
-        return value
+from rigbus.bus.wire import pack
 
 
 @pytest.fixture
@@ -217,7 +94,7 @@ class TestDrawing:
         name = f"{raw_task(1)['id']}.json"
         for lane in (layout.QUEUE, layout.PROCESSING):
             (share.root / lane).mkdir(parents=True)
-            (share.root / lane / name).write_text("{}")
+            (share.root / lane / name).write_bytes(seal(b'{\n  "task_id": "x"\n}'))
         drawn.world.put(raw_task(1, "done", ended_at=AT + 1))
         drawn.turn()
         drawn.turn()
@@ -232,8 +109,7 @@ class TestDrawing:
             path.unlink()
         foreign = share.root / layout.QUEUE / "3f2b8a52-6f0e-4c1c-9d0b-0a5a2c6f7e11.json"
         foreign.write_text("{}")
-        drawn.turn(6.0)
-        drawn.turn(2.0)
+        drawn.pass_time(8.0)
         assert drawn.files(layout.QUEUE) == sorted([f"{raw_task(1)['id']}.json", foreign.name])
         assert drawn.files(layout.COMPLETE) == [f"{raw_task(2)['id']}.json"]
         assert (share.root / "brain/state.json").exists()
@@ -249,7 +125,7 @@ class TestDrawing:
             drawn.mirror.event(event(n, "task.shell.done", raw_task(n)["id"], prev=0))
         drawn.turn()
         drawn.mirror.event(event(260, "task.shell.done", raw_task(259)["id"], prev=0))
-        drawn.turn()
+        drawn.pass_time(3.0)
         left = drawn.files(layout.COMPLETE)
         assert 50 <= len(left) <= 150
         assert f"{raw_task(259)['id']}.json" in left
@@ -315,10 +191,10 @@ class TestDrawing:
 
 class TestLanes:
     def file(self, lane: str, text: str = "{}", at: float = AT) -> layout.File:
-        return layout.File(f"{lane}/{UUID}.json", text.encode(), layout.mtime_ns(at))
+        return layout.File(f"{lane}/{UUID}.json", text.encode(), layout.mtime_ns(at), text, BATCH)
 
     def done(self, lanes: Lanes, ops: list[Op]) -> None:
-        results: list[Result] = [{"ok": True} for _ in ops]
+        results: list[Result] = [{"ok": True, "size": 2, "mtime_ns": 5} for _ in ops]
         assert lanes.done(ops, results) == []
 
     def test_a_move_is_one_operation_that_writes_before_it_removes(self) -> None:
@@ -337,13 +213,14 @@ class TestLanes:
     def test_what_failed_is_named_and_asked_for_again(self) -> None:
         lanes = Lanes()
         ops = lanes.ops({UUID: self.file(layout.QUEUE)})
-        assert lanes.done(ops, [{"ok": False, "errno": "ENOSPC", "what": "full"}]) == [UUID]
+        path = f"{layout.QUEUE}/{UUID}.json"
+        assert lanes.done(ops, [{"ok": False, "errno": "ENOSPC", "what": "full"}]) == [path]
         assert lanes.ops({UUID: self.file(layout.QUEUE)}) == ops
 
     def test_listings_leave_out_what_is_no_task(self) -> None:
         names = ["a.json", "a.json.lock", ".a.json.tmp~", "a.heartbeat.json", "notes.txt"]
         found = lane_files("tasks/queue", [Entry(n, "file", 1, 5, 1, 0o644) for n in names])
-        assert found == {"tasks/queue/a.json": 5}
+        assert found == {"tasks/queue/a.json": (1, 5)}
 
 
 class TestLogCopies:
@@ -388,8 +265,8 @@ class TestRows:
         row = rows.task_row(raw_task(1, "done"), b"\xc1\xff", None)
         assert layout.task_file(row, 0.0) is not None
 
-    @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", None, 3, "x" * 65])
-    def test_a_plans_name_is_never_a_path(self, name: Any) -> None:
+    @pytest.mark.parametrize("name", ["../x", "a//b", "a/../b", "/a", "", ".hidden", None, 3, "x" * 65])
+    def test_a_plans_name_never_leads_out_of_the_plans(self, name: Any) -> None:
         assert rows.batch_row(raw_batch(plan=name))["plan"] is None
         assert name is None or not isinstance(name, str) or not rows.worker_folder(name)
 

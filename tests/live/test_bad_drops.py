@@ -254,7 +254,7 @@ BAD_LISTS: dict[str, tuple[str, str, str]] = {
 
 
 def _each(foreach: str) -> str:
-    each = task("each", "echo {ITEM.id} >> {BATCH_PATH}/out", foreach=foreach)
+    each = task("each", "echo {ITEM.id} | tee -a {BATCH_PATH}/out", foreach=foreach)
     return HEAD + each + task("end", "echo end", depends_on="each")
 
 

@@ -12,6 +12,7 @@ import pytest
 from helpers import wait_for
 
 from rigbus.bridge.folder import layout
+from rigbus.tools.files import Folder
 from rigbus.tools.keyvalue import pairs, value_of
 
 from .conftest import plan_text
@@ -105,6 +106,68 @@ def test_old_news_end_with_4(say, share):
     assert said.code == 4
     assert said.json["broker"] == {"state": "stale"}
     assert "stale" in said.err
+
+
+def test_the_files_say_themselves_how_old_they_may_become(share):
+    folder, now = Folder(share), time.time()
+    assert folder.stale_for(now + layout.STALE_AFTER_S - 1) is None
+    assert folder.stale_for(now + layout.STALE_AFTER_S + 2) > layout.STALE_AFTER_S
+    (worker,) = folder.workers(now + layout.STALE_AFTER_S + 2)
+    assert worker["state"] == "stale"
+
+
+def test_a_rig_in_another_time_zone_is_not_stale(share):
+    now = time.time()
+    put(share, layout.state_file([], pid=7, host="rig", started_at=now, changed_at=now, utc_offset_s=-18_000))
+    (share / "workers" / "worker-1" / "heartbeat.json").unlink()
+    assert Folder(share).stale_for(now + 5) is None
+
+
+def test_a_copy_of_an_old_mirror_is_as_old_as_it_says(share):
+    long_ago = time.time() - 100_007
+    offset = time.localtime().tm_gmtoff
+    for file in (
+        layout.state_file([], pid=7, host="rig", started_at=1.0, changed_at=long_ago, utc_offset_s=offset),
+        layout.heartbeat_file({"id": "worker-1", "state": "busy", "seen_at": long_ago}, offset),
+    ):
+        (share / file.path).write_bytes(file.data)
+    assert Folder(share).stale_for(time.time()) > 100_000
+
+
+def test_who_has_ended_is_left_out_and_not_called_stale(say, share):
+    gone = {"id": "worker-1", "state": "gone", "seen_at": 1.0}
+    put(share, layout.status_file(gone, 0.0, 1.0))
+    assert say("status", "--json").json["workers"] == []
+
+
+def test_a_rig_that_was_stopped_is_not_called_stale(say, share):
+    now = time.time()
+    offset = time.localtime().tm_gmtoff
+    put(
+        share,
+        layout.state_file(
+            [], pid=7, host="r", started_at=now, changed_at=now, utc_offset_s=offset, status="stopped"
+        ),
+    )
+    said = say("status", "--json")
+    assert (said.code, said.json["broker"]) == (4, {"state": "stopped"})
+    assert "was stopped" in said.err
+
+
+def test_an_archived_task_is_still_found(say, share):
+    file = layout.task_file(task("sixth", "done", result={"exit": 0, "output": "six\n"}), 0.0)
+    put(share, file._replace(path=layout.archived(LIVE, file.path)))
+    id_ = json.loads(file.data)["task_id"]
+    for ref in (id_, id_[:8], f"{LIVE}/sixth"):
+        assert say("task", "show", ref, "--json").json["state"] == "done"
+    listed = [t["name"] for t in say("batch", "show", LIVE, "--json").json["tasks"]]
+    assert "sixth" in listed
+
+
+def test_batches_of_plans_that_lie_deeper_are_found(share):
+    batch = {"id": "20261121_090000_cccccc", "plan": "arms/left", "state": "complete", "created_at": 1.0}
+    put(share, layout.batch_file({**batch, "ended_at": 2.0, "counts": {"done": 1}, "total": 1}, 0.0))
+    assert Folder(share).batch("20261121_090000_cccccc")["plan"] == "arms/left"
 
 
 def test_a_folder_that_is_no_share_ends_with_4(say, tmp_path):

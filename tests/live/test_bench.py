@@ -1,0 +1,92 @@
+"""Each bench once, small, as a person types it: its figures, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Processes, wait_for
+
+pytestmark = pytest.mark.live
+
+CASES = {
+    "bus": "--tasks 200 --repeats 1 --singles 10",
+    "dag": "--chain 20 --fan 20 --items 50 --repeats 1",
+    "shell": "--tasks 10 --repeats 1",
+    "scale": "--tasks 600 --small 50 --part 200 --repeats 1",
+    "mirror": "--rate 50 --for 1 --repeats 1",
+}
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    """`rigbus bench` with its output piped."""
+    return subprocess.run(
+        [sys.executable, "-m", "rigbus", "bench", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "bus"])
+def test_a_bench_gives_its_figures_and_leaves_nothing(name):
+    figures(name)
+
+
+def figures(name: str, *words: str) -> dict[str, Any]:
+    """What a bench prints as JSON, after what holds for each of them."""
+    said = bench(name, "--json", *words, *CASES[name].split())
+    assert said.returncode == 0, said.stderr
+    found: dict[str, Any] = json.loads(said.stdout)
+    assert (found["schema"], found["bench"]) == ("rigbus.bench/1", name)
+    assert found["figures"]
+    assert all(f["min"] <= f["median"] <= f["max"] for f in found["figures"])
+    assert found["fsync_p50_us"] > 0
+    assert found["settings"]["durability"] == "full"
+    if Path("/proc/self").exists():
+        assert found["cpu_us_per_task"]["broker"] > 0
+    assert not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")]
+    return found
+
+
+def test_bus_keeps_the_keys_of_the_interface_and_profiles_each_process(tmp_path):
+    found = figures("bus", "--profile", str(tmp_path / "p"))
+    assert set(found["tasks_per_s"]) == {"median", "min", "max"}
+    assert set(found["cpu_us_per_task"]) == {"broker", "workers", "client", "sum"}
+    assert found["p50_ms"] > 0
+    assert set(found["hops_us"]) == {
+        "client to broker",
+        "submit, commit, lease",
+        "worker",
+        "result, commit, end",
+        "broker to client",
+    }
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == [
+        "agent-1.pstats",
+        "agent-2.pstats",
+        "broker.pstats",
+    ]
+    assert any(
+        "store.py" in row["function"] or "sqlite3" in row["function"] for row in found["profiles"]["broker"]
+    )
+
+
+def test_ctrl_c_ends_a_bench_and_all_that_it_started(processes: Processes):
+    going = processes.start(
+        [sys.executable, "-m", "rigbus", "bench", "bus", "--repeats", "100", "--tasks", "200"]
+    )
+    wait_for(lambda: "round 1 of 100" in processes.output(going), timeout_s=30, what="the first round")
+    os.kill(going.pid, signal.SIGINT)
+    assert going.wait(20) == 130
+    wait_for(
+        lambda: not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")],
+        what="its folder to be removed",
+    )
