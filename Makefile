@@ -41,8 +41,8 @@ lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff format --check .
 	@MYPYPATH=build/typing $(BIN)/mypy --config-file pyproject.toml -m rigbus $(PACKAGES:%=-p rigbus.%)
 
-bench: $(VENV)/.base ## tasks per second through a real rig on this machine
-	@$(BIN)/rigbus bench bus $(ARGS)
+bench: $(VENV)/.base ## every bench on this machine (about 4 minutes), into docs/benchmarks.md
+	@$(BIN)/rigbus bench all --write docs/benchmarks.md $(ARGS)
 
 bundle: $(VENV)/.base ## dist/rigbus-bundle: wheels and install.sh for a machine without a network
 	@bash tools/scripts/bundle.sh $(VENV)

@@ -45,7 +45,10 @@ def list_(state: Path | None, shared: Path | None, config: Path | None, as_json:
 @rig_options
 @click.argument("id_", metavar="ID")
 def show(state: Path | None, shared: Path | None, config: Path | None, as_json: bool, id_: str) -> int:
-    """One batch with its tasks; ID may be shortened to 6 or more characters."""
+    """One batch with its tasks.
+
+    ID may be shortened to 6 or more characters.
+    """
     with reach(state, shared, config) as rig:
         row, tasks = _read(rig, id_)
     if as_json:

@@ -14,6 +14,7 @@ from uuid import uuid4
 from ..bus.errors import NotFound, PlanError, RigbusError, Unreachable
 
 if TYPE_CHECKING:
+    from ..plans.errors import PlanFault
     from ..plans.model import Plan
 
 #: What scripts write to: a new revision of a plan adds to these and takes nothing away.
@@ -23,11 +24,14 @@ _LEFT_OUT: Final = ("READY", "__pycache__", ".git", "*.receipt.md", "*.receipt.j
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A plan that may run. ``source`` is its folder, or its single file; ``values`` those of its variables."""
+    """A plan that may run. ``source`` is its folder, or its single file; ``values`` those of its variables; ``config``
+    and ``priority`` what was given for it, that of a config.json in its folder included."""
 
     plan: Plan
     source: Path
     values: dict[str, Any]
+    config: dict[str, Any]
+    priority: str | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -56,8 +60,46 @@ def find_plan(given: str, shared: Path) -> Path:
     raise NotFound(f"no plan {given!r}, here or in {plans}; {hint}")
 
 
-def check(path: Path, config: Mapping[str, Any]) -> Checked:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the config.json in a plan's folder asks for; ``fault`` says what is wrong with the file."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    priority: str | None = None
+    fault: PlanFault | None = None
+
+
+def settings_beside(folder: Path | None) -> Beside:
+    """``config.json`` in the folder of a plan, read as the bridge reads that of a drop; empty where there is none."""
+    if folder is None:
+        return Beside()
+    from ..bridge.folder.intake_core import MAX_SETTINGS_BYTES, Settings, drop_settings
+    from ..plans.errors import PlanFault
+
+    file = folder / "config.json"
+    try:
+        if not file.is_file():
+            return Beside()
+        with open(file, "rb") as data:
+            found = drop_settings({"config.json": data.read(MAX_SETTINGS_BYTES + 1)})
+    except OSError as e:
+        fault = PlanFault(str(file), 0, f"cannot be read: {e.strerror}", "check its permissions")
+        return Beside(fault=fault)
+    if isinstance(found, Settings):
+        return Beside(found.config, found.priority)
+    return Beside(fault=PlanFault(str(file), found.line, found.what, found.fix, source_line=found.text))
+
+
+def folder_of(path: Path) -> Path | None:
+    """The folder of a plan; None of a plan that is a single file."""
+    file = path / "plan.md" if path.is_dir() else path
+    return file.parent if file.name.lower() == "plan.md" else None
+
+
+def check(path: Path, config: Mapping[str, Any], priority: str | None = None) -> Checked:
     """Read and check a plan with its configuration: what the bridge would say of it, before anything is written.
+
+    What is given goes before what a config.json in its folder says.
 
     Raises:
         PlanError: with every fault as ``file:line: what; fix``.
@@ -71,12 +113,16 @@ def check(path: Path, config: Mapping[str, Any]) -> Checked:
         plan, source = load_plan(path)
     except PlanInvalid as e:
         raise _invalid([str(f) for f in e.errors]) from None
-    values, faults = check_plan(plan, config)
+    beside = settings_beside(folder_of(path))
+    if beside.fault is not None:
+        raise _invalid([str(beside.fault)])
+    given = {**beside.config, **config}
+    values, faults = check_plan(plan, given)
     errors = [str(f) for f in faults if f.severity == "error"] + problems_of(plan)
     if errors:
         raise _invalid(list(dict.fromkeys(errors)))
     warnings = [str(f) for f in [*plan.warnings, *faults] if f.severity == "warning"]
-    return Checked(plan, source, values, list(dict.fromkeys(warnings)))
+    return Checked(plan, source, values, given, priority or beside.priority, list(dict.fromkeys(warnings)))
 
 
 def stage(source: Path, staged: Path) -> str:

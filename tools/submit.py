@@ -60,21 +60,24 @@ def submit(
     timeout_s: float | None,
     plan: str,
 ) -> int:
-    """Run a plan: a folder with a plan.md, a plan.md, or the name of a plan in the shared folder."""
+    """Run a plan: a folder with a plan.md, a plan.md, or the name of a plan in the shared folder.
+
+    A config.json in its folder counts, as it does for a dropped plan; --set and --config go before it.
+    """
     config = (json_object(config_json, "--config") if config_json is not None else {}) | pairs(sets, "--set")
     if dry_run:
         folders = rig_folders(state, shared, rig_config)
-        checked = plan_source.check(plan_source.find_plan(plan, folders.shared), config)
+        checked = plan_source.check(plan_source.find_plan(plan, folders.shared), config, priority)
         _warn(checked)
         return _show_dry_run(checked, as_json)
     # The plan's faults come first, and need no rig; its name may need the folder that a rig serves.
     checked = plan_source.check(
-        plan_source.find_plan(plan, rig_folders(state, shared, rig_config).shared), config
+        plan_source.find_plan(plan, rig_folders(state, shared, rig_config).shared), config, priority
     )
     _warn(checked)
     until = None if timeout_s is None else time.monotonic() + timeout_s
     with reach(state, shared, rig_config) as rig:
-        run = _Run(rig, checked, config, priority, until)
+        run = _Run(rig, checked, until)
         run.hand_over(wait)
         try:
             return run.wait() if wait else 0
@@ -89,14 +92,12 @@ class _Run:
         self,
         rig: Reach,
         checked: plan_source.Checked,
-        config: dict[str, Any],
-        priority: str | None,
         until: float | None,
     ) -> None:
         self.rig = rig
         self.checked = checked
-        self.config = config
-        self.priority = priority
+        self.config = checked.config
+        self.priority = checked.priority
         self.until = until
         self.batch_id = ""
         self.request: Path | None = None

@@ -75,7 +75,10 @@ def _list(rig: Reach, batch_id: str | None, states: tuple[str, ...], limit: int)
 @rig_options
 @click.argument("id_", metavar="ID")
 def show(state: Path | None, shared: Path | None, config: Path | None, as_json: bool, id_: str) -> int:
-    """One task with its attempts and its result; ID may be shortened, or be BATCH/NAME."""
+    """One task with its attempts and result.
+
+    ID may be shortened, or be BATCH/NAME.
+    """
     with reach(state, shared, config) as rig:
         shown = task_of(rig, id_)
     if as_json:

@@ -26,6 +26,7 @@ INTERFACE_VERBS = [
     "resume",
     "drain",
     "submit",
+    "plan",
     "call",
     "status",
     "batch",
@@ -40,6 +41,7 @@ INTERFACE_VERBS = [
     "schema",
     "bench",
     "demo",
+    "doctor",
     "version",
     "completion",
 ]

@@ -49,6 +49,21 @@ def test_an_invalid_plan_ends_with_5_and_nothing_is_written(say, here):
     assert not said.out
 
 
+def test_a_config_json_in_the_plans_folder_counts_and_flags_go_before_it(say, here):
+    folder = here.plan(plan_text(a="echo {WORD} {OTHER} > {BATCH_PATH}/w"))
+    (folder / "config.json").write_text('{"config": {"WORD": "file", "OTHER": "o"}, "priority": "high"}')
+    said = say("submit", folder, "--wait", "--json", "--set", "WORD=flag")
+    assert said.code == 0, said.err
+    batch = here.shared / "plans" / folder.name / "batches" / said.json["batch_id"]
+    assert (batch / "w").read_text() == "flag o\n"
+    assert say("batch", "show", said.json["batch_id"], "--json").json["priority"] == 8
+
+    (folder / "config.json").write_text('{"WORD": ')
+    refused = say("submit", folder)
+    assert refused.code == 5
+    assert "config.json:1: it is no valid JSON" in refused.err
+
+
 def test_a_variable_without_a_value_is_named_and_can_be_set(say, here):
     folder = here.plan(plan_text(a="echo {WORD} > {BATCH_PATH}/w"))
     refused = say("submit", folder)
@@ -167,7 +182,7 @@ def test_why_names_the_test_that_fails_and_the_command_that_changes_it(say, here
         tests = {p["name"]: p for w in said["workers"] if w["worker"] == "worker-1" for p in w["predicates"]}
         assert tests["type"]["ok"]
         assert not tests["worker not paused"]["ok"]
-        assert "✗ worker not paused: paused -> rigbus resume worker-1" in say("why", batch).out
+        assert "NO worker not paused: worker-1 is paused -> rigbus resume worker-1" in say("why", batch).out
         assert "paused" in say("why", "worker-1").out
     finally:
         assert say("resume", "all").code == 0

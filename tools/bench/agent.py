@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..agents.base import Agent, handler
+from ...agents.base import Agent, handler
 
 
 class Noop(Agent):
