@@ -47,8 +47,8 @@ _REFUSED = {
     ),
     "delimiter": ("a placeholder in the delimiter of a here-document", "write a plain word such as EOF"),
     "descriptor": (
-        "a placeholder as the target of >& or <&, which bash expands a second time",
-        "write > {NAME} 2>&1 to write to a file of that name",
+        "a placeholder behind >& or <&, which bash expands twice",
+        "write > {NAME} 2>&1 or < {NAME}, for a file of that name",
     ),
     "backslash": (
         "a backslash directly before a placeholder",

@@ -14,6 +14,12 @@ from .variables import BUILT_INS, ITEM, LOUD, NAME, find_variables, split_name, 
 
 #: Variables of the earlier system's control keys, with the values that they have when nobody sets them.
 CONTROL_DEFAULTS: Final = {"PRIORITY": "normal", "PREEMPTIBLE": "True", "RUN_MODE": "fresh"}
+#: All of them: they are known, though no plan names them.
+CONTROL_KEYS: Final = frozenset(
+    {*CONTROL_DEFAULTS, "RESUME_BATCH_ID", "QUERY", "DISCOVERY_TASKS", "DISCOVERY_ROUNDS"}
+    | {"DISCOVERY_ROUND_MULTIPLIER", "DISCOVERY_PREFILL_DIVISOR", "DISCOVERY_POOL_MULTIPLIER"}
+    | {"DISCOVERY_POOL_CAP", "DISCOVERY_REFILL_DIVISOR", "MAX_VALIDATIONS_PER_CYCLE"}
+)
 _MAX_CYCLES: Final = 20
 #: What plans of the earlier system wait for when their goal is met.
 GOAL_DEPENDENCY: Final = "_goal_complete"
@@ -200,6 +206,29 @@ def check_plan(
                 mark=spec.name,
             )
     return values, faults.all()
+
+
+def unused_keys(plan: Plan, given: Iterable[str], *, near_only: bool = False) -> list[PlanFault]:
+    """A warning for each of the given variables that ``plan`` neither declares nor uses: a typing error, mostly.
+
+    With ``near_only`` those alone that resemble a name of the plan: a config.json may be there for its scripts too.
+    """
+    faults = FaultList(plan.file, plan.source)
+    named = {
+        split_name(name)[0]
+        for task in plan.tasks
+        for _, text in task.texts()
+        for name, _ in find_variables(text)
+    }
+    names = sorted((named | set(plan.inputs)) - {ITEM, *BUILT_INS})
+    for key in given:
+        if key in names or key in CONTROL_KEYS or key in BUILT_INS or not NAME.fullmatch(key):
+            continue
+        near = faults.nearest(key.upper(), names)
+        if near or not near_only:
+            fix = f"did you mean {near}?" if near else "drop it, or use {" + key + "} in a task"
+            faults.warning(0, f"the configuration sets {key}, which the plan does not use", fix)
+    return faults.all()
 
 
 def _usable_config(config: Mapping[str, Any], faults: FaultList) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,11 @@ def _say_if_nobody_runs(bus: Client, type_: str) -> None:
     workers = bus.query("workers")["workers"]
     known = sorted({str(t) for w in workers for t in w["types"]})
     if type_ not in known:
+        near = get_close_matches(type_, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
         talk(
             clean(
-                f"no agent handles {type_!r} now (there are: {', '.join(known) or 'none'}); waiting for one"
+                f"no agent handles {type_!r} now (there are: {', '.join(known) or 'none'}); {hint}waiting for one"
             )
         )
 

@@ -150,8 +150,10 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, marked as ours."""
-    click.echo(f"rigbus: {text}", err=True)
+    """One line on stderr, marked as ours; in a terminal a long one is folded."""
+    from .common import talk
+
+    talk(f"rigbus: {text}")
 
 
 def main() -> NoReturn:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,6 +19,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: The settings that `up` has read, for its processes: all have the same, and none pays for reading them again.
 HANDED_ON: Final = "RIGBUS_UP_SETTINGS"
+
+#: Columns that text for people may have.
+WIDEST: Final = 100
+#: A word with the blanks before it; backticks keep their words together.
+_WORD: Final = re.compile(r"\s*(?:`[^`]*`|[^\s`]|`)+")
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -94,5 +102,31 @@ def print_json(value: Any, *, pretty: bool = False) -> None:
 
 
 def talk(text: str) -> None:
-    """What is for people and not the answer: stderr."""
+    """What is for people and not the answer: stderr. Long lines are folded in a terminal; a pipe gets them whole."""
+    if sys.stderr.isatty():
+        columns = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
+        text = "\n".join("\n".join(fold(line, columns)) for line in text.split("\n"))
     click.echo(text, err=True)
+
+
+def fold(text: str, columns: int, indent: int = 2) -> list[str]:
+    """Lines of at most so many columns where that can be, the later ones indented.
+
+    What stands in backticks is to be pasted and stays whole, so does a word that is longer than a line. The fix behind
+    a semicolon begins a line where that saves one from being cut.
+    """
+    if len(text) <= columns:
+        return [text]
+    pad = " " * indent
+    head, semicolon, fix = text.partition("; ")
+    if semicolon and len(head) < columns and len(pad + fix) <= columns:
+        return [f"{head};", pad + fix]
+    lines = [""]
+    for word in _WORD.findall(text):
+        line = f"{lines[-1]}{word}"
+        if len(line.rstrip()) > columns and lines[-1].strip():
+            lines[-1] = lines[-1].rstrip()
+            line = pad + word.lstrip()
+            lines.append(line)
+        lines[-1] = line
+    return lines

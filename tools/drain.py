@@ -17,4 +17,6 @@ from .reach import reach
 def drain(state: Path | None, shared: Path | None, config: Path | None, as_json: bool, worker: str) -> int:
     """No new work for a worker (or all); what runs there is finished."""
     with reach(state, shared, config) as rig:
-        return worker_verb(rig, "drain", worker, as_json, "draining; `rigbus resume` gives it work again")
+        return worker_verb(
+            rig, "drain", worker, as_json, f"draining; `rigbus resume {worker}` gives it work again"
+        )

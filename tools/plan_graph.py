@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("mermaid", "svg", "text")
 _ENDINGS: Final = {".svg": "svg", ".txt": "text", ".mmd": "mermaid", ".mermaid": "mermaid"}
+_PICTURES: Final = frozenset({".pdf", ".png", ".jpg", ".jpeg", ".gif", ".webp"})
 
 
 @click.command()
@@ -47,7 +48,7 @@ def graph(
     if as_json:
         print_json(as_object(drawn))
         return 0
-    form = form or _ENDINGS.get(Path(output or "").suffix.lower(), "mermaid")
+    form = form or _form_of(output)
     text = _draw(drawn, form)
     if output is None or output == "-":
         click.echo(text, nl=False)
@@ -55,8 +56,16 @@ def graph(
     target = Path(output).expanduser()
     _refuse_the_plan(target, source)
     _write(target, text)
-    talk(f"wrote {target} ({len(drawn.nodes)} tasks, {form})")
+    talk(f"wrote {target} ({render.counted(len(drawn.nodes), 'task')}, {form})")
     return 0
+
+
+def _form_of(output: str | None) -> str:
+    """What the file's name says. A picture that nobody here draws is refused, not written as something else."""
+    ending = Path(output or "").suffix.lower()
+    if ending in _PICTURES:
+        raise ConfigError(f"{output}: no {ending} is drawn here; write an .svg, which every browser shows")
+    return _ENDINGS.get(ending, "mermaid")
 
 
 def as_object(drawn: Graph) -> dict[str, Any]:
@@ -121,5 +130,7 @@ def _write(target: Path, text: str) -> None:
     try:
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, target)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(target)) from None  # nobody knows the other name
     finally:
         unfinished.unlink(missing_ok=True)

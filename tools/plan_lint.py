@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from . import plan_source, render
-from .common import json_option, print_json, shared_option, state_option
+from .common import WIDEST, fold, json_option, print_json, shared_option, state_option
 from .keyvalue import json_object, pairs
 from .reach import rig_folders
 
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
     from ..plans.model import Plan, PlanTask
 
 _INVALID: Final = 5
+_COLOUR_OF: Final = {"error": "dead", "warning": "skipped"}
 #: A file of the plan that a command names; what a placeholder or a pattern is part of cannot be looked up.
 _OWN_FILE: Final = re.compile(
     r"\{PLAN_PATH\}/((?:scripts|lib)/[A-Za-z0-9._/-]*[A-Za-z0-9_-])(?![\w./{*?\[$-])"
 )
+#: A script by its path in the plan's folder, which is not the folder that the command runs in.
+_BARE_FILE: Final = re.compile(
+    r"(?:^|(?<=[\s\"'=(;&|]))(?:\./)?((?:scripts|lib)/[A-Za-z0-9._/-]*[A-Za-z0-9_-])(?![\w./{*?\[$-])"
+)
+#: A command that goes into another folder may well mean that one.
+_MOVES: Final = re.compile(r"\b(?:cd|pushd|chdir)\b|\s-C\b")
 _NAMES_SHOWN: Final = 6
 
 
@@ -77,13 +85,15 @@ def lint(
         for one in results:
             click.echo("\n".join(lines_of(one)))
         if len(results) > 1:
-            click.echo(f"{len(results)} plans: {_counted(errors, 'error')}, {_counted(warnings, 'warning')}")
+            click.echo(
+                f"{len(results)} plans: {render.counted(errors, 'error')}, {render.counted(warnings, 'warning')}"
+            )
     return _INVALID if errors or (strict and warnings) else 0
 
 
 def lint_plan(path: Path, given: Mapping[str, Any]) -> Linted:
     """Everything that can be said of a plan without running it: its text, its values, and what would be staged."""
-    from ..plans.check import check_plan
+    from ..plans.check import check_plan, unused_keys
     from ..plans.errors import PlanInvalid
     from ..plans.parser import load_plan
 
@@ -97,6 +107,7 @@ def lint_plan(path: Path, given: Mapping[str, Any]) -> Linted:
         result.faults = [*e.faults, *faults]
         return result
     _, values = check_plan(plan, {**config, **given})
+    values += unused_keys(plan, given) + unused_keys(plan, set(config) - set(given), near_only=True)
     result.name, result.tasks = plan.name, len(plan.tasks)
     faults += [*plan.warnings, *values, *_missing_files(plan, folder), *_unstageable(source)]
     result.faults = sorted(
@@ -147,18 +158,27 @@ def lines_of(result: Linted) -> list[str]:
     lines = []
     for fault in result.faults:
         place = ":".join(str(part) for part in (fault.file, fault.line, fault.column) if part)
-        head = f"{place}: {fault.severity}: {fault.what}; {fault.fix}"
-        colour = "dead" if fault.severity == "error" else "skipped"
-        lines.append(render.clean(head).replace(fault.severity, render.colour(colour, fault.severity), 1))
-        lines += [render.clean(row) for row in fault.excerpt()]
+        head = render.clean(f"{place}: {fault.severity}: {fault.what}")
+        fix = render.clean(fault.fix)
+        short = len(f"{head}; {fix}") <= WIDEST
+        said = [f"{head}; {fix}"] if short else fold(head, WIDEST, 4) if sys.stdout.isatty() else [head]
+        said[0] = said[0].replace(
+            fault.severity, render.colour(_COLOUR_OF[fault.severity], fault.severity), 1
+        )
+        lines += said + [render.clean(row) for row in fault.excerpt(WIDEST - 6)]
+        if not short:
+            lines += fold(f"    fix: {fix}", WIDEST, 9)
     grouped: dict[tuple[str, Any, str], list[str]] = {}
     for row in result.inferred:
         grouped.setdefault((row["field"], row["value"], row["rule"]), []).append(row["task"])
     for (name, value, rule), tasks in grouped.items():
         if name == "timeout_s":  # of classes the warnings above speak
             lines.append(f"{result.name}: note: timeout_s is {value:g} ({rule}) for {_names(tasks)}")
-    counted = _counted(result.tasks, "task") if result.tasks else "not read"
-    errors, warnings = _counted(result.count("error"), "error"), _counted(result.count("warning"), "warning")
+    counted = render.counted(result.tasks, "task") if result.tasks else "not read"
+    errors, warnings = (
+        render.counted(result.count("error"), "error"),
+        render.counted(result.count("warning"), "warning"),
+    )
     lines.append(f"{render.clean(result.name)}: {counted}, {errors}, {warnings}")
     return lines
 
@@ -177,7 +197,12 @@ def _missing_files(plan: Plan, folder: Path | None) -> Iterator[PlanFault]:
 
     faults = FaultList(plan.file, list(plan.source))
     for task in plan.tasks:
-        for name, line in _own_files(task):
+        for name, line in _own_files(task, _BARE_FILE):
+            moves = _MOVES.search(task.command or "")
+            if folder is not None and not moves and (folder / name).exists():
+                what = f"task {task.id!r} names {name}, but runs in {{BATCH_PATH}}, where it is not"
+                faults.warning(line, what, f"write {{PLAN_PATH}}/{name}", mark=name)
+        for name, line in _own_files(task, _OWN_FILE):
             if folder is None:
                 fix = "make the plan a folder with a plan.md and its scripts"
                 faults.warning(
@@ -192,12 +217,12 @@ def _missing_files(plan: Plan, folder: Path | None) -> Iterator[PlanFault]:
     yield from faults.all()
 
 
-def _own_files(task: PlanTask) -> Iterator[tuple[str, int]]:
+def _own_files(task: PlanTask, pattern: re.Pattern[str]) -> Iterator[tuple[str, int]]:
     seen = set()
     for name, text in task.texts():
         if name not in ("command", "argv"):
             continue
-        for match in _OWN_FILE.finditer(text):
+        for match in pattern.finditer(text):
             if match.group(1) not in seen:
                 seen.add(match.group(1))
                 below = text.count("\n", 0, match.start()) if name == "command" else 0
@@ -226,7 +251,3 @@ def _unstageable(source: Path) -> list[PlanFault]:
 def _names(tasks: list[str]) -> str:
     more = len(tasks) - _NAMES_SHOWN
     return ", ".join(tasks[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number or 'no'} {word}s"

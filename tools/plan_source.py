@@ -105,7 +105,7 @@ def check(path: Path, config: Mapping[str, Any], priority: str | None = None) ->
         PlanError: with every fault as ``file:line: what; fix``.
     """
     from ..agents.brain.planner import problems_of
-    from ..plans.check import check_plan
+    from ..plans.check import check_plan, unused_keys
     from ..plans.errors import PlanInvalid
     from ..plans.parser import load_plan
 
@@ -118,6 +118,7 @@ def check(path: Path, config: Mapping[str, Any], priority: str | None = None) ->
         raise _invalid([str(beside.fault)])
     given = {**beside.config, **config}
     values, faults = check_plan(plan, given)
+    faults += unused_keys(plan, config) + unused_keys(plan, set(beside.config) - set(config), near_only=True)
     errors = [str(f) for f in faults if f.severity == "error"] + problems_of(plan)
     if errors:
         raise _invalid(list(dict.fromkeys(errors)))

@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from ..bridge.folder.ops import shown as clean
+from .common import WIDEST
 
 __all__ = [
     "age",
@@ -50,7 +51,6 @@ _COLOURS: Final = {
 }
 _CELL: Final = 60
 _UNIT: Final = re.compile(r"(\d) (s|min|h|d|of)\b")
-_WIDEST: Final = 100  #: no text for people is wider, however wide the terminal
 _ORDER: Final = (
     "leased",
     "ready",
@@ -85,8 +85,8 @@ def colour(word: str, text: str | None = None) -> str:
 def width() -> int:
     """Columns that text may have: the terminal's, at most 100; 100 when piped."""
     if not sys.stdout.isatty():
-        return _WIDEST
-    return max(40, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
+        return WIDEST
+    return max(40, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
 
 
 def marks() -> tuple[str, str]:
@@ -133,6 +133,11 @@ def clock(at: float | None) -> str:
 def counts(tasks: Mapping[str, int]) -> str:
     """``3 leased, 12 done``; states without tasks are left out."""
     return ", ".join(f"{tasks[s]} {s}" for s in _ORDER if tasks.get(s)) or "no tasks"
+
+
+def counted(number: int, word: str) -> str:
+    """``1 task``, ``3 tasks``, ``no tasks``."""
+    return f"{number} {word}" if number == 1 else f"{number or 'no'} {word}s"
 
 
 def bar(progress: float, width: int = 20) -> str:

@@ -89,7 +89,10 @@ def batch_table(batches: list[Any], now: float) -> list[str]:
     head = ("BATCH", "PLAN", "STATE", "PROGRESS", "TASKS", "TOOK")
     rows = []
     for b in batches:
-        took = (b["ended_at"] or now) - b["created_at"] if b["created_at"] else None
+        ended = (
+            b["ended_at"] if b.get("kind") == "calls" else b["ended_at"] or now
+        )  # calls have no end of their own
+        took = ended - b["created_at"] if b["created_at"] and ended else None
         name = b["plan"] or f"({b['kind']})"
         eta = b.get("eta_s")
         rows.append(

@@ -111,7 +111,8 @@ class _Run:
         else:
             self._by_file()
         if self.batch_id:
-            talk(f"submitted {self.batch_id}: {self.checked.plan.name}, {len(self.checked.plan.tasks)} tasks")
+            number = render.counted(len(self.checked.plan.tasks), "task")
+            talk(f"submitted {self.batch_id}: {self.checked.plan.name}, {number}")
             if not wait:
                 talk(f"follow it with `rigbus watch {self.batch_id}`")
         elif self.request is not None:
@@ -289,7 +290,7 @@ def _show_dry_run(checked: plan_source.Checked, as_json: bool) -> int:
         }
         print_json({**head, "values": checked.values, "would_run": rows})
         return 0
-    click.echo(f"{plan.name}: {len(rows)} tasks would run; nothing was written")
+    click.echo(f"{plan.name}: {render.counted(len(rows), 'task')} would run; nothing was written")
     head_row = ("TASK", "CLASS", "AFTER", "FOREACH", "COMMAND")
     cells = [(r["name"], r["class"], ", ".join(r["depends_on"]), r["foreach"], r["command"]) for r in rows]
     click.echo("\n".join(render.table(head_row, cells)))

@@ -81,6 +81,7 @@ def _foreground(
             rigfolder.root_line(),
             rigfolder.mount_line(paths.shared),
             _share_line(paths),
+            _moved_line(paths),
         ):
             if line:
                 _say(line)
@@ -95,6 +96,20 @@ def _share_line(paths: RigPaths) -> str:
     if paths.shared == paths.state / "shared" or paths.shared.is_dir():
         return ""
     return f"the shared folder {paths.shared} is not there: mount it, or `mkdir -p` it; the rig waits for it"
+
+
+def _moved_line(paths: RigPaths) -> str:
+    """A word where the rig has served another folder before: what is dropped there would lie unseen."""
+    try:
+        served = json.loads((paths.state / "share.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(served, dict) or str(paths.shared) in served:
+        return ""
+    for former in served:
+        if Path(former).is_dir():
+            return f"until now this rig served {former}; to go on there: `rigbus up --shared {former}`"
+    return ""
 
 
 def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:

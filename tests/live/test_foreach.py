@@ -11,6 +11,10 @@ from drops import own_rig, run_plan, tasks_of
 from helpers import wait_for
 from rigs import LiveRig
 
+from rigbus.bus.link import Connection
+from rigbus.bus.paths import find_rig
+from rigbus.bus.wire import Verb
+
 pytestmark = pytest.mark.live
 
 HEAD = "# Plan: p\n\n## Settings\n- max_attempts: 1\n\n## Tasks\n\n"
@@ -201,3 +205,20 @@ def test_a_process_killed_while_a_long_list_is_expanded_changes_nothing(rig: Liv
         wait_for(declared, timeout_s=20, what="the last message")
         assert sum(rig.batch(batch, client)["tasks"].values()) == n // 2 + 2
         client.cancel(batch=batch)
+
+
+def test_a_batch_that_the_brain_cannot_read_fails_alone(rig: LiveRig) -> None:
+    before = rig.pids()["brain"]
+    plan = {"name": "p", "sha256": "no\0file"}
+    with rig.client() as client:
+        link = Connection(find_rig(rig.state).endpoints["commands"], role="client", name="other")
+        try:
+            link.connect()
+            head = {"key": "unreadable", "kind": "plan", "name": "p", "plan": plan}
+            batch = link.request(Verb.SUBMIT, {"batch": head, "tasks": []}).header["batch"]
+        finally:
+            link.close()
+        row = rig.wait_batch(batch, client)
+    assert row["state"] == "failed"
+    assert "the brain cannot go on with it" in row["error"]
+    assert rig.pids()["brain"] == before

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 import pytest
 
 from rigbus.bus.errors import ConfigError, NotFound, PlanError, Refused, TaskFailed, Unreachable, WaitTimeout
+from rigbus.bus.paths import rig_paths
 from rigbus.tools import cli as module
 from rigbus.tools.cli import GROUPS, VERBS, VerbEntry, run
+from rigbus.tools.common import fold
+from rigbus.tools.up import _moved_line
 
 INTERFACE_VERBS = [
     "up",
@@ -175,3 +179,35 @@ def test_a_verb_that_is_no_command_is_a_fault_of_ours(monkeypatch):
     monkeypatch.setitem(VERBS, "probe", VerbEntry("version", "LIBRARIES", "Look", "a probe"))
     with pytest.raises(TypeError, match="no click command"):
         module.run(["probe"])
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "lines"),
+    [
+        ("short", 20, ["short"]),
+        ("no plan 'x'; give a folder", 20, ["no plan 'x';", "  give a folder"]),
+        ("try `rigbus up -d` or another", 12, ["try", "  `rigbus up -d`", "  or another"]),
+        ("word by word goes on", 12, ["word by word", "  goes on"]),
+        ("a_word_longer_than_a_line", 10, ["a_word_longer_than_a_line"]),
+    ],
+)
+def test_a_long_line_is_folded_and_what_is_to_be_pasted_stays_whole(text, columns, lines):
+    assert fold(text, columns) == lines
+
+
+def test_up_says_when_the_rig_has_served_another_folder_before(tmp_path: Path) -> None:
+    paths = rig_paths(tmp_path / "state", tmp_path / "new")
+    former = tmp_path / "former"
+    for folder in (paths.state, former):
+        folder.mkdir()
+    assert _moved_line(paths) == ""  # the first time
+    record = paths.state / "share.json"
+    record.write_text(json.dumps({str(tmp_path / "gone"): "1", str(former): "2"}))
+    assert (
+        _moved_line(paths)
+        == f"until now this rig served {former}; to go on there: `rigbus up --shared {former}`"
+    )
+    record.write_text(json.dumps({str(former): "2", str(paths.shared): "3"}))
+    assert _moved_line(paths) == ""
+    record.write_text("{")
+    assert _moved_line(paths) == ""

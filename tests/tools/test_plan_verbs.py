@@ -144,15 +144,70 @@ def test_a_place_where_bash_would_parse_a_value_is_an_error_with_its_line(say, p
     assert "good/plan.md:7" in said.out
 
 
+def test_a_long_fault_has_its_fix_on_a_line_of_its_own(say, plan):
+    plan(GOOD.replace("`echo hi`", "`echo hi >& {BATCH_ID}.log`"))
+    lines = say("plan", "lint", "good").out.splitlines()
+    assert any(line.startswith("    fix: write > {BATCH_ID} 2>&1 or < {BATCH_ID}") for line in lines)
+    assert max(len(line) for line in lines if "error:" not in line) <= 100
+    plan(GOOD.replace("one\n- **task", "one\n- **tusk"), "s")
+    short = say("plan", "lint", "s")
+    assert "unknown field 'tusk_class' in task 'one', not read; did you mean task_class?\n" in short.out
+
+
+def test_a_script_named_without_the_plans_folder_is_a_warning_with_the_name_to_write(say, plan):
+    plan(GOOD.replace("{PLAN_PATH}/scripts", "scripts"))
+    said = say("plan", "lint", "good")
+    assert "task 'two' names scripts/two.py, but runs in {BATCH_PATH}, where it is not" in said.out
+    assert "write {PLAN_PATH}/scripts/two.py" in said.out
+    plan(GOOD.replace("python3 {PLAN_PATH}/scripts", "cd {PLAN_PATH} && python3 scripts"), "goes")
+    plan(GOOD.replace("{PLAN_PATH}/scripts/two.py", "scripts/made_by_one.py"), "makes")
+    for name in ("goes", "makes"):
+        assert "no warnings" in say("plan", "lint", name).out
+
+
+USES_LANG = """# Plan: good
+## Inputs
+- **LANG**: the language (default: `de`)
+## Tasks
+### one
+- **task_class**: cpu
+- **command**: `echo {LANG}`
+- **timeout_s**: 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        (("--set", "LAGN=en"), "did you mean LANG?"),
+        (("--set", "lang=en"), "did you mean LANG?"),
+        (("--config", '{"COLOUR": "red"}'), "drop it, or use {COLOUR} in a task"),
+    ],
+)
+def test_a_variable_that_the_plan_does_not_use_is_a_warning(say, plan, given, fix):
+    plan(USES_LANG)
+    linted = say("plan", "lint", "good", *given)
+    assert (linted.code, "1 warning" in linted.out, fix in linted.out) == (0, True, True)
+    tried = say("submit", "good", "--dry-run", *given)
+    assert "which the plan does not use" in tried.err
+    assert fix in tried.err
+
+
+def test_known_variables_and_a_config_json_with_other_keys_are_not_remarked_on(say, plan):
+    plan(USES_LANG, **{"config.json": '{"RETRIES_OF_MY_SCRIPT": 3}'})
+    said = say("plan", "lint", "good", "--set", "LANG=en", "--set", "PRIORITY=high", "--set", "QUERY=x")
+    assert "no warnings" in said.out
+    plan(USES_LANG, **{"config.json": '{"LANGS": "en"}'})
+    assert "did you mean LANG?" in say("plan", "lint", "good").out
+
+
 def test_a_script_that_is_not_there_is_a_warning_with_the_nearest_name(say, plan):
     folder = plan(**{"scripts/tow.py": ""})
     (folder / "scripts/two.py").unlink()
     said = say("plan", "lint", "good")
     assert said.code == 0
-    assert (
-        "task 'two' runs scripts/two.py, which the plan does not have; did you mean scripts/tow.py?"
-        in said.out
-    )
+    assert "task 'two' runs scripts/two.py, which the plan does not have\n" in said.out
+    assert "\n    fix: did you mean scripts/tow.py?\n" in said.out
     single = folder / "single.md"
     single.write_text(GOOD)
     assert "a single file has none" in say("plan", "lint", single).out
@@ -249,7 +304,16 @@ def test_a_graph_never_overwrites_the_plan(say, plan):
     assert "is the plan itself" in said.err
     assert (folder / "plan.md").read_text() == GOOD
     assert say("plan", "graph", "good", "--output", "good").code == 8
-    assert say("plan", "graph", "good", "--output", "nowhere/x.svg").code == 1
+    nowhere = say("plan", "graph", "good", "--output", "nowhere/x.svg")
+    assert (nowhere.code, nowhere.err.startswith("rigbus: nowhere/x.svg: No such file")) == (1, True)
+
+
+def test_a_picture_that_nobody_draws_is_refused_and_not_written_as_text(say, plan):
+    folder = plan()
+    said = say("plan", "graph", "good", "--output", "good/plan.png")
+    assert said.code == 2
+    assert "write an .svg" in said.err
+    assert not (folder / "plan.png").exists()
 
 
 def test_an_invalid_plan_is_not_drawn_but_refused_with_its_lines(say, plan):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -219,6 +220,9 @@ def test_a_call_that_fails_ends_with_6_and_one_that_lasts_with_7(say, here):
     nobody = say("call", "nothing", "--timeout", "0.1")
     assert nobody.code == 7
     assert "no agent handles 'nothing'" in nobody.err
+    [command] = re.findall(r"`rigbus (why \S+)` tells why", nobody.err)
+    assert say(*command.split()).code == 0  # as it stands there
+    assert "did you mean fall?" in say("call", "fal", "--timeout", "0.1").err
 
 
 def test_sniff_follows_one_task_from_the_log_in_order(say, here):
