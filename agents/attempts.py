@@ -22,8 +22,9 @@ from .worker_events import Outcome
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.05
-#: When to look whether a process has entered its folder: a short one has ended by then, and woke nobody for it.
-ENTRY_LOOK_S = 0.02
+#: From when on a process is followed, its output and its entry into its folder: a short one has ended by then and woke
+#: the loop once, by its end; what it wrote is taken then, and what the pipe does not hold waits so long.
+FOLLOW_S = 0.02
 _ACTIVE_S = 0.5
 
 
@@ -45,7 +46,7 @@ class Attempt:
     job: Any
     enter_by: float
     watched: set[int]
-    look_at: float | None = None  #: for its entry, the first time
+    look_at: float | None = None  #: from then on it is followed
     sweep: Sweep | None = None
     next_step_at: float = 0.0
     entered: bool = False
@@ -71,12 +72,10 @@ class ProcessRunner(ABC):
         except SpawnError as e:
             return ev.failed(e.error_class, str(e))
         now = monotonic()
-        attempt = Attempt(key, child, job, now + ENTER_TIMEOUT_S, set(), now + ENTRY_LOOK_S)
+        attempt = Attempt(key, child, job, now + ENTER_TIMEOUT_S, set(), now + FOLLOW_S)
         self._live[key] = attempt
         if child.exit_fd is not None:
             self._watch(attempt, child.exit_fd, self._on_exit)
-        if child.output_fd is not None:
-            self._watch(attempt, child.output_fd, self._on_output)
         return attempt
 
     def _entered(self, attempt: Attempt) -> None:  # noqa: B027 - a hook that may stay empty
@@ -141,6 +140,13 @@ class ProcessRunner(ABC):
         if fd is not None and fd not in attempt.watched:
             self._watch(attempt, fd, self._on_entry)
 
+    def _follow(self, attempt: Attempt) -> None:
+        """It is no short one: take its output as it comes, and see it enter its folder."""
+        attempt.child.open_log()
+        if attempt.child.output_fd is not None:
+            self._watch(attempt, attempt.child.output_fd, self._on_output)
+        self._on_entry(attempt)
+
     def _on_output(self, attempt: Attempt) -> None:
         attempt.child.read_output()
         self._unwatch(attempt, attempt.child.fds)
@@ -177,8 +183,7 @@ class ProcessRunner(ABC):
                 return now
             if attempt.look_at is not None and now >= attempt.look_at:
                 attempt.look_at = None
-                attempt.child.open_log()
-                self._on_entry(attempt)
+                self._follow(attempt)
             if self._procs.poll_s is None and not attempt.entered:
                 return attempt.look_at or attempt.enter_by
         if self._procs.poll_s is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from functools import cache, lru_cache
@@ -34,19 +35,25 @@ exec "$@"
 # The first line closes the race of the parent death signal: a parent that died before the signal was armed.
 
 # The same for a command of bash that needs no death signal: bash itself reads it before the command (BASH_ENV), which
-# saves the start of another shell (0.5 ms). It leaves no variable, option or descriptor behind.
+# saves the start of another shell (0.5 ms). It leaves no variable, option, descriptor, hashed program or `$_` behind.
 _ENTER_BASH = """\
 if [[ -n $RIGBUS_ENTER_NEEDS && ! -d $RIGBUS_ENTER_NEEDS ]]; then
   echo "$RIGBUS_ENTER_NEEDS: no such file or directory" >&2; exit 125
 fi
-[[ -d $RIGBUS_ENTER ]] || mkdir -p -- "$RIGBUS_ENTER" || exit 125
+[[ -d $RIGBUS_ENTER ]] || { mkdir -p -- "$RIGBUS_ENTER" && hash -r; } || exit 125
 cd -- "$RIGBUS_ENTER" || exit 125
 [[ -w . ]] || { echo "$RIGBUS_ENTER: not writable" >&2; exit 125; }
 exec {RIGBUS_ENTER_FD}<&-
 unset -v BASH_ENV RIGBUS_ENTER RIGBUS_ENTER_NEEDS RIGBUS_ENTER_FD OLDPWD
+export OLDPWD
 printf + >&2
 exec 2>&1
+: bash
 """
+# Where one of these is set, bash does not read BASH_ENV, or reads it with options and functions that are not its own.
+_CHANGES_BASH = ("BASH", "SHELLOPTS", "POSIX", "RIGBUS_ENTER")
+# How bash begins a complaint of the lines above.
+_COMPLAINT = re.compile(r"^/proc/self/fd/\d+: line \d+: ", re.MULTILINE)
 
 _TURN_BYTES = 1024 * 1024  # of output, taken in one turn of the caller's loop
 _ENTRY_BYTES = 4096
@@ -95,9 +102,10 @@ class BaseChild:
             else:
                 theirs.append(open_log(spec.log_path) if spec.log_path else os.open(os.devnull, os.O_WRONLY))
             how = _by_itself(spec) if not wrapper else None
-            argv, env, fds = how or _by_sh(spec, wrapper)
+            program, argv, env, fds = how or _by_sh(spec, wrapper)
             return subprocess.Popen(
                 argv,
+                executable=program,
                 stdin=subprocess.DEVNULL,
                 stdout=theirs[1],
                 stderr=theirs[0],
@@ -143,7 +151,8 @@ class BaseChild:
             self.entered = self.entered or data.endswith(b"+")
             if self.entered or not data:
                 self._close_entry()
-                self.entry_message = self._entry.removesuffix(b"+").decode("utf-8", "replace").strip()
+                said = self._entry.removesuffix(b"+").decode("utf-8", "replace")
+                self.entry_message = _COMPLAINT.sub("", said).strip()
         return self.entered
 
     def finish_output(self) -> OutputSummary:
@@ -184,22 +193,24 @@ class BaseChild:
         return self.status
 
 
-_How = tuple[list[str], dict[str, str], tuple[int, ...]]
+_How = tuple[str | None, list[str], dict[str, str], tuple[int, ...]]
 
 
 def _by_sh(spec: Spawn, wrapper: list[str]) -> _How:
-    """argv, environment and descriptors of any program, behind the lines of ``_ENTER``."""
+    """The program (None: argv's first), argv, environment and descriptors of any command, behind ``_ENTER``."""
     enter, needs = ("" if path is None else str(path) for path in (spec.enter, spec.enter_needs))
     argv = [*wrapper, "/bin/sh", "-c", _ENTER, "rigbus", str(os.getpid()), enter, needs, *spec.argv]
-    return argv, {**spec.env, TOKEN_VARIABLE: spec.token}, spec.pass_fds
+    return None, argv, {**spec.env, TOKEN_VARIABLE: spec.token}, spec.pass_fds
 
 
 def _by_itself(spec: Spawn) -> _How | None:
     """The same for ``bash -c COMMAND``, which enters its folder itself; None where that cannot be."""
     if spec.enter is None or len(spec.argv) != 3 or spec.argv[0] != "bash" or spec.argv[1] != "-c":
         return None
+    if spec.argv[2].startswith(("-", "+")) or any(name.startswith(_CHANGES_BASH) for name in spec.env):
+        return None  # the first is taken for an option: bash ends before it reads anything
     bash, script = _bash(spec.env.get("PATH", os.defpath)), _script()
-    if bash is None or script is None or "BASH_ENV" in spec.env:
+    if bash is None or script is None:
         return None
     env = {
         **spec.env,
@@ -209,7 +220,7 @@ def _by_itself(spec: Spawn) -> _How | None:
         "RIGBUS_ENTER_NEEDS": "" if spec.enter_needs is None else str(spec.enter_needs),
         "RIGBUS_ENTER_FD": str(script),
     }
-    return [bash, "-c", spec.argv[2]], env, (*spec.pass_fds, script)
+    return bash, list(spec.argv), env, (*spec.pass_fds, script)
 
 
 @lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ MAX_VIEWS: Final = 500
 RESULT_TAIL_BYTES: Final = 64 << 10
 UMASK: Final = 0o002  # under the share the Pi's user shares the group
 _IGNORED: Final = frozenset({"__pycache__"})
+_TICK_NS: Final = 100_000_000
 #: What a share that is away, or refuses all writes, says when a folder on it is made or entered.
 _AWAY: Final = (
     "no such file",
@@ -64,6 +66,7 @@ class View:
 
     staged_names: frozenset[str] = frozenset()
     ready: bool = False
+    looked_ns: int = 0  #: the folder's mtime when nothing new was in it
     waiting: list[tuple[Lease, Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
 
 
@@ -217,7 +220,7 @@ class ShellRunner(ProcessRunner):
     def _over(self, attempt: Attempt, status: ExitStatus, summary: OutputSummary) -> None:
         job: Job = attempt.job
         view = self._views.get(job.plan["view"]) if job.plan and job.plan.get("view") else None
-        if view is None or job.plan is None or not _has_new_entry(job.plan["view"], view.staged_names):
+        if view is None or job.plan is None or not _has_new_entry(job.plan["view"], view):
             self._end(job.lease, _outcome(attempt, status, summary, job, summary.logged))
             return
         plan = job.plan
@@ -317,19 +320,26 @@ def _tail(summary: OutputSummary) -> tuple[str, int]:
     return text, summary.total_bytes - len(kept)
 
 
-def _has_new_entry(view: str, staged: frozenset[str]) -> bool:
+def _has_new_entry(folder: str, view: View) -> bool:
     """Did an attempt make something real at the top of its view?"""
     try:
-        with os.scandir(view) as entries:
-            return any(
+        changed_ns = os.stat(folder).st_mtime_ns
+        if changed_ns == view.looked_ns:
+            return False
+        with os.scandir(folder) as entries:
+            found = any(
                 not e.is_symlink()
-                and e.name not in staged
+                and e.name not in view.staged_names
                 and e.name not in _IGNORED
                 and not e.name.startswith(".rigbus-")
                 for e in entries
             )
     except OSError:
         return False  # the view is gone: there is nothing to bring
+    # The kernel's clock ticks every 4 ms: what is made within the tick of this look would show the same time.
+    if not found and time.time_ns() - changed_ns > _TICK_NS:
+        view.looked_ns = changed_ns
+    return found
 
 
 def _append(path: Path, lines: Sequence[str]) -> None:

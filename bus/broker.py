@@ -6,16 +6,14 @@ The loop is five named steps: ``receive`` what arrived, ``advance`` the core's c
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
 import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any, Final
 
 import zmq
@@ -23,11 +21,13 @@ import zmq
 from .. import __version__
 from .completing import Completer
 from .core import Core
-from .errors import BadFrame, ConfigError, Refused
+from .errors import BadFrame, ConfigError
 from .model import Effects, Send
 from .mounts import require_local
 from .outgoing import Outgoing, messages_of
 from .paths import RigPaths, endpoints, make_runtime
+from .premises import check_addresses, lock, make_state
+from .publishing import Publisher
 from .sockets import receiver
 from .store import SCHEMA_VERSION, Store, mark, state_id
 from .wire import LEASE_S, MAX_FRAME_BYTES, Envelope, Token, Verb, corr_of, decode, encode, pack, unpack
@@ -37,9 +37,11 @@ log = logging.getLogger(__name__)
 #: A round ends after so many messages or seconds, so that a flood cannot hold back the commit that others wait for.
 ROUND_MESSAGES: Final = 4000
 ROUND_S: Final = 0.02
+#: How long a round waits for more where nobody waits for it: results of workers that have enough to do are recorded
+#: together, which saves a commit and a wake-up for each.
+LINGER_S: Final = 0.004
 HWM: Final = 10_000
 MAX_TOPIC_BYTES: Final = 512  #: of a subscription
-MAX_KNOWN_TOPICS: Final = 4096  #: of which it is remembered whether somebody subscribes
 COMPLAIN_S: Final = 1.0  #: one line of the log for so many seconds of broken messages
 #: Messages in a peer's pipe; what it does not take waits in its outbox, which is bounded in bytes too.
 ROUTER_HWM: Final = 1_000
@@ -67,10 +69,10 @@ class Broker:
         self.paths = paths
         self.options = options or Options()
         require_local(paths.state)
-        _make_state(paths.state)
-        self._lock = _lock(paths.state / "broker.lock")
+        make_state(paths.state)
+        self._lock = lock(paths.state / "broker.lock")
         self.addresses = addresses or endpoints(paths)
-        _check_addresses(self.addresses)
+        check_addresses(self.addresses)
         self.store = Store(paths.db, durability=self.options.durability)
         now, wall = time.monotonic(), time.time()
         batches, tasks, facts, seq, channels = self.store.load(now, wall)
@@ -89,10 +91,7 @@ class Broker:
         self.core.seq, self.core.channel_seq = seq, channels
         self.core.load(batches, tasks, facts, now, wall)
         self.completer = Completer(self.store, paths.results)
-        self.subscriptions: dict[bytes, int] = {}
-        self._known_topics: dict[bytes, bool] = {}
-        self.tapped = False
-        self._taps = 0
+        self._hurry = False  #: somebody waits for this round's end
         self.asked: list[Envelope] = []  # EVENTS questions of this round
         self.stopping = False
         self._next_tick = 0.0
@@ -125,6 +124,7 @@ class Broker:
         self.events = self._socket(zmq.XPUB)
         # Subscriptions: libzmq keeps a tree node for each of their bytes, and takes long to end many long ones.
         self.events.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC_BYTES)
+        self.publisher = Publisher(self.events)
         self._bind(("heartbeats", "events", "commands"))
 
     def _bind(self, names: Sequence[str]) -> None:
@@ -199,7 +199,10 @@ class Broker:
 
     def round(self, ready: dict[Any, int]) -> None:
         """One turn: receive, advance, commit, answer, publish."""
+        self._hurry = False
         self.receive(ready)
+        if self.core.changes and not self._hurry:
+            self._linger()
         now, wall = time.monotonic(), time.time()
         self.core.tick(now, wall)
         self.core.match()
@@ -209,10 +212,28 @@ class Broker:
         self.answer(fx)
         self.publish(fx, now, wall)
 
+    def _linger(self) -> None:
+        until = time.monotonic() + LINGER_S
+        while not self._hurry and (left := until - time.monotonic()) > 0:
+            if not self.router.poll(max(1, int(left * 1000))):
+                return
+            self.receive({self.router: zmq.POLLIN})
+
+    def _waits(self, env: Envelope) -> bool:
+        """Does somebody wait for this round? Nobody does for a result of a worker that has other work in hand, if no
+        session listens for the task's end."""
+        if env.verb is not Verb.RESULT:
+            return True
+        worker = self.core.peers.get(env.peer)
+        if worker is None or len(worker.leases) < worker.slots:
+            return True
+        # what it made: the ENDED of each listener, then RECORDED and STALE for the worker
+        return any(send.verb is Verb.ENDED for send in islice(reversed(self.core.fx.sends), 3))
+
     def receive(self, ready: dict[Any, int]) -> None:
         """Drain what arrived, within the bounds of a round, into the core."""
         if self.events in ready:
-            self._subscriptions()
+            self.publisher.hear()
         now, wall = time.monotonic(), time.time()
         if self.hearts in ready:
             self._heartbeats(now)
@@ -229,12 +250,13 @@ class Broker:
             except BadFrame as e:
                 self._refuse(frames, e)
                 continue
-            if self.tapped:
+            if self.publisher.tapped:
                 self._tap("in", env)
             if env.verb is Verb.EVENTS:
                 self.asked.append(env)
             else:
                 step(env, now, wall)
+            self._hurry = self._hurry or self._waits(env)
             # After each one: a thousand tasks in a message take longer than a round may.
             now, wall = time.monotonic(), time.time()
             if now > deadline:
@@ -265,22 +287,7 @@ class Broker:
                 continue
             if isinstance(telemetry, dict):
                 self.core.heartbeat(name, telemetry, now)
-                self._publish([frames[0], frames[1]])
-
-    def _subscriptions(self) -> None:
-        for _ in range(ROUND_MESSAGES):
-            try:
-                message = self.events.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            if message[:1] not in (b"\0", b"\1"):
-                continue  # no subscription: a peer's own words, which nobody reads
-            topic = message[1:]
-            self.subscriptions[topic] = self.subscriptions.get(topic, 0) + (1 if message[0] else -1)
-            if self.subscriptions[topic] <= 0:
-                del self.subscriptions[topic]
-        self._known_topics.clear()
-        self.tapped = any(t.startswith(b"tap") for t in self.subscriptions)
+                self.publisher.send([frames[0], frames[1]])
 
     def commit(self, fx: Effects, now: float, wall: float) -> None:
         """One transaction. If it fails the core is ahead of the disk, so the error ends the process."""
@@ -300,7 +307,7 @@ class Broker:
             self.completer.complete(send)
             for frames, leases in messages_of(send):
                 self.outgoing.send(send.peer, frames, leases)
-            if self.tapped:
+            if self.publisher.tapped:
                 self._tap("out", Envelope(send.verb, send.header, send.body, send.corr, send.peer))
         for env in self.asked:
             self._answer_events(env)
@@ -349,52 +356,16 @@ class Broker:
 
     def publish(self, fx: Effects, now: float, wall: float) -> None:
         """Events of the commit, progress, and a tick a second, to whoever subscribed."""
-        if self.subscriptions:
-            for event in fx.changes.events:
-                topic = f"{event[3]}.{event[4]}".encode()
-                if self._wanted(topic):
-                    self._publish([topic, pack(event)])
-            for id_, header, body in fx.progress:
-                self._publish([b"progress." + id_.encode(), pack(header), *body])
-            if now >= self._next_tick:
-                self._publish(
-                    [b"tick", pack({"seq": self.core.seq, "at": wall, "channels": self.core.channel_seq})]
-                )
-        if now >= self._next_tick:
+        due = now >= self._next_tick
+        if due:
             self._next_tick = now + 1.0
+        self.publisher.round(fx, {"seq": self.core.seq, "at": wall, "channels": self.core.channel_seq}, due)
+        if due:
             self._keep_bound()
-
-    def _wanted(self, topic: bytes) -> bool:
-        """Does anybody subscribe to it? To pack and send what XPUB then drops costs 20 µs an event."""
-        wanted = self._known_topics.get(topic)
-        if wanted is None:
-            if len(self._known_topics) >= MAX_KNOWN_TOPICS:
-                self._known_topics.clear()
-            wanted = self._known_topics[topic] = any(topic.startswith(t) for t in self.subscriptions)
-        return wanted
-
-    def _publish(self, frames: list[bytes]) -> None:
-        with suppress(zmq.Again):  # XPUB drops for slow subscribers; they see the gap
-            self.events.send_multipart(frames, zmq.NOBLOCK)
 
     def _tap(self, direction: str, env: Envelope) -> None:
         session = self.core.peers.get(env.peer)
-        self._taps += 1  # the tap may drop for a slow sniffer: the number shows it
-        record = {
-            "seq": self._taps,
-            "ts": time.time(),
-            "dir": direction,
-            "peer": session.name if session else env.peer.hex(),
-            "verb": env.verb.value,
-            "corr": env.corr,
-            "bytes": env.size,
-            "header": env.header,
-        }
-        try:
-            self._publish([f"tap.{direction}.{env.verb.value}".encode(), pack(record)])
-        except (TypeError, ValueError):
-            record["header"] = {"unprintable": True}
-            self._publish([f"tap.{direction}.{env.verb.value}".encode(), pack(record)])
+        self.publisher.tap(direction, env, session.name if session else env.peer.hex())
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -433,50 +404,6 @@ _URGENCY: Final = {Verb.WELCOME: 0, Verb.LEASE: 1, Verb.RECORDED: 3}
 
 def _urgency(send: Send) -> int:
     return _URGENCY.get(send.verb, 2)
-
-
-def _make_state(folder: Path) -> None:
-    """The state folder, for us alone where it is new.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as e:
-        raise ConfigError(
-            f"the state folder {folder} cannot be made: {e.strerror}; choose a folder of yours with --state DIR or "
-            "RIGBUS_STATE"
-        ) from None
-
-
-def _lock(path: Path) -> int:
-    """The one broker of a state folder; held by the kernel, gone with the process.
-
-    Raises:
-        Refused: another broker holds it.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise Refused(
-            f"{path.parent}: another broker runs on this state folder; `rigbus down` ends it, or choose another --state"
-        ) from None
-    return fd
-
-
-def _check_addresses(addresses: dict[str, str]) -> None:
-    """Off loopback needs encryption and an allow-list, which this version does not have."""
-    for name, address in addresses.items():
-        if address.startswith("tcp://") and not address.startswith(
-            ("tcp://127.", "tcp://[::1]", "tcp://localhost")
-        ):
-            raise ConfigError(
-                f"{name} at {address}: tcp off loopback needs CURVE keys and an allow-list, which are not there yet; "
-                "use ipc:// or 127.0.0.1"
-            )
 
 
 def main(paths: RigPaths, options: Options | None = None) -> int:

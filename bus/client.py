@@ -423,7 +423,7 @@ def _named(ids: Iterable[str] | None, batch: str | None, **more: Any) -> dict[st
 def _too_late(left: list[str], total: int, timeout_s: float) -> WaitTimeout:
     who = f"{len(left)} of {total} tasks have" if total > 1 else "it has"
     return WaitTimeout(
-        f"{who} not ended after {timeout_s:g} s: {some(left)}; `rigbus why ID` tells why",
+        f"{who} not ended after {timeout_s:g} s: {some(left)}; `rigbus why {left[0] if left else 'all'}` tells why",
         ids=left,
     )
 

@@ -7,7 +7,7 @@ a time says why. Up to :data:`EXACT` tasks are looked at one by one; of more a s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -69,6 +69,7 @@ class Estimator:
         self.wall = wall
         self._queues: dict[int, list[Task]] = {}
         self._timings: dict[tuple[str, str, str], Timing | None] = {}
+        self._ready_shapes: dict[Shape, int] | None = None
 
     # -- one task --------------------------------------------------------------------------------------------
 
@@ -109,6 +110,16 @@ class Estimator:
         if found is None:
             found = self._queues[id(queue)] = due(queue)
         return found
+
+    def ready_shapes(self) -> dict[Shape, int]:
+        """How many ready tasks there are of each shape."""
+        if self._ready_shapes is None:
+            found = {
+                shape: sum(len(self._due(q)) for level in levels.values() for q in level.queues.values())
+                for shape, levels in self.ready.shapes.items()
+            }
+            self._ready_shapes = {shape: n for shape, n in found.items() if n}
+        return self._ready_shapes
 
     def task(self, task: Task) -> Eta:
         """When a task starts and ends."""
@@ -276,12 +287,24 @@ class Estimator:
                 before[other.no] = other
                 todo += self._open(other)
         # of more tasks than are looked at the whole batch stands for what is before this one
-        found = self.work(list(before.values()), task.batch) if not todo else self.batch(task.batch)
+        found = self._in_line(before.values(), task.batch) if not todo else self.batch(task.batch)
         own = self.expected(task)
         if found.end_s is None:
             return found
         end = None if own is None else found.end_s + own
         return Eta(found.end_s, end, True, "" if own is not None else untimed([task]))
+
+    def _in_line(self, tasks: Collection[Task], batch: Batch) -> Eta:
+        """When these tasks of a batch have ended, though others of it stand before them in the queue: their work begins
+        with the first of them, and the last one must have had its turn."""
+        found = self.work(list(tasks), batch)
+        ready = sorted((t for t in tasks if t.state is TaskState.READY), key=lambda t: (-t.priority, t.no))
+        if found.end_s is None or not ready:
+            return found
+        first, last = self.task(ready[0]), self.task(ready[-1])
+        if first.start_s is None or last.end_s is None:
+            return Eta(why=first.why or last.why)
+        return Eta(0.0, max(first.start_s + found.end_s, last.end_s), True)
 
 
 def _spread(tasks: Sequence[Task], n: int, most: int) -> tuple[Sequence[Task], float]:

@@ -239,6 +239,10 @@ class Explaining(Judging):
             out["summary"] = text
             fix = "" if self.brain else "rigbus brain"
             tests = [Predicate("tasks declared", False, "not yet", "yes", fix)]
+        if not batch.live and batch.expands:
+            reasons.append(
+                "waits for the brain to expand its foreach" + ("" if self.brain else f"; {_NO_BRAIN}")
+            )
         groups = self._groups(batch)
         for name, state, n, first in groups[:_GROUPS]:
             why = self._why_task(first, est)

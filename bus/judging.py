@@ -62,10 +62,16 @@ class Judging(Submitting):
         for task, note in order.releases:
             self._release(task, note)
         for task, error in order.unfit:
-            if task.join and task.hold and task.state is TaskState.WAITING:
+            if not (task.join and task.hold):
+                continue
+            if task.state is TaskState.WAITING:
                 task.error = error
                 self.move(task, TaskEvent.BURY)
                 self.conclude(task, None)
+            elif task.state is TaskState.SKIPPED:  # for a failed task of the part that was declared
+                task.ending = 1
+                self.dirty(task)
+                self.touch_batch(task.batch)
         for batch, error in order.ends:
             self.cancel_batch(batch, error, failed=True)
         for task, verdict, note in order.verdicts:
@@ -127,6 +133,7 @@ class Judging(Submitting):
             self.conclude(task, None, note=note)
             return
         self.settle(task)
+        self.touch_batch(task.batch)  # it may have ended before: skipped, for one of the tasks that feed it
 
     def _check_verdict(self, v: dict[str, Any]) -> tuple[Task, str, str]:
         verdict = v.get("verdict")

@@ -217,7 +217,10 @@ class Ledger:
                 return index[hits[0]]
             if hits:
                 raise NotFound(f"{what} {ref!r} fits {len(hits)}: give more characters")
-        raise NotFound(f"no {what} {ref!r}; `rigbus {what} list` shows them")
+        given = " or BATCH/NAME" if what == "task" else ""
+        raise NotFound(
+            f"no {what} {ref!r}; give {MIN_PREFIX} or more characters of its id{given}: `rigbus {what} list` shows them"
+        )
 
     def worker_named(self, name: str) -> Session | None:
         """The live worker session with this name."""

@@ -28,8 +28,8 @@ class Lifecycle(Ledger):
 
     # -- becoming ready --------------------------------------------------------------------------------------
 
-    def settle(self, task: Task) -> None:
-        """A WAITING task whose edges may all be met: make it READY, or DONE if it is a join."""
+    def settle(self, task: Task, **data: Any) -> None:
+        """A WAITING task whose edges may all be met: make it READY, or DONE if it is a join. ``data`` for its event."""
         if task.state is not TaskState.WAITING or task.unmet > 0:
             return
         if task.join:
@@ -38,7 +38,7 @@ class Lifecycle(Ledger):
         else:
             self.move(task, TaskEvent.MET)
             self.enter_ready(task)
-            self.announce(task)
+            self.announce(task, **data)
 
     def enter_ready(self, task: Task, delay_s: float = 0.0) -> None:
         """Put a READY task where workers find it, after ``delay_s`` seconds."""

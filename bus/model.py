@@ -134,11 +134,30 @@ class Batch:
         """The event channel of its tasks (PROTOCOL §6)."""
         return "p" if self.mirror else "c"
 
+    @property
+    def expands(self) -> bool:
+        """Whether a foreach of it has tasks that are not declared yet, though a failed one has skipped its join.
+
+        Tasks that feed a join come after it. ``ending``: the brain has said that it declares no more.
+        """
+        if self.kind != "plan" or self.cancelled or self.error is not None:
+            return False
+        return any(
+            task.join
+            and task.hold
+            and task.state is TaskState.SKIPPED
+            and not task.ending
+            and any(no > task.no for no, _ in task.after)
+            for task in self.keys.values()
+        )
+
     def derive(self) -> BatchState:
         """Its state from its counts; the only rule for a batch's end."""
         if self.kind == "plan" and not self.closed and not self.cancelled and self.error is None:
             return BatchState.PLANNING if not self.total else BatchState.RUNNING
         if self.live or (not self.closed and not self.cancelled and self.error is None):
+            return BatchState.RUNNING
+        if self.expands:
             return BatchState.RUNNING
         if self.cancelled:
             return BatchState.CANCELLED

@@ -29,7 +29,14 @@ class Operating(Seating):
         """REQUEUE of tasks or of what ended badly in a batch."""
         h = env.header
         if h.get("batch"):
-            tasks = list(self.find_batch(h["batch"]).keys.values())
+            batch = self.find_batch(h["batch"])
+            tasks = list(batch.keys.values())
+            dying = [t for t in tasks if t.ending and not t.ended]
+            if dying:  # ended after the others came back, it would take them down with it
+                raise Refused(
+                    f"batch {batch.id} is still being ended ({dying[0].key}, {len(dying)} in all); ask again when its "
+                    "processes are dead"
+                )
         else:
             tasks = [self.find_task(i) for i in texts(h, "ids")]
         requeued, revived = self.requeue(tasks)

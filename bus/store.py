@@ -12,6 +12,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,13 +146,19 @@ class Store:
             fd = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             return
+        size = os.fstat(fd).st_size
         try:
-            size = os.fstat(fd).st_size
-            while size < _WAL_BYTES:
-                size += os.pwrite(fd, bytes(min(1 << 20, _WAL_BYTES - size)), size)
+            disk = os.fstatvfs(fd)
+            if disk.f_bavail * disk.f_frsize < 4 * _WAL_BYTES:
+                return  # the last room is for the tasks
+            at = size
+            while at < _WAL_BYTES:
+                at += os.pwrite(fd, bytes(min(1 << 20, _WAL_BYTES - at)), at)
             os.fsync(fd)
         except OSError as e:
             log.warning("no room to reserve %d bytes for %s-wal: %s", _WAL_BYTES, self.path, e.strerror)
+            with suppress(OSError):
+                os.ftruncate(fd, size)
         finally:
             os.close(fd)
 
@@ -259,6 +266,7 @@ class Store:
             "SELECT seq_first + n - 1 FROM events ORDER BY seq_first DESC LIMIT 1"
         ).fetchone()
         seq = row[0] if row else 0
+        self.db.execute("PRAGMA shrink_memory")  # the pages of all rows, read this once
         return list(batches.values()), tasks, facts, seq, self._channels()
 
     def _channels(self) -> dict[str, int]:

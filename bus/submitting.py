@@ -367,7 +367,7 @@ class Submitting(Leasing):
         if task.unmet > 0:
             self.announce(task, created=True)
         else:
-            self.settle(task)
+            self.settle(task, created=True)
 
     @property
     def live(self) -> int:

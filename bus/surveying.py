@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from heapq import nlargest
 from itertools import islice
 from typing import Any, Final
 
 from .errors import NotFound
 from .estimating import Estimator
 from .explaining import Explaining, answer_of
-from .lineup import due
 from .matching import FREE_CREDIT, OFFERED, Predicate, predicates
 from .model import Batch, Session, Shape
 from .reasons import as_dicts, handed_back, more_workers, seconds, some
@@ -18,7 +18,9 @@ from .states import BATCH_ENDED, TaskState
 
 _BATCHES: Final = 50
 _SHOWN: Final = 8
-_LOOKED_AT: Final = 20_000  #: tasks of live batches, in one answer
+_LOOKED_AT: Final = 20_000  #: tasks of one batch
+_STEPS: Final = 200_000  #: of tasks and queues, in one answer: the broker does nothing else meanwhile
+_KINDS: Final = 100  #: of tasks that are asked for what they want
 _IDLE_WORDS: Final = frozenset({"idle", "busy"})
 
 
@@ -66,7 +68,7 @@ class Surveying(Explaining):
             )
         if len(held) > worker.slots:
             reasons.append(f"{some(len(held) - worker.slots, 'task')} more fetched ahead")
-        fits, missing, ready = self._unfit(worker)
+        fits, missing, ready = self._unfit(worker, est)
         if missing:
             texts = (f"{some(n, 'wants', 'want')} {what}" for what, n in missing.most_common(_SHOWN))
             reasons.append(f"of {some(ready, 'ready task')} {fits} fit it: " + ", ".join(texts))
@@ -83,27 +85,20 @@ class Surveying(Explaining):
             out["summary"] = f"{word}, gets no new work" + (f": {fix}" if fix else "")
         return out
 
-    def _unfit(self, worker: Session) -> tuple[int, Counter[str], int]:
-        """Of the ready tasks: how many fit a worker's offer, what the others want, how many there are."""
+    def _unfit(self, worker: Session, est: Estimator) -> tuple[int, Counter[str], int]:
+        """Of the ready tasks: how many fit a worker's offer, what the others want, how many there are.
+
+        Of very many kinds only the most frequent ones are asked for what they want.
+        """
+        shapes = est.ready_shapes()
+        others = {shape: n for shape, n in shapes.items() if not worker.accepts(shape)}
         missing: Counter[str] = Counter()
-        fits = ready = 0
-        for shape, n in self._ready_shapes().items():
-            ready += n
-            if worker.accepts(shape):
-                fits += n
-                continue
+        for shape in nlargest(_KINDS, others, key=others.__getitem__):
             tests = predicates(shape, worker, paused=False, rig_paused=False)
             test = next(p for p in tests if not p.ok)
-            missing[f"a worker that {test.wanted}"] += n
-        return fits, missing, ready
-
-    def _ready_shapes(self) -> dict[Shape, int]:
-        """How many ready tasks there are of each shape."""
-        found = {
-            shape: sum(len(due(q)) for level in levels.values() for q in level.queues.values())
-            for shape, levels in self.ready.shapes.items()
-        }
-        return {shape: n for shape, n in found.items() if n}
+            missing[f"a worker that {test.wanted}"] += others[shape]
+        ready = sum(shapes.values())
+        return ready - sum(others.values()), missing, ready
 
     def _worker_tests(self, worker: Session, fits: int, missing: Counter[str], ready: int) -> list[Predicate]:
         """What stands between a worker and its next task, in the scheduler's order."""
@@ -127,7 +122,7 @@ class Surveying(Explaining):
     def _why_rig(self, est: Estimator) -> dict[str, Any]:
         """Everything that does not move."""
         out = answer_of("rig", "all", "the rig", "paused" if self.paused("all") else "running")
-        tests = self._rig_tests()
+        tests = self._rig_tests(est)
         stuck = self._stuck_workers(est) + self._stuck_batches(est)
         bad = [p for p in tests if not p.ok]
         out["reasons"] = [f"{p.name}: {p.value}" for p in bad] + [
@@ -144,7 +139,7 @@ class Surveying(Explaining):
         out["stuck"] = stuck
         return out
 
-    def _rig_tests(self) -> list[Predicate]:
+    def _rig_tests(self, est: Estimator) -> list[Predicate]:
         workers = list(self.workers())
         paused = self.paused("all")
         bridges = any(s.role == "bridge" for s in self.sessions.values())
@@ -177,8 +172,14 @@ class Surveying(Explaining):
         if bridges:
             value = str(share.get("reason") or "away") if away and isinstance(share, dict) else "yes"
             tests.append(Predicate("share available", not away, value, "yes", "mount the share again"))
-        nobody = {s: n for s, n in self._ready_shapes().items() if not any(w.accepts(s) for w in workers)}
-        return tests + [self._nobody_runs(shape, n, workers) for shape, n in nobody.items()]
+        nobody = {s: n for s, n in est.ready_shapes().items() if not any(w.accepts(s) for w in workers)}
+        shown = nlargest(_SHOWN, nobody, key=nobody.__getitem__)
+        tests += [self._nobody_runs(shape, nobody[shape], workers) for shape in shown]
+        if len(nobody) > len(shown):
+            left = some(len(nobody) - len(shown), "more kind of tasks waits", "more kinds of tasks wait")
+            value = f"{left} for workers that are not there"
+            tests.append(Predicate("somebody runs the others", False, value, "workers", "rigbus why BATCH"))
+        return tests
 
     @staticmethod
     def _nobody_runs(shape: Shape, n: int, workers: list[Session]) -> Predicate:
@@ -214,14 +215,17 @@ class Surveying(Explaining):
         live = (
             b for b in self.batches.values() if b.live or (b.state not in BATCH_ENDED and b.kind == "plan")
         )
+        # what every answer costs, whatever the batch: the queue is lined up for it
+        ready = self.counts[TaskState.READY] // 4
+        ready += 3 * sum(len(level.queues) for ls in self.ready.shapes.values() for level in ls.values())
         looked = 0
-        for batch in islice(live, _BATCHES):
-            if looked > _LOOKED_AT:
+        for n, batch in enumerate(islice(live, _BATCHES)):
+            if looked > _STEPS:
                 left = sum(b.live > 0 for b in self.batches.values())
-                said = f"more than {some(_LOOKED_AT, 'task')} looked at, of {some(left, 'live batch', 'live batches')}"
-                out.append(_stuck(answer_of("rig", "all", "others", "unknown"), f"{said}: rigbus why BATCH"))
+                said = f"{n} of {some(left, 'live batch', 'live batches')} looked at: rigbus why BATCH"
+                out.append(_stuck(answer_of("rig", "all", "others", "unknown"), said))
                 break
-            looked += min(batch.total, _LOOKED_AT)
+            looked += min(batch.total, _LOOKED_AT) + ready
             why = self._why_batch(batch, est)
             if not batch.counts[TaskState.LEASED]:
                 out.append(_stuck(why, why["reasons"][0] if why["reasons"] else why["summary"]))

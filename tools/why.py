@@ -72,6 +72,10 @@ def _task(answer: Answer, width: int) -> Iterator[str]:
         if reason not in summary and reason.partition(":")[0] != _ALONE:
             yield from _item(reason, width)
     yield from _tests(answer["predicates"], width)
+    if answer["state"] in ("dead", "expired"):
+        if not str(answer.get("name") or "").endswith(":expand"):  # which writes nothing
+            yield f"  -> rigbus logs {answer['id'][:8]}"
+        yield f"  -> rigbus retry {answer['id'][:8]}"
     rows = answer.get("workers") or ()
     failing = [(w, next((p for p in w["predicates"] if not p["ok"]), None)) for w in rows]
     if len(rows) > 1:
@@ -107,8 +111,8 @@ def _rig(answer: Answer, width: int) -> Iterator[str]:
     yield from _tests(answer["predicates"], width)
     for row in answer.get("stuck") or ():
         name = row["id"] if row["kind"] != "batch" else f"{row['id']} {row['name']}"
-        text = f"  {row['kind']} {render.clean(name)}: {render.clean(row['summary'])}{_fix(row)}"
-        yield from render.wrap(text, width, 4)
+        text = f"  {row['kind']} {render.clean(name)}: {render.clean(row['summary'])}"
+        yield from _with_fix(render.wrap(text, width, 4), row, width, 4)
 
 
 def _item(reason: str, width: int) -> list[str]:
@@ -119,11 +123,18 @@ def _tests(tests: list[Answer], width: int) -> Iterator[str]:
     good, bad = render.marks()
     for p in tests:
         mark = good if p["ok"] else bad
-        text = f"{render.clean(p['name'])}: {render.clean(str(p['value']))}{'' if p['ok'] else _fix(p)}"
-        first, *rest = render.wrap(f"  {mark} {text}", width, 6)
+        text = f"{render.clean(p['name'])}: {render.clean(str(p['value']))}"
+        lines = render.wrap(f"  {mark} {text}", width, 6)
+        first, *rest = lines if p["ok"] else _with_fix(lines, p, width, 6)
         yield render.colour("done" if p["ok"] else "dead", first) if render.colourful() else first
         yield from rest
 
 
-def _fix(row: Answer) -> str:
-    return f" -> {render.clean(row['fix'])}" if row.get("fix") else ""
+def _with_fix(lines: list[str], row: Answer, width: int, indent: int) -> list[str]:
+    """The lines and ``-> fix`` behind them, on a line of its own where the last has no room: it is to be pasted."""
+    if not row.get("fix"):
+        return lines
+    fix = f"-> {render.clean(row['fix'])}"
+    if len(lines[-1]) + 1 + len(fix) <= width:
+        return [*lines[:-1], f"{lines[-1]} {fix}"]
+    return lines + render.wrap(" " * indent + fix, width, indent + 3)

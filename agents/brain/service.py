@@ -200,24 +200,7 @@ class Brain:
         """One piece of work; what cannot be done ends its batch with the reason, never this loop."""
         work_epoch = self.epoch
         try:
-            if isinstance(work, core.PlanBatch):
-                self.plan(work.batch)
-            elif isinstance(work, core.ExpandTemplate):
-                self.work.extend(self.expanding.step(work))
-            elif isinstance(work, core.Unblock):
-                self.work.extend(self.expanding.unblocked(work))
-            elif isinstance(work, core.LookAgain):
-                # only what nobody else starts: a dead task that stays so must not abort its batch once more
-                _, batches, rows = self._read_snapshot()
-                due = core.work_of_snapshot(batches, rows)
-                self.work += [w for w in due if isinstance(w, core.ExpandTemplate) and w.batch == work.batch]
-            elif isinstance(work, core.Judge):
-                self.tell({"verdicts": [{"id": work.task, **core.verdict(work.state)}]})
-            else:
-                self.check_abort(work)
-        except planner.Unplannable as e:
-            log.warning("batch %s fails: %s", work.batch, e)
-            self.tell({"fail": [{"batch": work.batch, "error": str(e)}]})
+            self._act(work)
         except Busy as e:
             log.warning("the broker is full: %s; trying again in %.1f s", e, e.retry_after_s)
             self._pause(e.retry_after_s)
@@ -237,9 +220,43 @@ class Brain:
                 self.link.reconnect()  # another brain took the seat: HELLO asks for it again
             else:
                 self._generation = 0  # a WELCOME with a newer epoch came meanwhile: begin again with it
-        except RigbusError as e:
-            log.warning("batch %s: %s", work.batch, e)
-            self.tell({"fail": [{"batch": work.batch, "error": str(e)}]})
+
+    def _act(self, work: core.Work) -> None:
+        """Do it; or say that its batch fails, and why.
+
+        Raises:
+            Busy, Unreachable, NotFound, Refused: what the broker said to the work, or to its end.
+        """
+        try:
+            self._begin(work)
+            return
+        except (Busy, Unreachable, NotFound, Refused):
+            raise
+        except (planner.Unplannable, RigbusError) as e:
+            why = str(e)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as e:
+            # a recorded value or row that no rule of ours foresaw: one batch may fail for it, not the brain of all
+            log.exception("batch %s", work.batch)
+            why = f"the brain cannot go on with it ({type(e).__name__}: {e!s:.200}); see brain.log, and submit it again"
+        log.warning("batch %s fails: %s", work.batch, why)
+        self.tell({"fail": [{"batch": work.batch, "error": why}]})
+
+    def _begin(self, work: core.Work) -> None:
+        if isinstance(work, core.PlanBatch):
+            self.plan(work.batch)
+        elif isinstance(work, core.ExpandTemplate):
+            self.work.extend(self.expanding.step(work))
+        elif isinstance(work, core.Unblock):
+            self.work.extend(self.expanding.unblocked(work))
+        elif isinstance(work, core.LookAgain):
+            # only what nobody else starts: a dead task that stays so must not abort its batch once more
+            _, batches, rows = self._read_snapshot()
+            due = core.work_of_snapshot(batches, rows)
+            self.work += [w for w in due if isinstance(w, core.ExpandTemplate) and w.batch == work.batch]
+        elif isinstance(work, core.Judge):
+            self.tell({"verdicts": [{"id": work.task, **core.verdict(work.state)}]})
+        else:
+            self.check_abort(work)
 
     def _pause(self, pause_s: float) -> None:
         """Wait for the broker's retry time, or for whatever it says meanwhile."""

@@ -187,6 +187,46 @@ def test_a_lost_answer_sends_the_same_message_again(rig: Harness) -> None:
     assert brain.state("one") == "DONE"
 
 
+def test_a_batch_goes_on_while_its_foreach_is_half_expanded_though_all_that_is_declared_has_ended(
+    rig: Harness,
+) -> None:
+    brain = Brain(rig, INIT + ONE + END.replace("two", "one"), {"one": ids(*range(FIRST_CHUNK + 30))})
+    brain.finish("init")
+    brain.finish("one:expand")
+    brain.turn()
+    first, *others = brain.take()
+    brain.finish(first, fails=True)
+    brain.finish(*others)
+    batch = brain.task("one").batch
+    assert (brain.state("one"), brain.state("end"), batch.live) == ("SKIPPED", "SKIPPED", 0)
+    assert batch.state.name == "RUNNING"
+    assert "waits for the brain to expand its foreach" in rig.core.why(batch.id)["reasons"][0]
+    brain.kill()  # whoever comes next finds it
+    brain.finish_all()
+    assert len(brain.ran) == FIRST_CHUNK + 30 + 2
+    assert (batch.counts[TaskState.DONE], batch.state.name) == (FIRST_CHUNK + 31, "FAILED")
+    rig.check()
+
+
+@pytest.mark.parametrize("failed_first", [False, True])
+def test_a_foreach_that_fails_between_two_messages_ends_its_batch(rig: Harness, failed_first: bool) -> None:
+    lists = {"one": [*ids(*range(FIRST_CHUNK)), {"id": "x" * 300_000}]}
+    brain = Brain(rig, INIT + ONE, lists)
+    brain.finish("init")
+    brain.finish("one:expand")
+    brain.turn()
+    first, *others = brain.take()
+    brain.finish(first, fails=failed_first)
+    brain.finish(*others)
+    batch = brain.task("one").batch
+    assert batch.state.name == "RUNNING"
+    brain.finish_all()
+    assert batch.state.name == "FAILED"
+    brain.kill()
+    assert not brain.turn()
+    rig.check()
+
+
 def test_an_item_waits_for_its_own_counterpart_and_for_nothing_else(rig: Harness) -> None:
     brain = Brain(rig, CHAIN, {"one": ids("a", "b"), "two": ids("b", "a")})
     brain.finish("init")

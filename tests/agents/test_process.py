@@ -243,6 +243,92 @@ def test_the_child_makes_and_enters_its_folder_itself(rig: Rig) -> None:
     assert (folder / "made").exists()
 
 
+# What a command may see of how it was started. Left out: BASH_ARGC and PIPESTATUS, which bash fills when it reads a file before
+# the command, RIGBUS_TOKEN, RANDOM and their like, which differ from start to start.
+SEEN = r"""
+echo "$0|$?|$#|$-|$_|$LINENO|$!|$OLDPWD|$PWD"
+declare -p | grep -vE ' (BASH_ARGC|PIPESTATUS|BASHPID|EPOCH[A-Z]*|PPID|RANDOM|SECONDS|SRANDOM|RIGBUS_TOKEN)='
+declare -F; alias; shopt; set -o; umask; trap; ulimit -a; hash; jobs; dirs
+for fd in /proc/self/fd/*; do echo "${fd##*/} $(readlink "$fd" | sed 's/[0-9]\+/N/g')"; done
+grep -E '^(Sig|Shd)(Blk|Ign|Cgt)' /proc/self/status
+env | grep -v RIGBUS_TOKEN | sort; tr '\0' '|' </proc/$$/cmdline
+cd /; cd -; env | grep PWD | sort
+nosuchprogram; ${unset?boom}
+"""
+
+
+@linux
+@pytest.mark.parametrize("folder", ["there", "to be/made"])
+def test_a_command_sees_the_same_whichever_way_it_enters_its_folder(
+    lrig: Rig, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    enter = tmp_path / folder
+    seen = []
+    for death_signal in (True, False):  # behind setpriv and sh, and bash by itself
+        status, summary = lrig.run(SEEN, enter=enter, death_signal=death_signal, umask=0o002)
+        assert (status.code, status.entered) == (127, True)
+        # dash exports where it came from, which a plain bash does not know
+        text = summary.text().replace(f'declare -x OLDPWD="{tmp_path}"', "declare -x OLDPWD")
+        text = text.replace(f"|{tmp_path}|", "||").replace(f"OLDPWD={tmp_path}\n", "")
+        seen.append(text.splitlines())
+        if folder != "there":
+            enter.rmdir()
+    assert seen[0] == seen[1]
+    assert len(seen[0]) > 100
+
+
+@linux
+@pytest.mark.parametrize(
+    ("env", "command"),
+    [
+        ({"POSIXLY_CORRECT": "1"}, "pwd"),
+        ({"SHELLOPTS": "posix"}, "pwd"),
+        ({"SHELLOPTS": "xtrace"}, "pwd"),
+        ({"SHELLOPTS": "verbose"}, "pwd"),
+        ({"SHELLOPTS": "noexec"}, "pwd"),
+        ({"BASH_FUNC_cd%%": "() { :; }"}, "pwd"),
+        ({"BASH_ENV": "/nosuch"}, "pwd"),
+        ({"RIGBUS_ENTER": "a task's own"}, 'pwd; echo "$RIGBUS_ENTER"'),
+        ({}, "-x"),
+        ({}, "+x"),
+        ({}, "if"),
+        ({}, "echo 'open"),
+        ({}, "exec >&- 2>&-; exit 4"),
+        ({}, "kill -TERM $$"),
+    ],
+    ids=str,
+)
+def test_a_command_ends_the_same_whichever_way_it_enters_its_folder(
+    lrig: Rig, tmp_path: Path, env: dict[str, str], command: str
+) -> None:
+    ends = []
+    for death_signal in (True, False):
+        status, summary = lrig.run(command, enter=tmp_path / "in", env=env, death_signal=death_signal)
+        ends.append((status.code, status.signal, status.entered, status.message, summary.text()))
+    assert ends[0] == ends[1]
+    assert ends[0][2]
+
+
+@linux
+@pytest.mark.parametrize("name", ["a\nb", "nl\n", " sp  ", "q'\"$x`;*", "-n", "ü\t+"])
+def test_any_folder_is_entered_whichever_way(lrig: Rig, tmp_path: Path, name: str) -> None:
+    for death_signal in (True, False):
+        status, summary = lrig.run('printf %s "$PWD"', enter=tmp_path / name, death_signal=death_signal)
+        assert (status.code, summary.text()) == (0, str(tmp_path / name))
+
+
+@linux
+def test_a_complaint_of_bash_about_the_folder_names_no_descriptor(lrig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "loop", tmp_path / "file" / "in"):
+        status, _ = lrig.run("true", enter=bad, death_signal=False)
+        assert (status.code, status.entered) == (125, False)
+        assert status.message
+        assert "/proc/self" not in status.message
+
+
 def test_a_folder_is_only_made_where_the_one_that_it_needs_is_there(rig: Rig) -> None:
     plan = rig.folder / "share" / "plan"
     status, _ = rig.run("true", enter=plan / "batch", enter_needs=plan)

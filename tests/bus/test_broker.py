@@ -414,15 +414,15 @@ def test_what_was_trimmed_is_answered_resnapshot(rig_dir: Path) -> None:
 
 def test_the_tap_shows_both_directions_only_while_somebody_listens(rig: Rig) -> None:
     client = rig.peer()
-    assert rig.broker is not None and not rig.broker.tapped
+    assert rig.broker is not None and not rig.broker.publisher.tapped
     tap = rig.subscribe(b"tap.")
-    wait_for(lambda: rig.broker is not None and rig.broker.tapped, what="the tap to open")
+    wait_for(lambda: rig.broker is not None and rig.broker.publisher.tapped, what="the tap to open")
     client.ask(Verb.QUERY, {"what": "status", "secret": 5})
     _topic, record, _ = tap.next(b"tap.in.QUERY")
     assert record["dir"] == "in" and record["verb"] == "QUERY" and record["header"]["secret"] == 5
     assert tap.next(b"tap.out.OK")[1]["corr"] == record["corr"]
     tap.close()
-    wait_for(lambda: rig.broker is not None and not rig.broker.tapped, what="the tap to close")
+    wait_for(lambda: rig.broker is not None and not rig.broker.publisher.tapped, what="the tap to close")
 
 
 def test_progress_goes_to_its_topic(rig: Rig) -> None:

@@ -107,6 +107,8 @@ def test_ids_may_be_shortened_while_they_are_unambiguous(rig: Harness) -> None:
     client = rig.client()
     tasks = client.tasks(*[spec(f"t{i}") for i in range(50)])
     assert client.ask(Verb.QUERY, {"what": "task", "id": tasks[7].id[:13]}).header["rows"][0]["key"] == "t7"
+    short = client.ask(Verb.QUERY, {"what": "task", "id": tasks[7].id[:5]})
+    assert "give 6 or more characters of its id or BATCH/NAME" in short.header["message"]
     for ref in (tasks[7].id[:5], "", "zzzzzzzz", None, 5, ["x"]):
         assert error_of(client.ask(Verb.QUERY, {"what": "task", "id": ref})) == "not_found"
     batch = tasks[0].batch.id

@@ -213,3 +213,17 @@ def test_without_a_verdict_its_deadline_decides_while_a_brain_is_attached(
     rig.wait(VERDICT_S + 5, (brain, []))
     assert task.state is end
     assert not task.batch.live
+
+
+def test_a_batch_that_is_still_being_ended_is_not_requeued_before_it_is_dead(rig: Harness) -> None:
+    worker, client = rig.worker(), rig.client()
+    first, last = client.tasks(spec("a"), spec("b", "a"), key="k")
+    lease = worker.lease()
+    worker.started(lease)
+    client.ask(Verb.CANCEL, {"batch": first.batch.id})
+    assert error_of(client.ask(Verb.REQUEUE, {"batch": first.batch.id})) == "refused"
+    assert first.batch.cancelled
+    worker.result(lease, ok=False, cancelled=True)
+    assert client.ask(Verb.REQUEUE, {"batch": first.batch.id}).header["requeued"] == 2
+    assert rig.states([first, last]) == ["LEASED", "WAITING"]
+    rig.check()

@@ -122,6 +122,17 @@ def test_a_chain_takes_as_long_as_all_of_it_and_a_fan_as_long_as_its_slots(rig: 
     assert eta(rig, fan[-1]) == (6.0, 9.0, True)
 
 
+def test_an_item_behind_one_far_back_in_the_queue_waits_for_that_ones_turn(rig: Harness) -> None:
+    teach(rig, noop=10.0)
+    worker = rig.worker(credit=2, slots=2)
+    items = [spec(f"a{i}") for i in range(20)]
+    *_, b0, b19, c19 = rig.client().tasks(*items, spec("b0", "a0"), spec("b19", "a19"), spec("c19", "b19"))
+    worker.started(*worker.leases())
+    assert eta(rig, b0)[0] == pytest.approx(10.0)
+    assert eta(rig, b19)[0] == pytest.approx(100.0)
+    assert eta(rig, c19)[0] == pytest.approx(110.0)
+
+
 def test_each_kind_of_task_has_only_the_slots_that_take_it(rig: Harness) -> None:
     teach(rig, fast=1.0, slow=10.0)
     rig.worker(credit=4, slots=4, types=["fast"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -681,6 +684,48 @@ def test_the_incarnation_grows_with_each_start(path: Path, durability: str) -> N
         level = store.db.execute("PRAGMA synchronous").fetchone()[0]
         assert level == (2 if durability == "full" else 1)
         store.close()
+
+
+def test_the_write_ahead_log_has_its_length_from_the_start_and_its_zeros_are_no_rows(
+    path: Path, tmp_path: Path
+) -> None:
+    rig = Durable(path)
+    wal = path.with_name(f"{path.name}-wal")
+    size = wal.stat().st_size
+    assert size > 16_000_000
+    rig.client().submit(spec("a"), spec("b"))
+    assert wal.stat().st_size == size, "a commit overwrites, it adds nothing"
+    # as after a power loss: what is on disk at this moment, opened by another broker
+    for file in (path, wal):
+        shutil.copy(file, tmp_path / f"copy-{file.name}")
+    copy = Store(tmp_path / f"copy-{path.name}")
+    assert [task.key for task, _ in copy.load(0.0, WALL)[1]] == ["a", "b"]
+    assert copy.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("trouble", ["little room", "no room"])
+def test_a_disk_with_little_room_keeps_it_for_the_tasks(
+    path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    real = os.fstatvfs
+
+    def little(fd: int) -> os.statvfs_result:
+        return os.statvfs_result((*real(fd)[:2], *[0] * 3, *real(fd)[5:]))
+
+    def full(fd: int, data: bytes, at: int) -> int:
+        if at > 4_000_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data, at)
+
+    write = os.pwrite
+    if trouble == "little room":
+        monkeypatch.setattr(os, "fstatvfs", little)
+    else:
+        monkeypatch.setattr(os, "pwrite", full)
+    rig = Durable(path)
+    assert path.with_name(f"{path.name}-wal").stat().st_size < 1_000_000
+    rig.client().submit(spec("a"))
+    assert [task.key for task in rig.restart().core.tasks.values()] == ["a"]
 
 
 def test_the_state_id_is_made_once(tmp_path: Path) -> None:

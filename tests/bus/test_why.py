@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import STATE_ID, Harness, error_of, spec
 
-from rigbus.bus.wire import Verb
+from rigbus.bus.wire import Verb, pack
 
 Answer = dict[str, Any]
 CHECKED = ("type", "class", "pool", "needs", "view", "rig not paused", "worker not paused", "not draining")
@@ -527,3 +527,29 @@ def test_asking_why_changes_nothing(scene: Scene) -> None:
         scene.why(ref)
     assert scene.rig.core.seq == before
     assert not any(bool(c.tasks or c.facts) for c in scene.rig.changes[-len(refs) :])
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_kinds_of_tasks_that_nobody_runs_are_named_up_to_a_few(scene: Scene) -> None:
+    for n in range(3):
+        specs = [spec(f"t{i}", pool=f"p{n}-{i}") for i in range(500)]
+        scene.client.tasks(*specs, key=f"kinds{n}")
+    scene.client.tasks(*[spec(f"t{i}", pool="many") for i in range(3)], key="most")
+    answer = scene.why("all")
+    assert len(pack(answer)) < 16_000
+    bad = [p for p in answer["predicates"] if not p["ok"]]
+    assert bad[0]["name"] == "somebody runs noop (pool many)"
+    assert bad[-1]["value"].startswith("1493 more kinds of tasks wait")
+    assert "of 1503 ready tasks 0 fit it: 3 want a worker that is in many" in scene.why("w1")["reasons"][-1]
+
+
+def test_of_many_batches_the_first_are_looked_at_and_the_others_counted(scene: Scene) -> None:
+    for n in range(60):
+        scene.client.tasks(*[spec(f"t{i}") for i in range(1000)], key=f"b{n}")
+    answer = scene.why("all")
+    looked = sum(s["kind"] == "batch" for s in answer["stuck"])
+    assert 3 <= looked < 20
+    # with the first one, of which a task is with the worker
+    assert answer["stuck"][-1]["summary"] == f"{looked + 1} of 60 live batches looked at: rigbus why BATCH"
