@@ -92,7 +92,7 @@ def examine(copy: Path, staged: Path, given: Settings | None = None, called: str
         Invalid: with every fault that was found.
     """
     # Loaded here: pydantic and the Markdown parser would cost each start of the bridge a third of a second.
-    from ...plans.check import check_plan
+    from ...plans.check import check_plan, unused_keys
     from ...plans.model import PRIORITY_LEVELS
     from ...plans.parser import load_plan
 
@@ -105,6 +105,7 @@ def examine(copy: Path, staged: Path, given: Settings | None = None, called: str
     errors = [fault for fault in faults if fault.severity == "error"]
     if errors:
         raise Invalid(*(_problem(fault, called) for fault in errors[:MAX_PROBLEMS]))
+    faults += unused_keys(plan, settings.config, near_only=True)
     _check_size(settings.config)
     try:
         staged_plan = stage_plan(copy, staged)
@@ -167,6 +168,10 @@ def _inside(where: str, copy: Path) -> str:
 def _some(warnings: list[PlanFault], called: str) -> str:
     if not warnings:
         return ""
-    shown = "; ".join(f"{_place(w, called)}:{w.line}: {w.what}" if w.line else w.what for w in warnings[:3])
+    said = [w.what + (f" ({w.fix})" if w.fix.startswith("did you mean") else "") for w in warnings[:3]]
+    shown = "; ".join(
+        f"{_place(w, called)}:{w.line}: {text}" if w.line else text
+        for w, text in zip(warnings[:3], said, strict=True)
+    )
     more = f" and {len(warnings) - 3} more" if len(warnings) > 3 else ""
     return f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}: {shown}{more}."

@@ -23,6 +23,7 @@ BACKOFF_S: Final = (
     10.0,
 )  #: while everything fails; a share that comes back shows the present within 30 s
 WRITE_S: Final = 30.0
+SAID_S: Final = 60.0  #: the same trouble is told so often
 
 
 class Drawing:
@@ -36,7 +37,7 @@ class Drawing:
         self.not_before = 0.0  #: monotonic; while everything fails
         self.retry = False  #: what failed may succeed now
         self._backoff_s = self._append_at = 0.0
-        self._trouble = ""
+        self._said: dict[str, float] = {}  #: when a trouble was last told, by its errno
         self._log_end: int | None = None  #: of the decisions log, after our last append
         self._log_doubt: int | None = None  #: the same, while it is unknown whether the next one was done
 
@@ -135,9 +136,11 @@ class Drawing:
         if any(result.get("errno") == "EAGAIN" for result in results):
             self.retry = True  # the batch's time was up; what was left out is not at fault
         bad = [r for r in results if not r["ok"] and r["errno"] not in ("ENOENT", "EAGAIN")]
-        if bad and bad[0]["errno"] != self._trouble:
-            self._trouble = bad[0]["errno"]
-            log.warning("the mirror cannot be written: %s; trying again", bad[0]["what"])
+        now = self._clock.now()
+        for result in bad:
+            if now - self._said.get(result["errno"], -SAID_S) >= SAID_S:
+                self._said[result["errno"]] = now
+                log.warning("the mirror cannot be written: %s; trying again", result["what"])
         if bad and len(bad) == len(results):
             self._backoff_s = min(max(BACKOFF_S[0], self._backoff_s * 2), BACKOFF_S[1])
             self.not_before = self._clock.now() + self._backoff_s
@@ -145,7 +148,6 @@ class Drawing:
             if self._backoff_s:
                 self.retry, self._append_at = True, 0.0
             self._backoff_s = 0.0
-            self._trouble = self._trouble if bad else ""
 
 
 def entry_of(result: Result) -> Entry | None:

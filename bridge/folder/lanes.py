@@ -7,7 +7,7 @@ A lane of ended tasks stays short: its oldest files move to ``tasks/archive/`` a
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +22,12 @@ _UNREAD: Final = "?"  #: stands for the content of a file that nobody has looked
 _CLOSE_NS: Final = 2_000_000_000  #: some file systems keep times to two seconds
 
 Known = tuple[int, int]  #: size and mtime_ns
+Author = Callable[[str], Known | None]  #: path -> what its author left there
+
+
+def nobody(path: str) -> Known | None:
+    """No author has left a file there."""
+    return None
 
 
 def id_of(path: str) -> str:
@@ -60,9 +66,11 @@ class Page:
 
 
 class Lanes:
-    """The files of known tasks. ``kept`` and ``kept_s`` bound those of ended ones, by the time of their end."""
+    """The files of known tasks. ``kept`` and ``kept_s`` bound those of ended ones, by the time of their end; ``author``
+    tells of a task's file that its author wrote and that the mirror is to replace."""
 
-    def __init__(self, kept: int = KEPT, kept_s: float = KEPT_S) -> None:
+    def __init__(self, kept: int = KEPT, kept_s: float = KEPT_S, author: Author = nobody) -> None:
+        self._author = author
         self._kept, self._kept_ns = kept, round(kept_s * 1e9)
         self._standing: dict[str, _Stand] = {}
         self._paths: dict[str, list[str]] = {}
@@ -116,7 +124,8 @@ class Lanes:
             keep = {path: self._known(path) for path in (file.path, first) if path}
             if file.taken and stands is None and not others:
                 first = f"{QUEUE}/{name}.json" if file.path != f"{QUEUE}/{name}.json" else ""
-                keep = {}  # its author's own file stood in the queue until now
+                # Its author's own file stood in the queue until now; what he has put there since is not lost.
+                keep = {path: self._known(path) for path in (file.path, first) if path}
             self._drawing[file.path] = file
             out.append(write(file.path, file.data, mtime_ns=file.mtime_ns, replaces=first, keep=keep))
             out += [unlink(path, only_sealed=True) for path in others[1:]]
@@ -188,7 +197,7 @@ class Lanes:
 
     def _known(self, path: str) -> Known | None:
         stand = self._standing.get(path)
-        return stand.known if stand else None
+        return (stand.known if stand else None) or self._author(path)
 
     def _enter(self, path: str, stand: _Stand, mtime_ns: int) -> None:
         self._standing[path] = stand

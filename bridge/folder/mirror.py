@@ -22,12 +22,12 @@ from .clock import Clock
 from .drawing import BACKOFF_S, Drawing
 from .flows import Flow, Idle, ShareAway, ask, share
 from .following import Following
-from .lanes import KEPT, KEPT_S, Lanes
+from .lanes import KEPT, KEPT_S, Author, Lanes, nobody
 from .logcopies import LogCopies
-from .ops import Op
+from .ops import Op, unlink
 from .port import FolderPort
 from .said import Said
-from .survey import Survey, make_folders, scan_lanes, scan_workers, survey
+from .survey import STATS, Survey, make_folders, scan_lanes, scan_workers, survey
 from .sweep import Sweep
 from .telling import Heard, Telling
 from .workers import Workers
@@ -47,6 +47,7 @@ SAID_S: Final = 1.0
 RECONCILE_S: Final = 10.0
 SLICE_S: Final = 0.05  #: between two slices of a comparison
 SHARE_OF_TIME: Final = 0.1  #: that comparing may take, so that it does not become the rig's work
+MAX_BATCHES: Final = 4000  #: rows of batches that are kept
 ADOPTED: Final = 5000  #: files taken over before others get their turn
 
 Beats = Callable[[], list[tuple[str, dict[str, Any]]]]
@@ -65,12 +66,14 @@ class Mirror:
         reconcile_s: float = RECONCILE_S,
         kept: int = KEPT,
         kept_s: float = KEPT_S,
+        author: Author = nobody,
     ) -> None:
         self._port, self._beats, self._clock = port, beats, clock or Clock()
         self._reconcile_s, self._kept, self._kept_s = reconcile_s, kept, kept_s
+        self._author = author
         self._logs = LogCopies(str(paths.logs))
         self._telling = Telling(self._clock.utc_offset_s)
-        self._drawing = Drawing(Lanes(kept, kept_s), self._logs, self._telling, self._clock)
+        self._drawing = Drawing(Lanes(kept, kept_s, author), self._logs, self._telling, self._clock)
         self._sweep = Sweep(self._drawing)
         self._news = Following(self._telling, Said(paths.state / "mirror.json"))
         self.event, self.tick = self._news.event, self._news.tick
@@ -194,7 +197,7 @@ class Mirror:
         oldest = self._clock.wall() - self._kept_s
         seen: Survey = yield from survey(found, self._kept, oldest)
         yield from self._news.go_on_from(seen, before)
-        lanes = self._drawing.lanes = Lanes(self._kept, self._kept_s)
+        lanes = self._drawing.lanes = Lanes(self._kept, self._kept_s, self._author)
         for n, (path, (task, batch)) in enumerate(seen.known.items()):
             lanes.adopt(path, found[path], batch, task)
             if task in seen.changed:
@@ -213,6 +216,9 @@ class Mirror:
         yield from self._draw_batches()
         yield from self._draw_workers((yield from scan_workers()))
         yield from self._drawing.adopt()
+        for i in range(0, len(seen.strange), STATS):
+            part = seen.strange[i : i + STATS]
+            yield from self._drawing.remove([unlink(path, only_sealed=True) for path in part])
         self._first, self._swept_at = False, None
         log.info(
             "mirror compared: %d files stand, %d tasks to draw, from event %d on",
@@ -292,7 +298,14 @@ class Mirror:
             except NotFound:  # purged meanwhile
                 return None
             self._batches[batch] = rows.batch_row(answer.header)
+            self._forget_batches()
         return self._batches[batch]
+
+    def _forget_batches(self) -> None:
+        """Each file of the queue is a batch: those that came first are asked for again, should they be wanted."""
+        if len(self._batches) > MAX_BATCHES:
+            for id_ in list(self._batches)[: -MAX_BATCHES // 2]:
+                del self._batches[id_]
 
     def _plan_of(self, row: Mapping[str, Any]) -> str | None:
         batch = self._batches.get(row["batch"])
@@ -310,8 +323,9 @@ class Mirror:
         shown = [rows.batch_row(raw) for raw in answer.header["batches"]]
         wall, now = self._clock.wall(), self._clock.now()
         offset = self._clock.utc_offset_s(wall)
+        self._batches |= {row["id"]: row for row in shown}
+        self._forget_batches()
         for row in shown:
-            self._batches[row["id"]] = row
             file = layout.batch_file(row, offset, wall)
             if file is not None:
                 self._drawing.others.want(file, now, None if row["ended_at"] else layout.BATCH_STALE_S / 3)

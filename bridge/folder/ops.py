@@ -88,10 +88,11 @@ def write(
     mtime_ns: int | None = None,
     fsync: bool = False,
     replaces: str = "",
+    was: Sequence[int] | None = None,
     keep: Mapping[str, Sequence[int] | None] | None = None,
 ) -> Op:
-    """Temporary file and rename; folders are made. ``replaces`` is unlinked once the new file stands.
-    Answers ``size``, ``mtime_ns`` and ``kept``.
+    """Temporary file and rename; folders are made. ``replaces`` is unlinked once the new file stands; with ``was``
+    as for :func:`unlink`. Answers ``size``, ``mtime_ns`` and ``kept``.
 
     ``keep`` names those of ``path`` and ``replaces`` where somebody's edit may stand, each with the [size, mtime_ns]
     that the mirror left there (None: unknown). What is neither that nor sealed (`seal`) is renamed to
@@ -100,6 +101,8 @@ def write(
     op: Op = {"op": "write", "path": path, "data": data, "fsync": fsync, "replaces": replaces}
     if keep is not None:
         op["keep"] = {name: None if known is None else list(known) for name, known in keep.items()}
+    if was is not None:
+        op["was"] = list(was)
     return op if mtime_ns is None else {**op, "mtime_ns": mtime_ns}
 
 
@@ -109,10 +112,12 @@ def append(path: str, data: bytes, at: int | None = None) -> Op:
     return {"op": "append", "path": path, "data": data, "at": at}
 
 
-def unlink(path: str, *, only_sealed: bool = False) -> Op:
+def unlink(path: str, *, only_sealed: bool = False, was: Sequence[int] | None = None) -> Op:
     """``was``: False when nothing was there, which is no error. ``only_sealed`` leaves what the mirror has not written
-    as it is now."""
+    as it is now; ``was`` ([inode, size, mtime_ns], as :func:`read` told them) what somebody has put there since."""
     op: Op = {"op": "unlink", "path": path}
+    if was is not None:
+        op["was"] = list(was)
     return {**op, "only_sealed": True} if only_sealed else op
 
 

@@ -6,6 +6,7 @@ the mirror has not written; at most ``AT_ONCE`` orders are on their way at a tim
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +20,7 @@ from .moves import KIND, Later
 from .ops import Entry, newcomers, read, shown, unlink
 from .port import FolderPort
 from .queue_core import MAX_TASK_BYTES, QUEUE, Half, Order, Product, read_order
-from .queue_orders import NotYet, Orders
+from .queue_orders import NotYet, Orders, Was
 from .queue_watch import Watch
 from .receipts import Problem
 
@@ -29,6 +30,7 @@ NAME: Final = "queue"
 TENDING: Final = "queue ends"
 LOOK_S: Final = (0.25, 0.5)  #: between two looks: something waits there, or not
 MAX_LOOK_S: Final = 5.0
+LOOK_AGAIN_S: Final = 1.0  #: at what was read and is no order yet
 PAGE: Final = 500
 AT_ONCE: Final = 16
 DOUBTS: Final = 1000
@@ -57,7 +59,9 @@ class QueueFiles:
         doubt_s: float = DOUBT_S,
     ) -> None:
         self._port, self._flows, self._orders, self._clock, self._drawn = port, flows, orders, clock, drawn
-        self._watch, self._doubted, self._doubt_s = Watch(patience_s), Watch(patience_s), doubt_s
+        again_s = min(LOOK_AGAIN_S, patience_s / 6)
+        self._watch, self._doubted = Watch(patience_s, again_s), Watch(patience_s, again_s)
+        self._doubt_s = doubt_s
         self._active: set[str] = set()  #: file names that a flow is at
         self._opened = False
         self._after = self._doubts_after = ""
@@ -148,7 +152,8 @@ class QueueFiles:
         return self._doubted if name in self._doubts else self._watch
 
     def _is_due(self, entry: Entry) -> bool:
-        if entry.path in self._active or self._orders.books.holder(entry.path) is not None:
+        was = (entry.inode, entry.size, entry.mtime_ns)
+        if entry.path in self._active or self._orders.books.holds(entry.path, was):
             self._of(entry.path).touch(entry.path)
             return False
         return not self._drawn(f"{QUEUE}/{entry.path}") and self._of(entry.path).due(
@@ -179,10 +184,11 @@ class QueueFiles:
             self._unreadable(name, result)
             return
         data = bytes(result["data"])
+        was = _was(result)
         try:
             order = read_order(name, data, ours=ours)
         except Invalid as e:
-            self._refuse(name, data, e.problems)
+            self._refuse(name, data, e.problems, was)
             return
         if isinstance(order, Half):
             if self._of(name).is_over(name, now):
@@ -194,13 +200,13 @@ class QueueFiles:
                     order.problem.line,
                     order.problem.text,
                 )
-                self._refuse(name, data, (problem,))
+                self._refuse(name, data, (problem,), was)
         elif isinstance(order, Product):
             if self._of(name).unchanged_s(name, now) >= min(STALE_S, self._watch.patience_s):
                 log.info("%s was drawn by a mirror, and its task is gone: removed, not run", shown(name))
-                self._start(name, _remove(name))
+                self._start(name, _remove(name, was))
         else:
-            self._start(name, self._take(entry, order, data))
+            self._start(name, self._take(name, was, order, data))
 
     def _unreadable(self, name: str, result: dict[str, Any]) -> None:
         if result["errno"] == "ENOENT":
@@ -262,17 +268,17 @@ class QueueFiles:
         finally:
             self._active.discard(name)
 
-    def _take(self, entry: Entry, order: Order, data: bytes) -> Flow[None]:
-        name = entry.path
+    def _take(self, name: str, was: Was, order: Order, data: bytes) -> Flow[None]:
         try:
-            yield from self._orders.take(name, entry.inode, order)
+            yield from self._orders.take(name, was, order)
             self._of(name).forget(name)
         except NotYet as e:
-            if self._of(name).is_over(name, self._clock.now()):
-                yield from self._orders.refuse(name, data, (e.problem,))
+            patience_s = self._watch.patience_s if e.patience_s is None else e.patience_s
+            if self._of(name).unchanged_s(name, self._clock.now()) >= min(patience_s, self._watch.patience_s):
+                yield from self._orders.refuse(name, data, (e.problem,), was)
                 self._of(name).forget(name)
         except Invalid as e:
-            yield from self._refused(name, data, e.problems)
+            yield from self._refused(name, data, e.problems, was)
         except RigbusError as e:
             log.warning("%s waits: %s", shown(name), e)
 
@@ -280,27 +286,27 @@ class QueueFiles:
         try:
             yield from self._orders.go_on(entry)
         except Invalid as e:
-            yield from self._refused(str(entry["source"]), None, e.problems, entry)
+            # It was read before a restart: what stands there now may be another file.
+            data = json.dumps(entry["fields"]).encode()
+            yield from self._refused(str(entry["source"]), data, e.problems, entry["was"])
 
-    def _refuse(self, name: str, data: bytes | None, problems: tuple[Problem, ...]) -> None:
-        self._start(name, self._refused(name, data, problems))
+    def _refuse(
+        self, name: str, data: bytes | None, problems: tuple[Problem, ...], was: Was | None = None
+    ) -> None:
+        self._start(name, self._refused(name, data, problems, was))
 
     def _refused(
-        self,
-        name: str,
-        data: bytes | None,
-        problems: tuple[Problem, ...],
-        entry: dict[str, Any] | None = None,
+        self, name: str, data: bytes | None, problems: tuple[Problem, ...], was: Was | None = None
     ) -> Flow[None]:
-        if entry is not None:  # it was read before a restart; what stands there is read anew
-            (result,) = yield from share(KIND, [read(f"{QUEUE}/{name}", MAX_TASK_BYTES)])
-            data = bytes(result["data"]) if result["ok"] else None
-            if data is None:
-                return
-        if not (yield from self._orders.refuse(name, data, problems)):
+        if not (yield from self._orders.refuse(name, data, problems, was)):
             yield Idle(STUCK_S)  # the share refuses everything for now
         self._of(name).forget(name)
 
 
-def _remove(name: str) -> Flow[None]:
-    yield from share(KIND, [unlink(f"{QUEUE}/{name}")])
+def _was(result: dict[str, Any]) -> Was:
+    """Which file was read: its author may put another one in its place at any time."""
+    return (result["inode"], result["size"], result["mtime_ns"])
+
+
+def _remove(name: str, was: Was) -> Flow[None]:
+    yield from share(KIND, [unlink(f"{QUEUE}/{name}", was=was)])

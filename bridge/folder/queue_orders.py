@@ -21,11 +21,12 @@ from .intake_core import parse_object
 from .layout import FAILED, File
 from .mapping import choose, guesses
 from .moves import KIND
-from .ops import Op, Result, rename, shown, stat, unlink, write
+from .ops import Op, rename, shown, stat, unlink, write
 from .queue_books import Books, Entry, batch_key
 from .queue_core import MAX_TASK_BYTES, QUEUE, Order, PlanOrder, TaskOrder, digest
 from .queue_view import elsewhere, plan_view, refused_view, stem_of
 from .receipts import Problem, Receipt, problem_from
+from .resting import Rest
 from .taking import Taker, submit_whole
 
 log = logging.getLogger(__name__)
@@ -34,30 +35,44 @@ ROWS: Final = 200
 LIVE: Final = ("planning", "running")
 ENDED: Final = frozenset({"done", "dead", "cancelled", "expired", "skipped"})
 MAX_ASIDE: Final = 100
+MISSING_S: Final = 5.0  #: for a plan's folder that is not there (yet)
+
+
+#: Inode, size and mtime_ns of the file that was read.
+Was = Sequence[int]
 
 
 class NotYet(Exception):
-    """The order waits for something that may still come; ``problem`` says what should it not."""
+    """The order waits for something that may still come; ``problem`` says what should it not, for ``patience_s`` (None:
+    as long as for half a file)."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, patience_s: float | None = None) -> None:
         super().__init__(problem.what)
-        self.problem = problem
+        self.problem, self.patience_s = problem, patience_s
 
 
 class Orders:
-    """Takes orders and follows them. ``path_map`` is the setting; ``shared`` names of the share."""
+    """Takes orders and follows them. ``path_map`` is the setting; a plan as new as its order rests ``settle_s`` first."""
 
     def __init__(
-        self, books: Books, taker: Taker, paths: RigPaths, clock: Clock, path_map: Sequence[str] = ()
+        self,
+        books: Books,
+        taker: Taker,
+        paths: RigPaths,
+        clock: Clock,
+        path_map: Sequence[str] = (),
+        settle_s: float = 0.0,
     ) -> None:
         self.books = books
         self._taker, self._paths, self._clock = taker, paths, clock
         self._path_map = tuple(path_map)
+        self._rest = Rest(clock, settle_s)
+        self._taking: set[str] = set()  #: task_ids that a flow is at
         self._shown: dict[str, tuple[Any, ...]] = {}  #: what of a plan's file stands, by task_id
 
     # -- taking ----------------------------------------------------------------------------------------------
 
-    def take(self, name: str, inode: int, order: Order) -> Flow[None]:
+    def take(self, name: str, was: Was, order: Order) -> Flow[None]:
         """From the file ``name`` to a batch that is known to it.
 
         Raises:
@@ -65,13 +80,19 @@ class Orders:
         """
         holder = self.books.open.get(order.task_id)
         if holder is not None:
-            yield from self._again(name, holder, order)
+            yield from self._again(name, was, holder, order)
             return
-        if isinstance(order, PlanOrder):
-            entry = yield from self._plan_entry(name, inode, order)
-        else:
-            entry = yield from self._task_entry(name, inode, order)
-        self.books.enter(entry)
+        if order.task_id in self._taking:
+            return  # a second file with its task_id: judged when the first is in the journal
+        self._taking.add(order.task_id)
+        try:
+            if isinstance(order, PlanOrder):
+                entry = yield from self._plan_entry(name, was, order)
+            else:
+                entry = yield from self._task_entry(name, was, order)
+            self.books.enter(entry)
+        finally:
+            self._taking.discard(order.task_id)
         yield from self.go_on(entry)
 
     def go_on(self, entry: Entry) -> Flow[None]:
@@ -94,7 +115,7 @@ class Orders:
             self.books.leave(task_id)
             raise
 
-    def _again(self, name: str, holder: Entry, order: Order) -> Flow[None]:
+    def _again(self, name: str, was: Was, holder: Entry, order: Order) -> Flow[None]:
         """A second file with the task_id of one that is on its way."""
         if digest(order.fields) != digest(holder["fields"]):
             raise Invalid(
@@ -105,15 +126,15 @@ class Orders:
                 )
             )
         log.info("%s is %s once more: removed, it runs once", shown(name), order.task_id)
-        yield from share(KIND, [unlink(f"{QUEUE}/{name}")])
+        yield from share(KIND, [unlink(f"{QUEUE}/{name}", was=was)])
 
-    def _entry(self, kind: str, name: str, inode: int, order: Order, header: dict[str, Any]) -> Entry:
+    def _entry(self, kind: str, name: str, was: Was, order: Order, header: dict[str, Any]) -> Entry:
         return {
             "kind": kind,
             "task_id": order.task_id,
             "source": name,
             "stem": stem_of(name, order.task_id) if kind == "plan" else order.task_id,
-            "inode": inode,
+            "was": list(was),
             "at": self._clock.wall(),
             "fields": order.fields,
             "header": header,
@@ -124,9 +145,9 @@ class Orders:
 
     # -- plans -----------------------------------------------------------------------------------------------
 
-    def _plan_entry(self, name: str, inode: int, order: PlanOrder) -> Flow[Entry]:
+    def _plan_entry(self, name: str, was: Was, order: PlanOrder) -> Flow[Entry]:
         if order.resume:
-            return self._entry("plan", name, inode, order, {"resume": order.resume})
+            return self._entry("plan", name, was, order, {"resume": order.resume})
         shared = str(self._paths.shared)
         found = guesses(order.plan_path, shared, self._path_map)
         places = list(dict.fromkeys(place for guess in found for place in guess.places))
@@ -136,7 +157,16 @@ class Orders:
             for place, result in zip(places, results, strict=True)
             if result["ok"] and result["entry"] and result["entry"][1] == "file"
         }
-        place, how = choose(order.plan_path, found, there)
+        try:
+            place, how = choose(order.plan_path, found, there)
+        except Invalid as e:
+            if there or not places:
+                raise
+            raise NotYet(e.problems[0], MISSING_S) from None  # it may be on its way
+        if not (yield from self._rest.at_rest(place, was[2])):
+            raise NotYet(
+                Problem(f"{place} is still being written", "plan_path", "copy it first, then order it")
+            )
         plan = place.rpartition("/")[2]
         mark = f"queue-{digest(order.task_id)[:16]}"
         _, draft = yield from self._taker.prepare(place, plan, True, mark, order.settings)
@@ -146,7 +176,7 @@ class Orders:
             header["batch"]["plan"]["folder"] = folder
         if order.want_id:
             header["batch"]["want_id"] = order.want_id
-        entry = self._entry("plan", name, inode, order, header)
+        entry = self._entry("plan", name, was, order, header)
         entry["note"] = " ".join(text for text in (how, order.note, draft.warnings) if text)
         return {**entry, "tasks": draft.tasks}
 
@@ -208,14 +238,14 @@ class Orders:
         state = (file.path, row["state"])
         if self._shown.get(str(entry["task_id"])) == state:
             return True
-        stands = yield from self._put(file, str(entry["source"]))
+        stands = yield from self._put(file, str(entry["source"]), entry["was"])
         if stands:
             self._shown[str(entry["task_id"])] = state
         return stands
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
-    def _task_entry(self, name: str, inode: int, order: TaskOrder) -> Flow[Entry]:
+    def _task_entry(self, name: str, was: Was, order: TaskOrder) -> Flow[Entry]:
         after: list[str] = []
         for wanted in order.waits_for:
             after.append((yield from self._named(order, wanted)))
@@ -227,7 +257,7 @@ class Orders:
             "priority": spec["priority"],
             "mirror": True,
         }
-        entry = self._entry("task", name, inode, order, {"batch": head, "tasks": [spec]})
+        entry = self._entry("task", name, was, order, {"batch": head, "tasks": [spec]})
         return {**entry, "payload": order.payload, "author": [order.batch, order.name]}
 
     def _named(self, order: TaskOrder, name: str) -> Flow[str]:
@@ -254,7 +284,7 @@ class Orders:
         log.info("%s is task %s of batch %s", shown(str(entry["source"])), entry["id"], entry["batch"])
         if entry["source"] != f"{entry['task_id']}.json":
             # The mirror draws <task_id>.json in the place of a file of that name, and knows of no other.
-            yield from share(KIND, [unlink(f"{QUEUE}/{entry['source']}")])
+            yield from share(KIND, [unlink(f"{QUEUE}/{entry['source']}", was=entry["was"])])
 
     # -- following -------------------------------------------------------------------------------------------
 
@@ -281,23 +311,25 @@ class Orders:
         states = {row["id"]: row["state"] for row in answer["rows"]}
         cut = answer.get("cursor") is not None
         over = [e for e in entries if states.get(e["id"], "" if cut else "done") in ENDED]
-        found = yield from share(KIND, [stat(f"{QUEUE}/{e['source']}") for e in over])
-        left = [e for e, result in zip(over, found, strict=True) if _is_original(e, result)]
-        yield from share(KIND, [unlink(f"{QUEUE}/{e['source']}") for e in left])
+        # The author's own file, where the mirror could not replace it.
+        yield from share(KIND, [unlink(f"{QUEUE}/{e['source']}", was=e["was"]) for e in over])
         for entry in over:
             self.books.leave(str(entry["task_id"]))
 
     # -- refusing --------------------------------------------------------------------------------------------
 
-    def refuse(self, name: str, data: bytes | None, problems: Sequence[Problem]) -> Flow[bool]:
+    def refuse(
+        self, name: str, data: bytes | None, problems: Sequence[Problem], was: Was | None = None
+    ) -> Flow[bool]:
         """Say it in a receipt, and put the file where its author looks for failures; False where that cannot be done.
 
-        What is no JSON object is kept beside it as ``<name>.refused``. ``data`` None: the file was not read.
+        What is no JSON object is kept beside it as ``<name>.refused``. ``data`` None: the file was not read. One that
+        its author has put in the place of ``was`` stays.
         """
         log.warning("refused %s/%s: %s", QUEUE, shown(name), "; ".join(p.what for p in problems[:5]))
         at = self._clock.wall()
-        found = parse_object(data, name, MAX_TASK_BYTES) if data is not None else None
-        fields = found if isinstance(found, dict) else {}
+        whole = parse_object(data, name, MAX_TASK_BYTES) if data is not None else None
+        fields = whole if isinstance(whole, dict) else {}
         fields = {key: value for key, value in fields.items() if value is not None}
         file = refused_view(name, fields, problems, at, self._clock.utc_offset_s(at))
         note = ""
@@ -308,10 +340,11 @@ class Orders:
             note = f"It is kept as {aside}: mend it, and move it back to {QUEUE}/."
         receipt = Receipt(name.removesuffix(".json"), "refused", at, problems=tuple(problems), note=note)
         yield from self._taker.answer(receipt)
-        (found,) = yield from share(KIND, [stat(file.path)])
-        if found["ok"] and found["entry"]:  # an earlier file's answer stands there
+        lanes = [path for path in (file.path, *elsewhere(file.path)) if not path.startswith(f"{QUEUE}/")]
+        found = yield from share(KIND, [stat(path) for path in lanes])
+        if any(result["ok"] and result["entry"] for result in found):  # a task or an answer has this name
             file = file._replace(path=f"{file.path.removesuffix('.json')}-refused.json")
-        return (yield from self._put(file, name, refusal=True))
+        return (yield from self._put(file, name, was, refusal=True))
 
     def tell(self, name: str, problem: Problem) -> Flow[None]:
         """A refusal of something that is left where it is."""
@@ -329,11 +362,11 @@ class Orders:
                 break
         return ""
 
-    def _put(self, file: File, source: str, *, refusal: bool = False) -> Flow[bool]:
+    def _put(self, file: File, source: str, was: Was | None, *, refusal: bool = False) -> Flow[bool]:
         """Write a lane file, then remove the one it came from; but for a refusal also those in other lanes."""
         places = [f"{QUEUE}/{source}", *([] if refusal else elsewhere(file.path))]
         old = [path for path in dict.fromkeys(places) if path != file.path]
-        ops: list[Op] = [write(file.path, file.data, mtime_ns=file.mtime_ns, replaces=old[0])]
+        ops: list[Op] = [write(file.path, file.data, mtime_ns=file.mtime_ns, replaces=old[0], was=was)]
         results = yield from share(KIND, ops)
         if not results[0]["ok"]:
             log.warning("%s cannot be written: %s", file.path, results[0]["what"])
@@ -354,9 +387,3 @@ def _same_plan(header: Mapping[str, Any], row: Mapping[str, Any], entry: Entry) 
     if other:
         what = f"task_id {entry['task_id']} was used before, for batch {row['id']} with another {' and '.join(other)}"
         raise Invalid(Problem(what, "task_id", "write a new file with a task_id of its own (a uuid4)"))
-
-
-def _is_original(entry: Entry, result: Result) -> bool:
-    """The author's own file still stands in the queue: the mirror could not replace it."""
-    found = result.get("entry") if result["ok"] else None
-    return found is not None and found[4] == entry["inode"]

@@ -15,7 +15,7 @@ from . import layout
 from .layout import COMPLETE, FAILED, LANES, PROCESSING, File, iso, to_json
 from .queue_core import TASK_ID
 from .receipts import Problem, receipt_stem
-from .seal import MIRRORED_BY
+from .seal import MIRRORED_BY, seal
 
 _TEXTS: Final = ("type", "name", "prompt", "context", "command", "created_by", "batch_id")
 
@@ -86,7 +86,8 @@ def refused_view(
         out["result"]["error_type"] = "definition"
     out |= _stamps(None, at, offset_s)
     path = lane_path(COMPLETE if is_plan else FAILED, stem_of(name, task_id))
-    return File(path, to_json(out), layout.mtime_ns(at))
+    # Sealed: where its author mends the task and orders it again, the mirror removes the old answer.
+    return File(path, seal(to_json(out).removesuffix(b"\n}\n") + b"\n}"), layout.mtime_ns(at))
 
 
 def naive(given: Any, at: float, offset_s: float) -> str:

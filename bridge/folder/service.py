@@ -27,7 +27,7 @@ from ...bus.paths import RigPaths, find_rig
 from ...bus.wire import Verb, pack, unpack
 from . import intake, mirror
 from .clock import Clock
-from .doors import doors
+from .doors import books_of, doors
 from .flows import Flow, Flows, Idle
 from .intake import Intake
 from .lanes import KEPT, KEPT_S
@@ -85,11 +85,13 @@ class Bridge:
         )
         self.questions = Questions(self.link)
         self.flows = Flows(self.port, self.questions)
+        books = books_of(paths)
         self.mirror = Mirror(
             paths,
             self.port,
             self._beats,
             clock,
+            author=books.author,
             reconcile_s=reconcile_s,
             kept=archive_keep,
             kept_s=archive_after_s,
@@ -99,7 +101,9 @@ class Bridge:
         self.intake = Intake(
             self.port, self.flows, taker, Requests(taker, clock).answer, clock, settle_s=rest
         )
-        self._doors = doors(self.port, self.flows, paths, clock, self.mirror.drawn, path_map=path_map)
+        self._doors = doors(
+            self.port, self.flows, paths, clock, self.mirror.drawn, path_map=path_map, books=books
+        )
         self._events: zmq.Socket[bytes] | None = None
         self._hearts: zmq.Socket[bytes] | None = None
         self._voice: zmq.Socket[bytes] | None = None

@@ -168,6 +168,7 @@ class Share:
         mtime_ns: int | None = None,
         fsync: bool = False,
         replaces: str = "",
+        was: list[int] | None = None,
         keep: dict[str, list[int] | None] | None = None,
     ) -> dict[str, Any]:
         """Whole or not at all: a temporary file beside the target, then a rename over it.
@@ -206,7 +207,7 @@ class Share:
         if replaces:
             if keep is not None and replaces in keep:
                 kept += self._put_aside(replaces, keep[replaces])
-            self.unlink(replaces)
+            self.unlink(replaces, was=was)
         return {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "kept": kept}
 
     def _put_aside(self, path: str, known: list[int] | None) -> list[str]:
@@ -264,17 +265,20 @@ class Share:
         finally:
             os.close(file)
 
-    def unlink(self, path: str, only_sealed: bool = False) -> dict[str, Any]:
-        """Remove a file; ``was`` is False when it had gone already, or is none that the mirror wrote."""
+    def unlink(self, path: str, only_sealed: bool = False, was: list[int] | None = None) -> dict[str, Any]:
+        """Remove a file; ``was`` is False when it had gone already, is none that the mirror wrote, or is another one
+        than the caller read."""
         try:
             fd, name = self.parent(path)
         except FileNotFoundError:
             return {"was": False}
         try:
-            if only_sealed:
-                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if not stat.S_ISREG(info.st_mode) or not self._is_sealed(fd, name, path, info.st_size):
-                    return {"was": False}
+            info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if was is not None and was != [info.st_ino, info.st_size, info.st_mtime_ns]:
+                return {"was": False}
+            ours = not only_sealed or stat.S_ISREG(info.st_mode)
+            if not ours or (only_sealed and not self._is_sealed(fd, name, path, info.st_size)):
+                return {"was": False}
             os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             return {"was": False}

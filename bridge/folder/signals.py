@@ -17,7 +17,7 @@ from .drafts import Invalid
 from .flows import Flow, Idle, ShareAway, ask, share
 from .journal import Journal
 from .moves import KIND
-from .ops import Entry, entries, read, scan, shown, stat, unlink, write
+from .ops import Entry, entries, read, scan, shown, unlink, write
 from .port import FolderPort
 from .receipts import Problem, Receipt, problem_from, receipt_json
 from .signals_core import ALL, FOLDER, MAX_BYTES, Signal, Wish, mark_of, nobody, signal_of, wish_of
@@ -145,7 +145,7 @@ class Signals:
             )
         workers = (yield from ask(Verb.QUERY, {"what": "workers"})).header["workers"]
         hit = [w for w in workers if signal.target in (ALL, w["id"])]
-        base = {"drop_id": mark_of(entry), "name": entry.path, "inode": entry.inode, "verb": signal.verb}
+        base = {"drop_id": mark_of(entry), "name": entry.path, "was": _was(entry), "verb": signal.verb}
         if hit:
             return {**base, **(yield from self._on_workers(signal, wish, hit, where))}
         try:
@@ -196,7 +196,7 @@ class Signals:
             self._journal.enter(mark, deed)
             if self._open is not None:
                 self._open[mark] = deed
-        if (yield from self._removed(name, deed.get("inode"))):
+        if (yield from self._removed(name, deed.get("was"))):
             self._journal.leave(mark)
             if self._open is not None:
                 self._open.pop(mark, None)
@@ -275,22 +275,22 @@ class Signals:
         if not result["ok"]:
             log.warning("no receipt for signal %s: %s", shown(name), result["what"])
 
-    def _removed(self, name: str, inode: Any) -> Flow[bool]:
+    def _removed(self, name: str, was: Any) -> Flow[bool]:
         """The signal's file is away; one that was written meanwhile under its name stays."""
-        (found,) = yield from share(KIND, [stat(f"{FOLDER}/{name}")])
-        there = found.get("entry") if found["ok"] else None
-        if there is None or there[4] != inode:
-            return bool(found["ok"])
-        (result,) = yield from share(KIND, [unlink(f"{FOLDER}/{name}")])
+        (result,) = yield from share(KIND, [unlink(f"{FOLDER}/{name}", was=was)])
         return bool(result["ok"])
 
     def _gone(self, entry: Entry) -> Flow[bool]:
         """Remove a refused signal; True when it cannot be removed."""
-        return not (yield from self._removed(entry.path, entry.inode))
+        return not (yield from self._removed(entry.path, _was(entry)))
 
     def _tell_once(self, entry: Entry) -> None:
         if len(self._told) < MAX_TOLD:
             self._told[entry.path] = entry
+
+
+def _was(entry: Entry) -> list[int]:
+    return [entry.inode, entry.size, entry.mtime_ns]
 
 
 def _reason(signal: Signal, wish: Wish) -> str:

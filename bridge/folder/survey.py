@@ -27,13 +27,15 @@ class Survey:
     """The broker's state at ``seq`` beside what stands.
 
     ``known``: files of tasks that the broker knows -> (task id, its batch); ``changed``: tasks (and their batch) whose
-    file is missing or not what it should be; ``running`` and ``ended``: rows whose log is looked after.
+    file is missing or not what it should be; ``strange``: files in lanes of work that no task is for (an earlier rig's);
+    ``running`` and ``ended``: rows whose log is looked after.
     """
 
     seq: int
     batches: dict[str, dict[str, Any]]
     known: dict[str, tuple[str, str]] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     ended: list[dict[str, Any]] = field(default_factory=list)
 
@@ -118,6 +120,8 @@ def survey(found: Mapping[str, Known], kept: int, oldest: float = 0.0) -> Flow[S
         answer = yield from ask(Verb.QUERY, {"what": "rows", "ids": unknown[i : i + ASKED]})
         for raw in answer.header["rows"]:
             wanted.take(raw)
+        if answer.header.get("cursor") is None:  # else only some of them were answered
+            seen.strange += wanted.strange(unknown[i : i + ASKED])
     missing = wanted.finish(kept, oldest)
     done = yield from archived_already((path, its) for path, (_, its) in missing.items())
     seen.changed |= {task: its for path, (task, its) in missing.items() if path not in done}
@@ -181,6 +185,11 @@ class _Wanted:
     def unknown(self) -> list[str]:
         """Ids of files that no row was for."""
         return [name for name in self.at if name not in self._named]
+
+    def strange(self, names: Iterable[str]) -> list[str]:
+        """Of these files, those that say of a task that it waits or runs, while nobody has it."""
+        paths = [path for name in names if name not in self._named for path in self.at[name]]
+        return [path for path in paths if path.rpartition("/")[0] not in _ENDED_LANES]
 
     def enough(self, kept: int) -> bool:
         """As many ended tasks were seen as the two lanes keep together; older ones are asked for by their files."""

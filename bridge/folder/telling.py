@@ -10,6 +10,7 @@ from ...bus.follow import Event
 from . import rows
 from .decisions import Decision, batch_decision, decision_line, task_decision
 
+MAX_STATES: Final = 5000  #: of batches; beyond, those that have ended are forgotten
 MAX_LINES: Final = 10_000
 MAX_APPEND: Final = 256 << 10
 
@@ -64,6 +65,8 @@ class Telling:
         state, row = told
         before = self._states.get(row["id"])
         self._states[row["id"]] = state
+        if len(self._states) > MAX_STATES:
+            self._states = self.states()
         decision = batch_decision({"state": before} if before else None, row)
         if decision is not None and event.seq not in self._stand:
             self._batches.append((event.seq, self._line(event.at, decision, event.seq)))

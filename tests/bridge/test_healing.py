@@ -12,7 +12,7 @@ import pytest
 from folders import UUID, Share
 from worlds import AT, BATCH, Drawn, event, raw_batch, raw_task
 
-from rigbus.bridge.folder import layout, rows
+from rigbus.bridge.folder import layout, mirror, rows, telling
 from rigbus.bridge.folder.clock import Clock
 from rigbus.bridge.folder.counting import Counts
 from rigbus.bridge.folder.drawing import Drawing
@@ -190,6 +190,82 @@ class TestHealing:
         assert drawn.read("brain/state.json")["active_batches"][BATCH]["display_name"] == BATCH
         assert os.listdir(share.root / "plans") == []
         assert drawn.files(layout.QUEUE) == [NAME]
+
+
+def authored(no: int, state: str, **changes: Any) -> dict[str, Any]:
+    """A task that came from a file of the queue."""
+    return raw_task(no, state, meta={"file_id": UUID}, **changes)
+
+
+class TestFilesOfAuthors:
+    """The mirror draws a task in the place of the file that its author wrote."""
+
+    FILE = f"{layout.QUEUE}/{UUID}.json"
+
+    def put(self, share: Share, text: str = '{"type": "shell"}') -> tuple[int, int]:
+        path = share.root / self.FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path.stat().st_size, path.stat().st_mtime_ns
+
+    @pytest.mark.parametrize("state", ["ready", "done"])
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_it_is_replaced_and_no_conflict_also_by_a_bridge_that_has_just_begun(
+        self, share: Share, tmp_path: Path, state: str, restarted: bool
+    ) -> None:
+        left = self.put(share)
+        author = {self.FILE: left}.get
+        drawn = make(share, tmp_path, author=author)
+        if not restarted:
+            drawn.pass_time(1.0)
+        drawn.world.put(authored(1, state, ended_at=AT))
+        if not restarted:
+            drawn.mirror.event(event(1, f"task.shell.{state}", raw_task(1)["id"]))
+        drawn.pass_time(1.0)
+        assert not list((share.root / layout.QUEUE).glob("*.conflict*"))
+        lane = layout.COMPLETE if state == "done" else layout.QUEUE
+        assert drawn.read(f"{lane}/{UUID}.json")["mirrored_by"] == "rigbus"
+        assert (share.root / self.FILE).exists() == (state == "ready")
+
+    @pytest.mark.parametrize("state", ["ready", "done"])
+    def test_what_he_has_put_there_since_is_kept_aside(
+        self, share: Share, tmp_path: Path, state: str
+    ) -> None:
+        drawn = make(share, tmp_path, author={self.FILE: (5, 5)}.get)
+        drawn.pass_time(1.0)
+        self.put(share, "another order")
+        drawn.world.put(authored(1, state, ended_at=AT))
+        drawn.mirror.event(event(1, f"task.shell.{state}", raw_task(1)["id"]))
+        drawn.pass_time(1.0)
+        assert (share.root / f"{self.FILE}.conflict").read_text() == "another order"
+
+    def test_a_folder_in_the_place_of_its_end_is_put_aside(self, share: Share, tmp_path: Path) -> None:
+        drawn = make(share, tmp_path, author={self.FILE: self.put(share)}.get)
+        (share.root / layout.COMPLETE / f"{UUID}.json").mkdir(parents=True)
+        drawn.world.put(authored(1, "done", ended_at=AT))
+        drawn.pass_time(1.0)
+        assert drawn.read(f"{layout.COMPLETE}/{UUID}.json")["status"] == "complete"
+        assert (share.root / layout.COMPLETE / f"{UUID}.json.conflict").is_dir()
+
+
+class TestAnEarlierRigsFiles:
+    def test_what_waits_or_runs_nowhere_leaves_its_lane_and_what_ended_stays(
+        self, drawn: Drawn, share: Share, tmp_path: Path
+    ) -> None:
+        drawn.world.put(raw_task(3, "leased", started=True), raw_task(4, "waiting"))
+        for no in (3, 4):
+            drawn.mirror.event(event(no - 2, "task.shell.leased", raw_task(no)["id"]))
+        drawn.pass_time(1.0)
+        assert drawn.files(layout.PROCESSING)
+        assert drawn.files(layout.PRIVATE)
+        theirs = share.root / layout.PROCESSING / "of_a_person.json"
+        theirs.write_text('{"task_id": "of_a_person"}')
+        second = make(share, tmp_path)  # the broker's database was removed
+        second.pass_time(1.0)
+        assert second.files(layout.QUEUE) == []
+        assert second.files(layout.PRIVATE) == []
+        assert second.files(layout.PROCESSING) == ["of_a_person.json"]
+        assert second.files(layout.COMPLETE) == [f"{raw_task(2)['id']}.json"]
 
 
 class TestArchive:
@@ -400,6 +476,29 @@ class TestLargeMirrors:
         assert len(drawn.files(layout.QUEUE)) == 31
 
 
+class TestBounds:
+    def test_rows_of_old_batches_are_forgotten_and_asked_for_again(
+        self, share: Share, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mirror, "MAX_BATCHES", 10)
+        drawn = make(share, tmp_path)
+        drawn.world.batches += [raw_batch(id=f"20260208_184610_{n:06x}", plan=None) for n in range(50)]
+        drawn.pass_time(1.0)
+        assert len(drawn.mirror._batches) <= 10
+        drawn.world.put(raw_task(1, "done", ended_at=AT))
+        drawn.mirror.event(event(1, "task.shell.done", raw_task(1)["id"]))
+        drawn.pass_time(1.0)
+        assert drawn.read(f"{layout.COMPLETE}/{NAME}")["batch_id"] == BATCH
+
+    def test_states_of_batches_that_ended_are_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(telling, "MAX_STATES", 10)
+        made = Telling(lambda _: 0.0)
+        made.begin({f"b{n}": "complete" for n in range(50)} | {"b": "running"})
+        made.batch(event(1, "batch.plan.running", None, name="census", tasks={}, total=1))
+        assert made.states() == {"b": "running", BATCH: "running"}
+        assert len(made._states) == 2
+
+
 class TestTrouble:
     """A share that refuses everything for long, and takes it again."""
 
@@ -437,6 +536,21 @@ class TestTrouble:
             flow.send(Reply(2, "mirror", [good for _ in step.ops]))
         assert made.retry
         assert not telling.waiting(), "the log's line was not tried again"
+
+    def test_two_lasting_troubles_are_told_seldom(self, caplog: pytest.LogCaptureFixture) -> None:
+        now = [0.0]
+        clock = Clock(lambda: now[0], lambda: AT, lambda _: 0.0)
+        drawing = Drawing(Lanes(), LogCopies("/l"), Telling(lambda _: 0.0), clock)
+        for n in range(240):
+            now[0] = n / 2
+            answer = {"ok": False, "errno": ("EISDIR", "ENOTSUP")[n % 2], "what": "w"}
+            drawing.others.want(layout.File(f"brain/{n}", b"{}", 0, "s"), now[0])
+            flow = drawing.write({UUID: self.file()}, [], {})
+            next(flow)
+            good = {"ok": True, "size": 2, "mtime_ns": 0, "kept": []}
+            with pytest.raises(StopIteration):
+                flow.send(Reply(1, "mirror", [answer, good]))
+        assert len(caplog.records) == 4  # each once a minute
 
     def test_one_bad_file_makes_nothing_wait(self) -> None:
         made = Drawing(

@@ -278,6 +278,16 @@ class TestBadPlans:
         assert problem.fix
         assert not (tmp_path / "staged").exists()
 
+    def test_a_mistyped_variable_is_told_and_another_programs_key_is_not(self, tmp_path: Path) -> None:
+        folder = tmp_path / "p"
+        folder.mkdir()
+        (folder / "plan.md").write_text(
+            GOOD + "\n## Inputs\n- **WHO**: whom (default: `you`)\n", encoding="utf-8"
+        )
+        draft = examine(folder, tmp_path / "staged", Settings({"WOH": "me", "retries_of_mine": 3}))
+        assert "the configuration sets WOH, which the plan does not use (did you mean WHO?)" in draft.warnings
+        assert "retries_of_mine" not in draft.warnings
+
     def test_the_refused_line_itself_is_shown(self, tmp_path: Path) -> None:
         folder = tmp_path / "p"
         folder.mkdir()

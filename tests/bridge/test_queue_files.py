@@ -14,16 +14,19 @@ from flowing import Killed, drive
 from folders import Share
 from turning import Rig, Turning
 
+from rigbus.bridge.folder import queue_books
 from rigbus.bridge.folder.clock import Clock
 from rigbus.bridge.folder.doors import doors
 from rigbus.bridge.folder.drafts import Invalid
 from rigbus.bridge.folder.mapping import choose, guesses
-from rigbus.bridge.folder.ops import newcomers
+from rigbus.bridge.folder.ops import newcomers, unlink
 from rigbus.bridge.folder.queue_books import Books
 from rigbus.bridge.folder.queue_core import Half, PlanOrder, Product, TaskOrder, read_order
 from rigbus.bridge.folder.queue_orders import Orders
 from rigbus.bridge.folder.queue_view import naive, refused_view
 from rigbus.bridge.folder.receipts import Problem
+from rigbus.bridge.folder.resting import Rest
+from rigbus.bridge.folder.seal import sealed
 from rigbus.bridge.folder.taking import Taker
 from rigbus.bus.config import load
 from rigbus.bus.errors import ConfigError
@@ -321,6 +324,12 @@ def test_a_refused_file_shows_no_null_and_only_texts_where_readers_slice() -> No
     assert file.path.startswith("tasks/failed/odd-name-")
 
 
+def was(file: Path) -> tuple[int, int, int]:
+    """Which file this is."""
+    info = file.stat()
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
 class Door:
     """The queue's door on a real share."""
 
@@ -591,6 +600,183 @@ class TestTheDoor:
         door.until(lambda: len(door.rig.batches) == 60, timeout_s=20)
 
 
+class TestFilesThatAreReplaced:
+    """Scripts write one name again and again: what stands there now may be another order than the one that was read."""
+
+    def test_the_same_name_with_another_order_does_not_wait_for_the_first_to_end(self, door: Door) -> None:
+        door.put("job.json", {**SHELL, "task_id": "first"})
+        door.until(lambda: door.rig.submits("client") and door.names("queue") == [])
+        door.put("job.json", {**SHELL, "task_id": "second"})
+        door.until(lambda: len(door.rig.submits("client")) == 2)
+        door.until(lambda: door.names("queue") == [])
+
+    def test_the_end_of_the_first_removes_no_newer_file_of_its_name(self, door: Door) -> None:
+        """Also where the file system gives the new file the number of the old one."""
+        orders, first = self._orders(door), door.put("job.json", {**SHELL, "task_id": "first"})
+        drive(orders.take(first.name, was(first), self._order(first)), door.share.port, door.rig)
+        door.rig.end()
+        number = was(first)[0] if first.exists() else 0
+        door.put("job.json", {**SHELL, "task_id": "second", "number": number})
+        drive(orders.tend(), door.share.port, door.rig)
+        assert not orders.books.open
+        assert json.loads(first.read_text())["task_id"] == "second"
+
+    @pytest.mark.parametrize("kind", ["plan", "task", "once more", "refused", "removed"])
+    def test_what_came_while_the_first_was_read_stays(self, door: Door, kind: str) -> None:
+        orders = self._orders(door)
+        fields = SUBMITTED if kind == "plan" else SHELL
+        file = door.put("job.json", fields)
+        read_as, found = was(file), self._order(file)
+        if kind == "once more":
+            drive(orders.take("copy.json", read_as, found), door.share.port, door.rig)
+        file.write_text("the next")  # in place: the same number
+        if kind == "refused":
+            problems = (Problem("what", "where", "fix"),)
+            drive(orders.refuse(file.name, json.dumps(fields).encode(), problems, read_as), door.share.port)
+            assert door.read("failed", "job")["result"]["error"]
+        elif kind == "removed":
+            door.share.one(unlink("tasks/queue/job.json", was=read_as))
+        else:
+            drive(orders.take(file.name, read_as, found), door.share.port, door.rig)
+            assert len(door.rig.batches) == 1
+        assert file.read_text() == "the next"
+
+    def test_a_file_that_stands_as_its_author_left_it_is_told_to_the_mirror(self, door: Door) -> None:
+        orders, file = self._orders(door), door.put(f"{ID}.json", SHELL)
+        drive(orders.take(file.name, was(file), self._order(file)), door.share.port, door.rig)
+        assert orders.books.author(f"tasks/queue/{ID}.json") == was(file)[1:]
+        assert orders.books.author(f"tasks/complete/{ID}.json") is None
+        door.rig.end()
+        drive(orders.tend(), door.share.port, door.rig)
+        assert orders.books.author(f"tasks/queue/{ID}.json") is None
+
+    def _orders(self, door: Door) -> Orders:
+        books = Books(door.paths.state / "doors/alone")
+        books.begin()
+        return Orders(books, Taker(door.paths, Clock(), books.journal), door.paths, Clock())
+
+    def _order(self, file: Path) -> PlanOrder | TaskOrder:
+        found = read_order(file.name, file.read_bytes())
+        assert isinstance(found, PlanOrder | TaskOrder)
+        return found
+
+
+class TestPlansThatAreStillBeingCopied:
+    """The order comes before its plan, or while it is written: a share that is synchronized knows no order of files."""
+
+    @pytest.fixture
+    def door(self, share: Share, paths: RigPaths) -> Door:
+        (share.root / "plans/p").mkdir(parents=True)
+        share.port.call("intake", [])
+        return Door(share, paths, Rig(), 3.6)  # so a plan rests 0.6 s, longer than a look takes
+
+    @pytest.fixture
+    def plan(self, door: Door) -> Path:
+        file = door.root / "plans/p/plan.md"
+        file.write_text(PLAN)
+        return file
+
+    def test_an_order_waits_for_its_plan(self, door: Door, plan: Path) -> None:
+        plan.rename(plan.with_name("later"))
+        door.put(f"{ID}.json", SUBMITTED)
+        door.turning.looks(4, ["newcomers"])
+        plan.with_name("later").rename(plan)
+        assert door.until(lambda: door.read("processing"))
+
+    def test_a_valid_beginning_of_a_plan_is_not_run(self, door: Door, plan: Path) -> None:
+        text = PLAN.replace("## Inputs", "### two\n\n- **command**: `true`\n\n## Inputs").encode()
+        begun = text.index(b"### two")
+        plan.write_bytes(text[:begun].replace(b"{WORD}", b"w"))
+        file = door.put(f"{ID}.json", SUBMITTED)
+        os.utime(plan, ns=(file.stat().st_mtime_ns,) * 2)
+        door.turning.looks(2, ["newcomers"])
+        assert not door.rig.asked
+        plan.write_bytes(text)
+        assert door.until(lambda: door.read("processing"))
+        assert door.receipt()["tasks"] == 2
+
+    def test_a_script_that_is_still_written_is_waited_for(self, door: Door, plan: Path) -> None:
+        os.utime(plan, (1.0, 1.0))
+        script = plan.parent / "scripts/go.sh"
+        script.parent.mkdir()
+        script.write_text("echo half")
+        door.put(f"{ID}.json", SUBMITTED)
+        door.turning.looks(1, ["newcomers"])
+        for n in range(3):
+            script.write_text("echo half" * (n + 2))
+            door.turning.looks(1, ["newcomers"])
+            assert not door.rig.asked
+        assert door.until(lambda: door.rig.submits("plan"))
+
+    def test_many_orders_of_a_new_plan_wait_once(self, door: Door, plan: Path) -> None:
+        now = [0.0]
+        rest = Rest(Clock(lambda: now[0], lambda: 0.0, lambda _: 0.0), 1.0)
+        ordered = plan.stat().st_mtime_ns
+        said = []
+        for now[0] in (0.0, 0.5, 1.0, 1.1, 1.2):
+            said.append(drive(rest.at_rest("plans/p", ordered), door.share.port))
+        assert said == [False, False, True, True, True]
+
+    def test_one_that_was_there_before_is_not_waited_for(self, door: Door, plan: Path) -> None:
+        rest = Rest(Clock(), 60.0)
+        os.utime(plan, (1.0, 1.0))
+        assert drive(rest.at_rest("plans/p", 10**10), door.share.port) is True
+        os.utime(plan, (9.0, 9.0))
+        assert drive(rest.at_rest("plans/p", 10**10), door.share.port) is False
+        assert drive(rest.at_rest("plans/p", 10**10), door.share.port) is False
+
+
+class TestOneTaskIdTwice:
+    def test_two_files_at_once_are_one_order_and_a_refusal(self, door: Door) -> None:
+        door.put("a.json", SUBMITTED)
+        door.put("b.json", {**SUBMITTED, "config": {"WORD": "other"}})
+        door.until(lambda: door.read("processing", "a") or door.read("processing", "b"))
+        refused = door.until(lambda: door.read("complete", "a") or door.read("complete", "b"))
+        assert "on its way" in refused["result"]["error"]
+        assert len(door.rig.batches) == 1
+
+    def test_a_refusal_stands_beside_the_task_of_that_name(self, door: Door) -> None:
+        door.put(f"{ID}.json", {"task_id": ID, "mirrored_by": "rigbus"}, lane="complete")
+        door.put(f"{ID}.json", {**SHELL, "command": ""})
+        door.until(lambda: door.read("failed", f"{ID}-refused"))
+        assert door.names("failed") == [f"{ID}-refused.json"]
+
+    def test_a_refusal_is_sealed_so_that_it_goes_when_the_mended_task_is_drawn(self) -> None:
+        assert sealed(refused_view(f"{ID}.json", SHELL, [Problem("what", "", "fix")], 0.0, 0.0).data)
+
+
+class TestNames:
+    def test_they_outlive_the_bridge_and_a_half_written_line(self, tmp_path: Path) -> None:
+        books = Books(tmp_path)
+        books.begin()
+        books.name("B", "a", "id-1")
+        books.name("B", "b", "id-2")
+        with (tmp_path / "names.map").open("ab") as file:
+            file.write(b'["B\\nc", "id')
+        again = Books(tmp_path)
+        again.begin()
+        again.name("B", "d", "id-4")
+        third = Books(tmp_path)
+        third.begin()
+        assert [third.named("B", name) for name in "abcd"] == ["id-1", "id-2", None, "id-4"]
+
+    def test_the_file_of_names_stays_short(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(queue_books, "MAX_NAMES", 10)
+        books = Books(tmp_path)
+        books.begin()
+        for n in range(55):
+            books.name("B", f"t{n}", f"id-{n}")
+        assert len((tmp_path / "names.map").read_bytes().splitlines()) <= 20
+        again = Books(tmp_path)
+        again.begin()
+        assert again.named("B", "t54") == "id-54"
+        assert again.named("B", "t45") == "id-45"
+        assert again.named("B", "t44") is None
+
+    def test_a_batch_of_many_thousand_files_keeps_the_name_of_its_first(self) -> None:
+        assert queue_books.MAX_NAMES >= 20_000
+
+
 class TestKilledAtEveryStep:
     @pytest.mark.parametrize("step", range(1, 14))
     @pytest.mark.parametrize("kind", ["plan", "task"])
@@ -611,14 +797,14 @@ class TestKilledAtEveryStep:
         first, found = orders(), read_order(file.name, file.read_bytes())
         assert isinstance(found, PlanOrder | TaskOrder)
         try:
-            drive(first.take(file.name, file.stat().st_ino, found), share.port, rig, die_at=step)
+            drive(first.take(file.name, was(file), found), share.port, rig, die_at=step)
         except Killed:
             pass
         second = orders()
         for entry in second.books.unsent():
             drive(second.go_on(entry), share.port, rig)
         if file.exists() and second.books.holder(file.name) is None:
-            drive(second.take(file.name, file.stat().st_ino, found), share.port, rig)
+            drive(second.take(file.name, was(file), found), share.port, rig)
         drive(second.tend(), share.port, rig)
         assert len(rig.batches) == 1
         assert (share.root / f"tasks/processing/{ID}.json").exists() == (kind == "plan")

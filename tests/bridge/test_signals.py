@@ -173,6 +173,16 @@ class TestTheDoor:
         door.receipt("worker-1.abort")
         assert door.asked(Verb.REQUEUE) == [{"ids": ["task-1"]}]
 
+    def test_what_is_written_over_a_signal_that_is_being_done_is_a_signal_of_its_own(
+        self, door: Door
+    ) -> None:
+        door.put("all.abort", '{"task_id": "task-1", "requeue": true}')
+        door.turning.until(lambda: door.asked(Verb.CANCEL))
+        file = door.put("all.abort", '{"task_id": "task-2"}')  # in place: the same number
+        door.rig.tasks["task-1"]["state"] = "cancelled"
+        door.turning.until(lambda: not file.exists())
+        assert [cancel["ids"] for cancel in door.asked(Verb.CANCEL)] == [["task-1"], ["task-2"]]
+
     def test_kill_hits_the_process_that_was_there(self, door: Door) -> None:
         door.put("worker-2.kill")
         assert "pid 2" in door.receipt("worker-2.kill")["note"]

@@ -105,6 +105,8 @@ class World:
         if what == "rows":
             found = [self.tasks[i] for i in h["ids"] if i in self.tasks]
             return Envelope(Verb.OK, {"rows": found}, [self.results.get(t["id"], b"") for t in found])
+        if what == "batch":
+            return Envelope(Verb.OK, next(b for b in self.batches if b["id"] == h["id"]))
         return Envelope(Verb.OK, {"batches": self.batches, "workers": self.workers})
 
 
