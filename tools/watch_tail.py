@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Generator
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from .rows import ENDED, TASK_ENDED
 from .watch import decision_of, logged_decision
 from .watch_view import decision_line
 
+_REST_S: Final = 2.0  #: after the end of a batch, for the events of its end
 _DECISIONS: Final = 500  #: of a log's last lines that are looked at
 Line = dict[str, Any]
 
@@ -53,11 +55,16 @@ def _from_bus(
     rig: Reach, batch: str | None, brain: bool, every: float
 ) -> Generator[Line, None, dict[str, Any]]:
     events = rig.bus.events("*")
+    heard = 0
     try:
         last = _row(rig, batch)  # asked after the subscription: an end in between is seen here or there
-        while last is None:
+        if last is not None:
+            return last
+        until: float | None = None
+        while True:
             event = events.poll(max(every, 0.1))
             while event is not None:
+                heard = max(heard, event.seq)
                 word = event.topic.rpartition(".")[2]
                 is_end = event.topic.startswith("task.") and word in TASK_ENDED
                 line = decision_of(event, batch)
@@ -65,7 +72,12 @@ def _from_bus(
                     yield line
                 event = events.poll(0)
             last = _row(rig, batch)
-        return last
+            if last is None:
+                continue
+            # The answer may be here before the events of the end are.
+            until = until or time.monotonic() + _REST_S
+            if heard >= last["seq"] or time.monotonic() > until:
+                return last
     finally:
         events.close()
 

@@ -38,7 +38,10 @@ def test_a_rig_is_well_then_its_broker_stands_still_then_everything_is_gone(
         "ok"
     ] * 4
     assert [found[f"Shared folder/{name}"]["status"] for name in ("writable", "rename", "news")] == ["ok"] * 3
-    assert found["Leftovers/former runs"]["status"] == "ok"
+    # other tests may leave something of theirs at this moment
+    mine = (str(rig.state), str(rig.shared), rig.paths.runtime.name)
+    warned = [f for name, f in found.items() if name.startswith("Leftovers/") and f["status"] != "ok"]
+    assert not any(part in f["value"] for f in warned for part in mine)
     assert not [path for path in (*rig.state.rglob("*"), *rig.shared.rglob("*")) if "doctor" in path.name]
     assert max(map(len, say(rig, "doctor")[1].splitlines())) <= 100
 

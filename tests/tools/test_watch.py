@@ -175,6 +175,29 @@ def test_why_is_a_summary_and_lines_within_the_width(columns: int) -> None:
     assert all(line.isascii() for line in lines)
 
 
+def test_the_fix_of_a_test_that_fails_can_be_pasted_and_a_dead_task_has_its_next_commands() -> None:
+    test = {
+        "name": "class",
+        "ok": False,
+        "value": "w1 offers cpu; w2 offers cpu, script; w3 offers cpu, script",
+    }
+    answer = {
+        "kind": "task",
+        "id": "0123456789ab",
+        "name": "t",
+        "state": "ready",
+        "summary": "no worker offers llm",
+    }
+    answer |= {
+        "reasons": [],
+        "predicates": [test | {"fix": "pip install 'rigbus[llm]', then rigbus up --model F"}],
+    }
+    assert "      -> pip install 'rigbus[llm]', then rigbus up --model F" in why_lines(answer, 80)
+    dead = answer | {"state": "dead", "predicates": []}
+    assert why_lines(dead)[1:] == ["  -> rigbus logs 01234567", "  -> rigbus retry 01234567"]
+    assert why_lines(dead | {"name": "t:expand"})[1:] == ["  -> rigbus retry 01234567"]
+
+
 def test_a_number_keeps_its_unit_when_a_line_is_broken() -> None:
     for columns in range(10, 40):
         assert not any(

@@ -1,7 +1,7 @@
 """Runs a module under cProfile: ``python -m rigbus.tools.bench.profiled FILE MODULE [WORD…]``; and reads what it wrote.
 
-The profile is written when the process ends, in whatever way short of kill -9. The main thread is profiled, and where
-Python can do several at once (3.11) each thread that is started by `threading` too, for handlers run in threads.
+The profile is written when the process ends, in whatever way short of kill -9. Every thread is in it, for handlers run
+in threads: since Python 3.12 one profile sees all of them; before, each thread started by `threading` has its own.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def bus(
 
 @bench.command()
 @json_option
-@_number("--tasks", 10, 50_000, 1000, "Tasks of a round.")
+@_number("--tasks", 10, 50_000, 3000, "Tasks of a round.")
 @_rounds
 @_workers
 @_number("--slots", 1, 64, 1, "Tasks at once a worker.")
