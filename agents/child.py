@@ -3,16 +3,20 @@
 Every child goes through a few lines of /bin/sh (cheaper than bash) that enter the folder *in the child*,
 because a chdir by the parent would hang the parent with the share. The script's stderr is a pipe to us,
 the *entry channel*: ``+`` says "entered", anything else is the reason why not. Then stderr becomes stdout
-and the script is replaced by the command, so the command inherits no descriptor of it.
+and the script is replaced by the command, so the command inherits no descriptor of it. The most frequent kind,
+``bash -c`` under a supervisor, reads the same lines itself and is started by posix_spawn.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from functools import cache, lru_cache
 from time import monotonic
 
@@ -37,19 +41,24 @@ exec "$@"
 # The same for a command of bash that needs no death signal: bash itself reads it before the command (BASH_ENV), which
 # saves the start of another shell (0.5 ms). It leaves no variable, option, descriptor, hashed program or `$_` behind.
 _ENTER_BASH = """\
+[[ -z $RIGBUS_ENTER_UMASK ]] || umask "$RIGBUS_ENTER_UMASK"
 if [[ -n $RIGBUS_ENTER_NEEDS && ! -d $RIGBUS_ENTER_NEEDS ]]; then
   echo "$RIGBUS_ENTER_NEEDS: no such file or directory" >&2; exit 125
 fi
 [[ -d $RIGBUS_ENTER ]] || { mkdir -p -- "$RIGBUS_ENTER" && hash -r; } || exit 125
 cd -- "$RIGBUS_ENTER" || exit 125
 [[ -w . ]] || { echo "$RIGBUS_ENTER: not writable" >&2; exit 125; }
-exec {RIGBUS_ENTER_FD}<&-
-unset -v BASH_ENV RIGBUS_ENTER RIGBUS_ENTER_NEEDS RIGBUS_ENTER_FD OLDPWD
+exec 3<&-
+unset -v BASH_ENV RIGBUS_ENTER RIGBUS_ENTER_NEEDS RIGBUS_ENTER_UMASK OLDPWD
 export OLDPWD
 printf + >&2
 exec 2>&1
 : bash
 """
+#: Under which number bash finds these lines; it has no other descriptor past 2.
+_SCRIPT_FD = 3
+#: The signals that Python ignores: a command has them as every other program has.
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 # Where one of these is set, bash does not read BASH_ENV, or reads it with options and functions that are not its own.
 _CHANGES_BASH = ("BASH", "SHELLOPTS", "POSIX", "RIGBUS_ENTER")
 # How bash begins a complaint of the lines above.
@@ -93,7 +102,7 @@ class BaseChild:
             raise _spawn_error(spec, error) from error
         self.pid = self._popen.pid
 
-    def _start(self, spec: Spawn, wrapper: list[str]) -> subprocess.Popen[bytes]:
+    def _start(self, spec: Spawn, wrapper: list[str]) -> subprocess.Popen[bytes] | _Spawned:
         theirs: list[int] = []
         try:
             self.entered_fd = self._pipe(theirs)
@@ -102,16 +111,16 @@ class BaseChild:
             else:
                 theirs.append(open_log(spec.log_path) if spec.log_path else os.open(os.devnull, os.O_WRONLY))
             how = _by_itself(spec) if not wrapper else None
-            program, argv, env, fds = how or _by_sh(spec, wrapper)
+            if how is not None:
+                return _Spawned(*how, theirs[1], theirs[0])
             return subprocess.Popen(
-                argv,
-                executable=program,
+                [*wrapper, *_by_sh(spec)],
                 stdin=subprocess.DEVNULL,
                 stdout=theirs[1],
                 stderr=theirs[0],
                 cwd=spec.cwd,
-                env=env,
-                pass_fds=fds,
+                env={**spec.env, TOKEN_VARIABLE: spec.token},
+                pass_fds=spec.pass_fds,
                 umask=spec.umask,
                 start_new_session=True,
             )
@@ -193,34 +202,63 @@ class BaseChild:
         return self.status
 
 
-_How = tuple[str | None, list[str], dict[str, str], tuple[int, ...]]
+class _Spawned:
+    """What Popen is to other commands: its start costs half of Popen's CPU, and has no words for folder and umask."""
+
+    def __init__(
+        self, program: str, argv: list[str], env: dict[str, str], script: int, stdout: int, stderr: int
+    ) -> None:
+        # Every other descriptor of this process closes itself (``_keep_from_children``).
+        files = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, stdout, 1),
+            (os.POSIX_SPAWN_DUP2, stderr, 2),
+            (os.POSIX_SPAWN_DUP2, script, _SCRIPT_FD),
+        ]
+        self.pid = os.posix_spawn(program, argv, env, file_actions=files, setsid=True, setsigdef=_IGNORED)
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._reap(0)
+
+    def _reap(self, options: int) -> int | None:
+        if self._code is None:
+            try:
+                pid, status = os.waitpid(self.pid, options)
+            except ChildProcessError:
+                pid, status = self.pid, 0  # another waiter of this process took it
+            if pid == self.pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
 
 
-def _by_sh(spec: Spawn, wrapper: list[str]) -> _How:
-    """The program (None: argv's first), argv, environment and descriptors of any command, behind ``_ENTER``."""
+def _by_sh(spec: Spawn) -> list[str]:
+    """The argv of any command, behind ``_ENTER``."""
     enter, needs = ("" if path is None else str(path) for path in (spec.enter, spec.enter_needs))
-    argv = [*wrapper, "/bin/sh", "-c", _ENTER, "rigbus", str(os.getpid()), enter, needs, *spec.argv]
-    return None, argv, {**spec.env, TOKEN_VARIABLE: spec.token}, spec.pass_fds
+    return ["/bin/sh", "-c", _ENTER, "rigbus", str(os.getpid()), enter, needs, *spec.argv]
 
 
-def _by_itself(spec: Spawn) -> _How | None:
-    """The same for ``bash -c COMMAND``, which enters its folder itself; None where that cannot be."""
+def _by_itself(spec: Spawn) -> tuple[str, list[str], dict[str, str], int] | None:
+    """Program, argv, environment and script of a ``bash -c`` that enters its folder itself; None where none can."""
     if spec.enter is None or len(spec.argv) != 3 or spec.argv[0] != "bash" or spec.argv[1] != "-c":
         return None
     if spec.argv[2].startswith(("-", "+")) or any(name.startswith(_CHANGES_BASH) for name in spec.env):
         return None  # the first is taken for an option: bash ends before it reads anything
     bash, script = _bash(spec.env.get("PATH", os.defpath)), _script()
-    if bash is None or script is None:
+    if bash is None or script is None or spec.pass_fds:
         return None
     env = {
         **spec.env,
         TOKEN_VARIABLE: spec.token,
-        "BASH_ENV": f"/proc/self/fd/{script}",
+        "BASH_ENV": f"/proc/self/fd/{_SCRIPT_FD}",
         "RIGBUS_ENTER": str(spec.enter),
         "RIGBUS_ENTER_NEEDS": "" if spec.enter_needs is None else str(spec.enter_needs),
-        "RIGBUS_ENTER_FD": str(script),
+        "RIGBUS_ENTER_UMASK": "" if spec.umask < 0 else f"{spec.umask:o}",
     }
-    return bash, list(spec.argv), env, (*spec.pass_fds, script)
+    return bash, list(spec.argv), env, script
 
 
 @lru_cache(maxsize=16)
@@ -234,11 +272,23 @@ def _script() -> int | None:
     if not hasattr(os, "memfd_create") or not os.path.isdir("/proc/self/fd"):
         return None
     try:
-        fd = os.memfd_create("rigbus-enter", os.MFD_CLOEXEC)
+        made = os.memfd_create("rigbus-enter", os.MFD_CLOEXEC)
     except OSError:
         return None
-    os.write(fd, _ENTER_BASH.encode())
+    os.write(made, _ENTER_BASH.encode())
+    # Far from the number that children see it under: a dup2 of a descriptor onto itself may leave it close-on-exec.
+    fd = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 64)
+    os.close(made)
+    _keep_from_children()
     return fd
+
+
+def _keep_from_children() -> None:
+    """What this process inherited itself is no child's; what Python opens never is (PEP 446)."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), False)
 
 
 def _check(spec: Spawn) -> None:

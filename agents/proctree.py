@@ -88,13 +88,22 @@ def descendants(roots: Iterable[Proc]) -> list[Proc]:
     return list(seen.values())
 
 
+#: In the midst of its exec a program shows an empty environment for some microseconds; one started with `env -i` always.
+_LOOKS = 50
+
+
 def read_token(pid: int) -> str:
     """RIGBUS_TOKEN in the environment that ``pid`` was started with; "" without one or when not readable."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read()
-    except OSError:
-        return ""
+    environment = b""
+    for _ in range(_LOOKS):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read()
+            if environment or not os.readlink(f"/proc/{pid}/exe"):
+                break
+        except OSError:
+            return ""  # gone, another user's, or of the kernel
+        os.sched_yield()
     for entry in environment.split(b"\0"):
         if entry.startswith(_TOKEN_MARK):
             return entry[len(_TOKEN_MARK) :].decode("utf-8", "replace")

@@ -271,6 +271,8 @@ def test_a_command_sees_the_same_whichever_way_it_enters_its_folder(
         # dash exports where it came from, which a plain bash does not know
         text = summary.text().replace(f'declare -x OLDPWD="{tmp_path}"', "declare -x OLDPWD")
         text = text.replace(f"|{tmp_path}|", "||").replace(f"OLDPWD={tmp_path}\n", "")
+        # glibc's posix_spawn leaves its own two signals ignored (32 and 33), which no program can use
+        text = text.replace("SigIgn:\t0000000180000000", "SigIgn:\t0000000000000000")
         seen.append(text.splitlines())
         if folder != "there":
             enter.rmdir()
