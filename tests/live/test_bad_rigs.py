@@ -18,6 +18,7 @@ from rigs import LiveRig
 
 from rigbus import Client, Task
 from rigbus.bus.paths import rig_paths
+from rigbus.tools.reach import is_share
 
 NETWORK = """\
 import sys
@@ -220,6 +221,7 @@ def test_after_a_power_cut_the_verbs_say_so_at_once_and_up_takes_over(rig: LiveR
     with rig.client() as client:
         done = client.submit([_echo()])
         assert next(iter(client.results(done, timeout_s=20))).ok
+    wait_for(lambda: is_share(rig.shared), what="the bridge to have drawn the share")
     rig.kill_everything()
     assert rig.paths.run_json.exists(), "nothing was there to remove it"
     asked = rigbus("call", "anything", "--state", rig.state)
