@@ -75,7 +75,7 @@ class Broker:
         check_addresses(self.addresses)
         self.store = Store(paths.db, durability=self.options.durability)
         now, wall = time.monotonic(), time.time()
-        batches, tasks, facts, seq, channels = self.store.load(now, wall)
+        batches, tasks, edges, facts, seq, channels = self.store.load(now, wall)
         self.core = Core(
             incarnation=self.store.next_incarnation(),
             state_id=state_id(paths.state),
@@ -89,7 +89,7 @@ class Broker:
         )
         self.core.max_live, self.core.max_batch_tasks = self.options.max_live, self.options.max_batch_tasks
         self.core.seq, self.core.channel_seq = seq, channels
-        self.core.load(batches, tasks, facts, now, wall)
+        self.core.load(batches, tasks, edges, facts, now, wall)
         self.completer = Completer(self.store, paths.results)
         self._hurry = False  #: somebody waits for this round's end
         self.asked: list[Envelope] = []  # EVENTS questions of this round

@@ -76,23 +76,27 @@ class Core(Operating):
     def load(
         self,
         batches: list[Batch],
-        tasks: list[tuple[Task, dict[str, Any] | None]],
+        tasks: list[Task],
+        edges: dict[int, dict[str, Any]],
         facts: dict[tuple[str, str], Fact],
         now: float,
         wall: float,
     ) -> None:
-        """Take over what the store holds. Leases found get ``lease_s`` + 5 s of grace; nothing runs twice for a restart."""
+        """Take over what the store holds; ``edges`` are by a task's number.
+
+        Leases found get ``lease_s`` + 5 s of grace: nothing runs twice for a restart.
+        """
         self.now, self.wall = now, wall
         self.facts = facts
         self.durations.load(facts)
         for batch in batches:
             self.add_batch(batch)
             self.next_batch = max(self.next_batch, batch.no + 1)
-        for task, _ in tasks:
+        for task in tasks:
             self.add_task(task)
             self.next_no = max(self.next_no, task.no + 1)
-        for task, edges in tasks:
-            self.link(task, edges)
+        for task in tasks:
+            self.link(task, edges.get(task.no))
             if not task.parent:
                 continue
             parent = self.tasks.get(task.parent)
@@ -100,9 +104,9 @@ class Core(Operating):
             if parent is not None:
                 parent.children = parent.children or []
                 parent.children.append(task)
-        for task, _ in tasks:
+        for task in tasks:
             self._resume(task)
-        self.remember_recorded([task for task, _ in tasks])
+        self.remember_recorded(tasks)
         self.timer(now + self.lease_s + GRACE_S, "grace", None)
         self.timer(now + 1.0, "second", None)
 

@@ -29,6 +29,7 @@ _SCHEMA: Final = Path(__file__).with_name("schema.sql")
 #: Pages in the WAL before it is copied into the database and written from its start again.
 _WAL_PAGES: Final = 4000
 _PAGE_BYTES: Final = 4096
+_CACHE: Final = -6000  # KiB of pages; the file system has the rest
 _WAL_BYTES: Final = 32 + (_WAL_PAGES + 200) * (
     _PAGE_BYTES + 24
 )  #: its header, and each page with a header of its own
@@ -51,7 +52,7 @@ _SELECT_TASKS: Final = (
 )
 #: What :meth:`Store.load` gives: batches, tasks with their edges, facts, last event seq, last seq by channel.
 Loaded = tuple[
-    list[Batch], list[tuple[Task, dict[str, Any] | None]], dict[tuple[str, str], Fact], int, dict[str, int]
+    list[Batch], list[Task], dict[int, dict[str, Any]], dict[tuple[str, str], Fact], int, dict[str, int]
 ]
 
 
@@ -95,7 +96,7 @@ class Store:
         db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'full' else 'NORMAL'}")
         db.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
         db.execute("PRAGMA temp_store=MEMORY")
-        db.execute("PRAGMA cache_size=-16000")
+        db.execute(f"PRAGMA cache_size={_CACHE}")
         if not tables:
             db.executescript(
                 f"BEGIN;{_SCHEMA.read_text(encoding='utf-8')}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
@@ -240,7 +241,7 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def load(self, now: float, wall: float) -> Loaded:
-        """Everything for :meth:`Core.load`: batches, tasks with edges, facts, last event seq, last seq by channel.
+        """Everything for :meth:`Core.load`: batches, tasks, their edges by number, facts, last event seq, last seq by channel.
 
         Raises:
             StoreError: a row cannot be read.
@@ -254,10 +255,15 @@ class Store:
             ) from None
 
     def _load(self, now: float, wall: float) -> Loaded:
+        # All rows are read this once: their pages would only keep the process large.
+        self.db.execute("PRAGMA cache_size=-500")
         batches = {b.no: b for b in map(batch_from, self.db.execute("SELECT * FROM batches ORDER BY no"))}
-        tasks = []
+        tasks, edges = [], {}
         for row in self.db.execute(_SELECT_TASKS):
-            tasks.append(task_from(row, batches[row[1]], now, wall))
+            task, its = task_from(row, batches[row[1]], now, wall)
+            tasks.append(task)
+            if its:
+                edges[task.no] = its
         facts = {
             (s, k): Fact(rev, epoch, msgpack.unpackb(value, raw=False))
             for s, k, rev, epoch, value in self.db.execute("SELECT * FROM facts")
@@ -266,8 +272,8 @@ class Store:
             "SELECT seq_first + n - 1 FROM events ORDER BY seq_first DESC LIMIT 1"
         ).fetchone()
         seq = row[0] if row else 0
-        self.db.execute("PRAGMA shrink_memory")  # the pages of all rows, read this once
-        return list(batches.values()), tasks, facts, seq, self._channels()
+        self.db.execute(f"PRAGMA cache_size={_CACHE}")
+        return list(batches.values()), tasks, edges, facts, seq, self._channels()
 
     def _channels(self) -> dict[str, int]:
         """The last seq of each event channel: from the newest events, at most back to where :func:`mark` noted them."""

@@ -124,7 +124,7 @@ class Harness:
         self.changes: list[Changes] = []
         self.matching = True
         if core is None:
-            self.core.load([], [], {}, self.now, self.wall)
+            self.core.load([], [], {}, {}, self.now, self.wall)
         self.settle()
 
     # -- peers ---------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def test_a_broker_that_starts_again_knows_them(rig: Harness) -> None:
     client.tasks(spec("a"))
     run(worker, 2.5)
     again = Core(incarnation=2, state_id=STATE_ID)
-    again.load([], [], rig.core.facts, 0.0, 0.0)
+    again.load([], [], {}, rig.core.facts, 0.0, 0.0)
     known = again.durations.of(task_of("x"))
     assert known is not None and (known.mean, known.n) == (2.5, 1)
 

@@ -38,8 +38,8 @@ class Durable(Harness):
             epoch=int(self.store.meta("epoch") or 0),
             **options,
         )
-        batches, tasks, facts, core.seq, core.channel_seq = self.store.load(now, wall)
-        core.load(batches, tasks, facts, now, wall)
+        batches, tasks, edges, facts, core.seq, core.channel_seq = self.store.load(now, wall)
+        core.load(batches, tasks, edges, facts, now, wall)
         super().__init__(core, now=now, wall=wall)
 
     def settle(self) -> Effects:
@@ -407,9 +407,9 @@ def test_a_channel_that_was_long_silent_is_found_by_its_mark(path: Path) -> None
     store.commit(changes, 0, WALL)
     for seq in range(2, 8):
         store.commit(Changes(events=[[seq, seq - 1, WALL, "c", "t", "", "", {}]]), 0, WALL)
-    assert store.load(0, WALL)[3:] == (7, {"p": 0, "c": 7, "a": 1})
+    assert store.load(0, WALL)[4:] == (7, {"p": 0, "c": 7, "a": 1})
     store.commit(Changes(events=[[8, 1, WALL, "a", "t", "", "", {}]], trim_events_below=7), 0, WALL)
-    assert store.load(0, WALL)[3:] == (8, {"p": 0, "c": 7, "a": 8})
+    assert store.load(0, WALL)[4:] == (8, {"p": 0, "c": 7, "a": 8})
     store.close()
 
 
@@ -567,7 +567,7 @@ def test_facts_are_written_over_and_deleted(path: Path) -> None:
         Changes(facts={("s", "a"): Fact(1, 0, {"x": [None, 1.5, b"b"]}), ("s", "b"): Fact(1, 0, 1)}), 0, WALL
     )
     store.commit(Changes(facts={("s", "b"): None, ("s", "a"): Fact(2, 3, "new")}), 0, WALL)
-    assert store.load(0, WALL)[2] == {("s", "a"): Fact(2, 3, "new")}
+    assert store.load(0, WALL)[3] == {("s", "a"): Fact(2, 3, "new")}
     store.close()
 
 
@@ -699,7 +699,7 @@ def test_the_write_ahead_log_has_its_length_from_the_start_and_its_zeros_are_no_
     for file in (path, wal):
         shutil.copy(file, tmp_path / f"copy-{file.name}")
     copy = Store(tmp_path / f"copy-{path.name}")
-    assert [task.key for task, _ in copy.load(0.0, WALL)[1]] == ["a", "b"]
+    assert [task.key for task in copy.load(0.0, WALL)[1]] == ["a", "b"]
     assert copy.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
