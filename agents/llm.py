@@ -4,7 +4,7 @@
     rigbus call generate prompt="…"
 
 The text streams as PROGRESS, a string a chunk, while it is made. The model itself lives in a child process (see
-``model_host.py``); this process stays small and keeps its leases whatever llama.cpp does.
+``models/host.py``); this process stays small and keeps its leases whatever llama.cpp does.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from typing import Any, ClassVar, Final
 
 from ..bus.errors import ConfigError, DefinitionError
 from .base import Agent, agent_ref, handler
-from .model import GenerateRequest, Model, collect
-from .model_files import check_llama, check_model_file
-from .model_host import ModelHost
+from .models.files import check_llama, check_model_file
+from .models.host import ModelHost
+from .models.protocol import PARALLEL, GenerateRequest, Model, collect
 
 MODEL_VARIABLE: Final = "RIGBUS_MODEL"  #: the GGUF file, where no command line names it
 CTX_VARIABLE: Final = "RIGBUS_MODEL_CTX"
 GPU_LAYERS_VARIABLE: Final = "RIGBUS_MODEL_GPU_LAYERS"
 THREADS_VARIABLE: Final = "RIGBUS_MODEL_THREADS"
+PARALLEL_VARIABLE: Final = "RIGBUS_MODEL_PARALLEL"
 
 
 class ModelAgent(Agent):
     """Serves one model. ``model_file`` of a subclass, else RIGBUS_MODEL, names it; ``ctx`` 0 is the model's own.
+
+    ``slots`` requests run at once: the model computes a token for each of them in every step (see ``models/batching.py``).
 
     It joins the rig at once: a request that comes while the model loads waits, with notes on how far it is. One that
     cannot be served (no such file, no llama.cpp, a prompt longer than the context) ends as class ``definition``.
@@ -39,6 +42,7 @@ class ModelAgent(Agent):
     ctx: ClassVar[int] = 0
     gpu_layers: ClassVar[int] = -1
     threads: ClassVar[int] = 0
+    slots: ClassVar[int] = PARALLEL
 
     model: Model
 
@@ -56,6 +60,7 @@ class ModelAgent(Agent):
             ctx=_number(CTX_VARIABLE, self.ctx),
             gpu_layers=_number(GPU_LAYERS_VARIABLE, self.gpu_layers),
             threads=_number(THREADS_VARIABLE, self.threads),
+            parallel=_number(PARALLEL_VARIABLE, self.slots),
             log_path=self._state / "logs" / f"model-{file.stem}.log" if self._state is not None else None,
         )
 
@@ -75,9 +80,13 @@ class ModelAgent(Agent):
         temperature: float = 0.8,
         seed: int | None = None,
         stop: str | list[str] | None = None,
+        json_schema: dict[str, Any] | None = None,
         model: str | None = None,
     ) -> dict[str, Any]:
-        """One text (see ``GenerateRequest``): ``{"text", "json", "model", "finish", "usage", "timings"}``."""
+        """One text (see ``GenerateRequest``): ``{"text", "json", "model", "finish", "usage", "timings"}``.
+
+        ``json`` is what the text says, where a ``json_schema`` was given and the text is whole.
+        """
         if model is not None and model != self.model.name:
             raise DefinitionError(
                 f'generate: field "model": there is no {model!r} here; leave it out, or name {self.model.name!r}'
@@ -89,6 +98,7 @@ class ModelAgent(Agent):
             temperature=temperature,
             seed=seed,
             stop=[stop] if isinstance(stop, str) else stop or (),
+            json_schema=json_schema,
         )
         task = self.task
         generation = self.model.generate(request)
@@ -96,6 +106,7 @@ class ModelAgent(Agent):
         result = collect(
             generation,
             self.model.name,
+            as_json=json_schema is not None,
             on_text=lambda text: task.progress(data=text),
             on_wait=self._tell_state,
         )
@@ -128,12 +139,16 @@ class ModelAgent(Agent):
         )
         parser.add_argument("--gpu-layers", type=int, metavar="N", help="layers on the GPU; -1: all")
         parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0: by the machine's cores")
+        parser.add_argument(
+            "--parallel", type=int, metavar="N", help="requests at once; they share the context"
+        )
         given, rest = parser.parse_known_args(argv)
         options = {
             MODEL_VARIABLE: given.model and given.model.expanduser().absolute(),
             CTX_VARIABLE: given.ctx,
             GPU_LAYERS_VARIABLE: given.gpu_layers,
             THREADS_VARIABLE: given.threads,
+            PARALLEL_VARIABLE: given.parallel,
         }
         # By the environment: the agent runs in a child of run_alone's, as under `rigbus up`.
         os.environ.update({name: str(value) for name, value in options.items() if value is not None})

@@ -13,9 +13,9 @@ import pytest
 
 from rigbus.agents.context import TaskContext
 from rigbus.agents.llm import ModelAgent
-from rigbus.agents.model import Chunk, GenerateRequest, Model, ModelState, Usage
+from rigbus.agents.models.protocol import Chunk, GenerateRequest, Model, ModelState, Usage
+from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.agents.runners import run_handler
-from rigbus.agents.scripted_model import ScriptedModel
 from rigbus.agents.worker_events import Lease, Outcome
 from rigbus.bus.errors import ConfigError
 from rigbus.bus.wire import Token, pack, unpack
@@ -68,7 +68,7 @@ def test_generate_streams_the_text_and_returns_it_whole() -> None:
     assert value["text"] == "one two three"
     assert value["model"] == "scripted"
     assert value["json"] is None
-    assert value["usage"] == {"prompt_tokens": 1, "completion_tokens": 3}
+    assert value["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "cached_tokens": 0}
 
 
 def test_the_fields_of_the_payload_reach_the_model() -> None:

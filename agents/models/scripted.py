@@ -7,9 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from ..bus.errors import DefinitionError
-from .model import Chunk, Finish, GenerateRequest, ModelClosed, ModelInfo, ModelState, Usage
-from .model_text import TextStream
+from ...bus.errors import DefinitionError
+from .protocol import Chunk, Finish, GenerateRequest, ModelClosed, ModelInfo, ModelState, Usage
+from .text import TextStream
 
 _WORD = re.compile(r"\s*\S+|\s+")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator
 
-from .model import Chunk, GenerateRequest, Usage
+from .protocol import Chunk, GenerateRequest, Usage
 
 
 class HostedGeneration:

@@ -1,18 +1,22 @@
 """What a language model is to the rest of rigbus: the request, the pieces of its answer, the ``Model`` protocol.
 
-Pure: no process, no clock, no llama.cpp. ``model_host.py`` (llama.cpp in a child) and ``scripted_model.py`` (for
-tests) implement it; a caller never asks which one it has.
+Pure: no process, no clock, no llama.cpp. ``host.py`` (llama.cpp in a child) and ``scripted.py`` (for tests) implement
+it; a caller never asks which one it has.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
 
-from ..bus.errors import DefinitionError, RigbusError
+from ...bus.errors import DefinitionError, RigbusError
 
+MAX_SCHEMA_BYTES: Final = 64 * 1024
+PARALLEL: Final = 8
+MAX_PARALLEL: Final = 64
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_SEED: Final = 2**32 - 2  #: llama.cpp's seed has 32 bits, and its largest value means "any"
@@ -23,9 +27,15 @@ Phase = Literal["new", "loading", "ready", "restarting", "failed", "closed"]
 
 
 class ModelCrashed(RigbusError):
-    """The process that held the model died under this request. The attempt counts as class ``crash`` (DESIGN 3)."""
+    """The process that held the model died under this request.
 
-    error_class: ClassVar[str] = "crash"
+    ``error_class`` of the attempt (DESIGN 3): ``crash`` where the request was alone, ``infra`` where others ran beside it,
+    for then nobody knows whose fault it was.
+    """
+
+    def __init__(self, message: str, *, alone: bool = True) -> None:
+        super().__init__(message)
+        self.error_class = "crash" if alone else "infra"
 
 
 class ModelClosed(RigbusError):
@@ -40,8 +50,10 @@ class GenerateRequest:
 
     Give ``prompt`` or ``messages`` (``{"role", "content"}`` each), not both. A prompt counts as one user message
     where the model has a chat template; a model without one continues the prompt as it is. ``temperature`` 0 takes
-    the likeliest token each time; the same ``seed`` (0 to 2^32-2) gives the same text again, None is any seed.
-    ``stop``: the text ends before the first of these strings.
+    the likeliest token each time; the same ``seed`` (0 to 2^32-2) gives the same text again (alone; in the company of
+    other requests llama.cpp computes in larger batches, which round differently), None is any seed. ``stop``: the text
+    ends before the first of these strings. ``json_schema``: the text is JSON of the schema's types, properties, enums and
+    lengths, as long as ``max_tokens`` does not end it before; the bounds of numbers are not in llama.cpp's grammar.
 
     Raises:
         DefinitionError: a field is wrong; the message names it and the fix.
@@ -53,6 +65,7 @@ class GenerateRequest:
     temperature: float = 0.8
     seed: int | None = None
     stop: Sequence[str] = ()
+    json_schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.prompt is None and self.messages is None:
@@ -70,6 +83,8 @@ class GenerateRequest:
                 f'generate: field "seed" is {self.seed}; give 0 to {MAX_SEED}, or leave it out'
             )
         _check_stops(self.stop)
+        if self.json_schema is not None:
+            _check_schema(self.json_schema)
 
     def to_map(self) -> dict[str, Any]:
         """As plain data, for the pipe; ``GenerateRequest(**map)`` is the way back."""
@@ -80,6 +95,7 @@ class GenerateRequest:
             "temperature": self.temperature,
             "seed": self.seed,
             "stop": list(self.stop),
+            "json_schema": self.json_schema,
         }
 
 
@@ -106,6 +122,22 @@ def _check_stops(stops: Sequence[str]) -> None:
             )
 
 
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    if not isinstance(schema, Mapping):
+        raise DefinitionError(f'generate: field "json_schema" is {type(schema).__name__}; give an object')
+    try:
+        size = len(json.dumps(schema))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise DefinitionError(f'generate: field "json_schema" is no JSON: {e}') from e
+    if size > MAX_SCHEMA_BYTES:
+        raise DefinitionError(f'generate: field "json_schema" has {size} bytes; at most {MAX_SCHEMA_BYTES}')
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The request has left the queue. Between an engine and its host only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of the text, whole characters only. All chunks joined are the text."""
@@ -117,13 +149,16 @@ class Chunk:
 class Usage:
     """The last item of every generation: what it took and why it ended.
 
-    ``prefill_s``: reading the prompt, up to the first token; ``decode_s``: the tokens after it; ``load_s``: how long
+    ``queued_s``: waiting for a sequence of the model; ``cached_tokens``: of the prompt, that did not have to be read
+    again. ``prefill_s``: reading the prompt, up to the first token; ``decode_s``: the tokens after it; ``load_s``: how long
     the model took to load (once, not for this request). ``finish``: ``stop`` (the model's end or a stop string),
     ``length`` (``max_tokens`` or the context is full), ``cancelled``.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    queued_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     load_s: float = 0.0
@@ -132,7 +167,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateResult:
-    """A finished generation. ``json`` is None: no schema was asked for."""
+    """A finished generation. ``json`` is None where no schema was asked for, or the text is not whole."""
 
     text: str
     model: str
@@ -147,14 +182,25 @@ class GenerateResult:
             "json": self.json,
             "model": self.model,
             "finish": u.finish,
-            "usage": {"prompt_tokens": u.prompt_tokens, "completion_tokens": u.completion_tokens},
-            "timings": {"prefill_s": u.prefill_s, "decode_s": u.decode_s, "load_s": u.load_s},
+            "usage": {
+                "prompt_tokens": u.prompt_tokens,
+                "completion_tokens": u.completion_tokens,
+                "cached_tokens": u.cached_tokens,
+            },
+            "timings": {
+                "queued_s": u.queued_s,
+                "prefill_s": u.prefill_s,
+                "decode_s": u.decode_s,
+                "load_s": u.load_s,
+            },
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """``ctx`` 0: the model's own, at most 4096. ``gpu_layers`` -1: all that llama.cpp can. ``threads`` 0: by cores.
+
+    ``parallel``: requests at once. They share the context: each may have all of it, and waits for its part.
 
     Raises:
         DefinitionError: a number is out of its range.
@@ -165,8 +211,11 @@ class LoadOptions:
     ctx: int = 0
     gpu_layers: int = -1
     threads: int = 0
+    parallel: int = PARALLEL
 
     def __post_init__(self) -> None:
+        if not 1 <= self.parallel <= MAX_PARALLEL:
+            raise DefinitionError(f"model {self.name}: parallel is {self.parallel}; give 1 to {MAX_PARALLEL}")
         for field, value, least in (
             ("ctx", self.ctx, 0),
             ("gpu_layers", self.gpu_layers, -1),
@@ -178,10 +227,14 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is loaded. ``ctx``: tokens of prompt and answer together; ``load_s``: start of the process to ready."""
+    """What is loaded.
+
+    ``ctx``: tokens of prompt and answer together, of all ``parallel`` requests; ``load_s``: start of the process to ready.
+    """
 
     name: str
     ctx: int
+    parallel: int = 1
     description: str = ""
     parameters: int = 0
     size_bytes: int = 0
@@ -257,11 +310,14 @@ def collect(
     generation: Generation,
     model: str,
     *,
+    as_json: bool = False,
     on_text: Callable[[str], None] = lambda text: None,
     on_wait: Callable[[], None] = lambda: None,
     wait_s: float = 1.0,
 ) -> GenerateResult:
     """Read a generation to its end: ``on_text`` gets each piece, ``on_wait`` is called per ``wait_s`` of silence.
+
+    ``as_json``: a schema was asked for; the result's ``json`` is the text's value, None where the text was cut off.
 
     Raises:
         DefinitionError, ModelCrashed, ModelClosed: as the generation. An error of a callback cancels it.
@@ -277,6 +333,16 @@ def collect(
                     parts.append(text)
                     on_text(text)
                 case Usage():
-                    return GenerateResult(text="".join(parts), model=model, usage=item)
+                    text = "".join(parts)
+                    return GenerateResult(
+                        text=text, model=model, usage=item, json=_value(text) if as_json else None
+                    )
     finally:
         generation.cancel()
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -18,8 +18,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from ..bus.errors import DefinitionError, WaitTimeout
-from .model import (
+from ...bus.errors import DefinitionError, WaitTimeout
+from ..pipe import PIPE_VARIABLE, BrokenPipeFrame, Pipe
+from ..process import TOKEN_VARIABLE, Child, ExitStatus, Processes, Spawn, SpawnError, Sweep, processes
+from .files import check_llama, check_model_file
+from .generation import HostedGeneration
+from .protocol import (
     Chunk,
     LoadOptions,
     ModelClosed,
@@ -28,10 +32,6 @@ from .model import (
     ModelState,
     Usage,
 )
-from .model_files import check_llama, check_model_file
-from .model_generation import HostedGeneration
-from .pipe import PIPE_VARIABLE, BrokenPipeFrame, Pipe
-from .process import TOKEN_VARIABLE, Child, ExitStatus, Processes, Spawn, SpawnError, Sweep, processes
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +326,7 @@ class Keeper:
             check_llama()
             fd = pipe.theirs.fileno()
             spec = Spawn(
-                argv=[sys.executable, "-P", "-m", "rigbus.agents.model_child"],
+                argv=[sys.executable, "-P", "-m", "rigbus.agents.models.child"],
                 env={
                     **os.environ,
                     PIPE_VARIABLE: str(fd),
@@ -403,12 +403,13 @@ class Keeper:
         text = f"model {self._options.name} {what}; it is started again in {delay_s:g} s"
         log.warning("%s", text)
         self._spawn_at = monotonic() + delay_s
-        self._error = ModelCrashed(text)
+        alone = sum(generation.begun for generation in self._open.values()) <= 1
+        self._error = ModelCrashed(text, alone=alone)
         for generation in list(self._open.values()):
             if generation.cancel_by is not None:
                 self._answered(generation.number, Usage(finish="cancelled"))
             elif generation.begun or loading:
-                self._answered(generation.number, ModelCrashed(text))
+                self._answered(generation.number, ModelCrashed(text, alone=alone))
             else:
                 generation.sent = False  # it had waited behind another one: the next child gets it
         self._set(ModelState("restarting", 0.0, text))

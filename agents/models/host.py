@@ -6,10 +6,10 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from ..bus.errors import DefinitionError
-from .model import GenerateRequest, LoadOptions, ModelInfo, ModelState
-from .model_generation import HostedGeneration
-from .model_keeper import Keeper, Patience
+from ...bus.errors import DefinitionError
+from .generation import HostedGeneration
+from .keeper import Keeper, Patience
+from .protocol import PARALLEL, GenerateRequest, LoadOptions, ModelInfo, ModelState
 
 __all__ = ["ModelHost", "Patience"]
 
@@ -31,13 +31,21 @@ class ModelHost:
         ctx: int = 0,
         gpu_layers: int = -1,
         threads: int = 0,
+        parallel: int = PARALLEL,
         log_path: Path | None = None,
         patience: Patience | None = None,
     ) -> None:
         self.path = path.expanduser().absolute()
         self.name = name or self.path.stem
         self._keeper = Keeper(
-            LoadOptions(path=str(self.path), name=self.name, ctx=ctx, gpu_layers=gpu_layers, threads=threads),
+            LoadOptions(
+                path=str(self.path),
+                name=self.name,
+                ctx=ctx,
+                gpu_layers=gpu_layers,
+                threads=threads,
+                parallel=parallel,
+            ),
             log_path,
             patience or Patience(),
         )

@@ -13,7 +13,8 @@ from time import monotonic
 import pytest
 from helpers import ROOT, Processes, wait_for
 
-from rigbus.agents.model import (
+from rigbus.agents.models.host import ModelHost, Patience
+from rigbus.agents.models.protocol import (
     Chunk,
     GenerateRequest,
     GenerateResult,
@@ -25,8 +26,7 @@ from rigbus.agents.model import (
     Usage,
     collect,
 )
-from rigbus.agents.model_host import ModelHost, Patience
-from rigbus.agents.scripted_model import ScriptedModel
+from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.bus.errors import DefinitionError, RigbusError, WaitTimeout
 
 write_tiny_gguf = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
@@ -130,8 +130,8 @@ def test_a_text_comes_in_chunks_and_ends_with_its_usage(model: Model) -> None:
 def test_a_result_has_the_shape_of_a_generate_task(model: Model) -> None:
     value = ask(model, max_tokens=5, seed=1).to_map()
     assert sorted(value) == ["finish", "json", "model", "text", "timings", "usage"]
-    assert sorted(value["usage"]) == ["completion_tokens", "prompt_tokens"]
-    assert sorted(value["timings"]) == ["decode_s", "load_s", "prefill_s"]
+    assert sorted(value["usage"]) == ["cached_tokens", "completion_tokens", "prompt_tokens"]
+    assert sorted(value["timings"]) == ["decode_s", "load_s", "prefill_s", "queued_s"]
     assert value["model"] == model.name
     assert value["json"] is None
 
@@ -225,6 +225,9 @@ def test_a_closed_model_refuses_and_ends_what_runs(fresh: Model) -> None:
         ({"prompt": "a", "stop": "abc"}, "stop"),
         ({"prompt": "a", "stop": [""]}, "stop"),
         ({"prompt": "a", "stop": ["x"] * 17}, "stop"),
+        ({"prompt": "a", "json_schema": ["object"]}, "json_schema"),
+        ({"prompt": "a", "json_schema": {"enum": [b"x"]}}, "json_schema"),
+        ({"prompt": "a", "json_schema": {"enum": ["x" * 70_000]}}, "json_schema"),
     ],
 )
 def test_a_wrong_request_is_refused_by_the_name_of_its_field(fields: dict[str, object], word: str) -> None:
@@ -237,7 +240,7 @@ def test_a_request_survives_the_pipe() -> None:
     assert GenerateRequest(**request.to_map()).to_map() == request.to_map()
 
 
-@pytest.mark.parametrize("field", ["ctx", "gpu_layers", "threads"])
+@pytest.mark.parametrize("field", ["ctx", "gpu_layers", "threads", "parallel"])
 def test_a_load_option_out_of_range_is_named(field: str) -> None:
     with pytest.raises(DefinitionError, match=field):
         LoadOptions(path="x", name="x", **{field: -2})  # type: ignore[arg-type]
@@ -279,7 +282,7 @@ def test_without_llama_cpp_the_error_says_what_to_install(
 ) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
-    monkeypatch.setattr("rigbus.agents.model_files.find_spec", lambda name: None)
+    monkeypatch.setattr("rigbus.agents.models.files.find_spec", lambda name: None)
     with pytest.raises(DefinitionError, match=r"pip install 'rigbus\[llm\]'"):
         make(path).load(10)
 
@@ -550,7 +553,7 @@ def test_a_crash_while_loading_fails_who_waits_for_it(make: Make) -> None:
 @llm
 def test_a_child_dies_with_the_process_that_started_it(tiny: Path, processes: Processes) -> None:
     code = (
-        "import sys; from pathlib import Path; from rigbus.agents.model_host import ModelHost\n"
+        "import sys; from pathlib import Path; from rigbus.agents.models.host import ModelHost\n"
         "host = ModelHost(Path(sys.argv[1])); host.load(30); print('pid', host.pid, flush=True)\n"
         "import threading; threading.Event().wait()"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..bus.errors import DefinitionError
+from ...bus.errors import DefinitionError
 
 
 def check_model_file(path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rigbus.agents.model_text import TextStream
+from rigbus.agents.models.text import TextStream
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
