@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Final
 
 from ..bus.errors import ConfigError, DefinitionError
 from .base import Agent, agent_ref, handler
-from .models.files import check_llama, check_model_file
+from .models.files import check_llama, check_model_file, read_schema
 from .models.host import ModelHost
+from .models.keeping import keep_text
 from .models.protocol import PARALLEL, GenerateRequest, Model, collect
 
 MODEL_VARIABLE: Final = "RIGBUS_MODEL"  #: the GGUF file, where no command line names it
@@ -80,12 +81,15 @@ class ModelAgent(Agent):
         temperature: float = 0.8,
         seed: int | None = None,
         stop: str | list[str] | None = None,
-        json_schema: dict[str, Any] | None = None,
+        json_schema: dict[str, Any] | str | None = None,
         model: str | None = None,
+        output: str | None = None,
     ) -> dict[str, Any]:
         """One text (see ``GenerateRequest``): ``{"text", "json", "model", "finish", "usage", "timings"}``.
 
-        ``json`` is what the text says, where a ``json_schema`` was given and the text is whole.
+        ``json`` is what the text says, where a ``json_schema`` (or the path of its file on this machine) was given and the
+        text is whole. ``output``: a file that gets
+        the text, too; a plan's may be relative to its batch.
         """
         if model is not None and model != self.model.name:
             raise DefinitionError(
@@ -98,7 +102,7 @@ class ModelAgent(Agent):
             temperature=temperature,
             seed=seed,
             stop=[stop] if isinstance(stop, str) else stop or (),
-            json_schema=json_schema,
+            json_schema=read_schema(Path(json_schema)) if isinstance(json_schema, str) else json_schema,
         )
         task = self.task
         generation = self.model.generate(request)
@@ -110,6 +114,8 @@ class ModelAgent(Agent):
             on_text=lambda text: task.progress(data=text),
             on_wait=self._tell_state,
         )
+        if output is not None and result.usage.finish != "cancelled":
+            keep_text(Path(output), result.text)
         return result.to_map()
 
     def _tell_state(self) -> None:

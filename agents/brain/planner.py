@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from ...bus.wire import MAX_BATCH, MAX_PAYLOAD_BYTES, pack
@@ -143,7 +144,8 @@ def _expand_task(
         "meta": _meta(task) | _abort(plan, task) | {"name": f"{task.id}:expand", "template": task.id},
     }
     payload = {
-        "source": substitute(foreach.source, _texts(values)),
+        # As in a command, a name is in the folder of the batch.
+        "source": str(PurePosixPath(run.batch_path) / substitute(foreach.source, _texts(values))),
         "json_path": foreach.json_path,
         "plan": run.plan_part(),
         "fields": item_fields(task),
@@ -372,7 +374,14 @@ def _other_payload(
         if text is not None:
             words = rewrite_argv([text], _argv_values([text], values, items))
             out[name] = words[0] if words else ""
-    if task.json_schema is not None:
+    if out.get("output"):
+        # As in a command, a name is in the folder of the batch.
+        out["output"] = str(PurePosixPath(run.batch_path) / out["output"])
+    if isinstance(task.json_schema, str):
+        out["json_schema"] = str(
+            PurePosixPath(run.staged) / task.json_schema
+        )  # as it was when it was submitted
+    elif task.json_schema is not None:
         out["json_schema"] = task.json_schema
     if task.llm_model is not None:
         out["model"] = task.llm_model

@@ -71,6 +71,23 @@ def test_generate_streams_the_text_and_returns_it_whole() -> None:
     assert value["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "cached_tokens": 0}
 
 
+def test_a_text_is_written_where_the_task_wants_it(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "a.txt"
+    assert (
+        value_of(Attempt(ScriptedModel(["some text"])).run(prompt="x", output=str(path)))["text"]
+        == "some text"
+    )
+    assert path.read_text() == "some text"
+
+
+def test_an_answer_by_schema_comes_with_its_value(tmp_path: Path) -> None:
+    (tmp_path / "grade.json").write_text('{"enum": [1, 2]}')
+    model = ScriptedModel(["2", "2"])
+    assert value_of(Attempt(model).run(prompt="x", json_schema=str(tmp_path / "grade.json")))["json"] == 2
+    assert model.asked[0].json_schema == {"enum": [1, 2]}
+    assert value_of(Attempt(model).run(prompt="x", json_schema={"enum": [2]}))["json"] == 2
+
+
 def test_the_fields_of_the_payload_reach_the_model() -> None:
     model = ScriptedModel(["a"])
     Attempt(model).run(

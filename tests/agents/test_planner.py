@@ -96,6 +96,13 @@ def expanded(tasks: str, items: list[Any], **more: Any) -> tuple[list[dict[str, 
 EACH = "### each\n- foreach: m.json:items\n- command: `echo {ITEM.id}`\n"
 
 
+def test_a_list_by_its_name_is_in_the_folder_of_the_batch() -> None:
+    _, payloads = declared(EACH)
+    assert payloads["each:expand"]["source"] == "/share/plans/p/batches/b/m.json"
+    _, payloads = declared(EACH.replace("m.json", "{PLAN_PATH}/data/m.json"))
+    assert payloads["each:expand"]["source"] == "/state/views/b/data/m.json"
+
+
 def test_children_feed_their_join_and_have_names_of_their_items() -> None:
     specs, payloads = expanded(EACH, [{"id": "one"}, {"id": "a b; rm -rf x"}])
     assert specs[0]["key"] == "each_one"
@@ -167,6 +174,19 @@ def test_a_handler_takes_one_item_at_a_time_whatever_the_batch_size() -> None:
     specs, payloads = expanded(tasks, ["a", "b"])
     assert [s["key"] for s in specs] == ["each_0", "each_1"]
     assert [p["prompt"] for p in payloads] == ["say a", "say b"]
+
+
+def test_what_a_model_writes_is_in_the_folder_of_the_batch_and_its_schema_with_the_plan() -> None:
+    tasks = (
+        "### each\n- foreach: m.json:items\n- type: generate\n- prompt: say {ITEM}\n- output: out/{ITEM}.txt\n"
+        "- json_schema: word.json\n"
+    )
+    _, payloads = expanded(tasks, ["a", "b"])
+    assert [p["output"] for p in payloads] == [f"/share/plans/p/batches/b/out/{x}.txt" for x in "ab"]
+    assert payloads[0]["json_schema"] == "/state/staged/0/word.json"
+    _, payloads = declared('### a\n- prompt: x\n- output: {BATCH_PATH}/a.txt\n- json_schema: {"enum": [1]}\n')
+    assert payloads["a"]["output"] == "/share/plans/p/batches/b/a.txt"
+    assert payloads["a"]["json_schema"] == {"enum": [1]}
 
 
 @pytest.mark.parametrize(

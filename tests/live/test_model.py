@@ -45,6 +45,52 @@ def test_up_with_a_model_answers_generate(rig_dir: Path, tiny: Path, processes: 
     wait_for(lambda: not processes_of(rig_dir), what="every process of the rig to end")
 
 
+PLAN = """\
+# Plan: words
+
+## Tasks
+
+### list
+- command: `echo '{"items": [{"id": "fox"}, {"id": "dog"}, {"id": "owl"}]}' > m.json`
+
+### say
+- foreach: m.json:items
+- depends_on: list
+- prompt: one word about the {ITEM.id}
+- json_schema: word.json
+- output: out/{ITEM.id}.json
+
+### count
+- depends_on: say
+- command: `ls out | wc -l > count.txt`
+"""
+
+
+def test_a_plans_items_are_answered_by_schema_into_its_batch(
+    rig_dir: Path, tiny: Path, processes: Processes
+) -> None:
+    share, state = rig_dir / "share", rig_dir / "state"
+    plan = share / "plans" / "words"
+    plan.mkdir(parents=True)
+    (plan / "plan.md").write_text(PLAN)
+    (plan / "word.json").write_text(
+        '{"type": "object", "properties": {"word": {"enum": ["red", "old"]}}, "required": ["word"]}'
+    )
+    env = {"RIGBUS_RUNTIME": str(rig_dir / "run")}
+    up = processes.python(
+        "-m", "rigbus", "up", "--state", state, "--shared", share, "--workers", "1", "--model", tiny, "--json", env=env
+    )  # fmt: skip
+    wait_for(lambda: _json_line(processes.output(up)), timeout_s=30, what="`up` to be ready")
+    submit = processes.python("-m", "rigbus", "submit", plan, "--wait", "--state", state, env=env)
+    assert submit.wait(60) == 0, processes.output(submit)
+    (batch,) = (plan / "batches").iterdir()
+    assert (batch / "count.txt").read_text().strip() == "3"
+    for name in ("fox", "dog", "owl"):
+        assert json.loads((batch / "out" / f"{name}.json").read_text())["word"] in {"red", "old"}
+    up.send_signal(signal.SIGTERM)
+    assert up.wait(30) == 0
+
+
 def _json_line(text: str) -> dict[str, Any] | None:
     for line in text.splitlines():
         if line.startswith("{"):
