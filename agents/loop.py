@@ -180,11 +180,12 @@ class Loop:
         self._follow_socket()
         ready = dict(self._poller.poll(self._wait_ms(core)))
         if self._wake_out in ready:
-            self._awake = False  # before the inbox is taken, so that a later post writes again
             try:
                 os.read(self._wake_out, 4096)
             except BlockingIOError:
                 pass
+            # After the read, or it could swallow the byte of a post that came between; before the inbox is taken.
+            self._awake = False
         for fd in ready:
             callback = self._watched.get(fd) if isinstance(fd, int) else None
             if callback is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from helpers import Processes, wait_for
 
 pytestmark = pytest.mark.live
+
+ROOT = Path(__file__).parents[2]
 
 CASES = {
     "bus": "--tasks 200 --repeats 1 --singles 10",
@@ -55,6 +58,18 @@ def figures(name: str, *words: str) -> dict[str, Any]:
         assert found["cpu_us_per_task"]["broker"] > 0
     assert not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")]
     return found
+
+
+@pytest.mark.llm
+def test_a_model_is_measured_alone_together_and_through_the_bus(tmp_path_factory):
+    write = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
+    model = write(tmp_path_factory.mktemp("bench") / "tiny.gguf")
+    said = bench("llm", "--json", "--model", str(model), "--tokens", "8", "--ctx", "1024", "--repeats", "1")
+    assert said.returncode == 0, said.stderr
+    found = {f["name"]: f for f in json.loads(said.stdout)["figures"]}
+    for name in ("one request, engine", "eight requests, engine", "eight requests, through the bus"):
+        assert found[name]["median"] > 0
+        assert found[name]["target"] is None, "a step of the tiny model measures Python"
 
 
 def test_bus_keeps_the_keys_of_the_interface_and_profiles_each_process(tmp_path):

@@ -20,7 +20,7 @@ from rigbus.tools.bench.figures import Figure, Outcome, Spread, cpu_a_task, line
 from rigbus.tools.bench.rig import BenchRig, Setup
 from rigbus.tools.cli import run
 
-BENCHES = ("bus", "dag", "shell", "scale", "mirror")
+BENCHES = ("bus", "dag", "shell", "scale", "mirror", "llm")
 
 
 def outcome(bench: str = "bus", **settings) -> Outcome:
@@ -164,6 +164,26 @@ def test_what_people_wrote_survives_a_new_page(tmp_path):
     assert page.learned_in(text) == "Commits of a hundred tasks\n\n- are cheap"
     assert text.count(page.BEGIN) == text.count(page.END) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["benchmarks.md"]
+
+
+def test_the_figures_of_a_model_are_measured_by_themselves_and_kept(tmp_path):
+    file = tmp_path / "benchmarks.md"
+    file.write_text(whole_page(), "utf-8")
+    series.write_model(file, outcome("llm"))
+    with_model = page.model_section_in(file.read_text("utf-8"))
+    assert "- targets: no-op tasks: reached" in with_model
+    assert "- commit: 1234567" in with_model
+    series.write_page(file, [outcome("bus")], 60.0)
+    assert page.model_section_in(file.read_text("utf-8")) == with_model
+    assert file.read_text("utf-8").count("## A model\n") == 1
+
+
+def test_the_figures_of_a_model_need_their_page(tmp_path):
+    file = tmp_path / "notes.md"
+    file.write_text("# Notes\n", "utf-8")
+    with pytest.raises(ConfigError, match="not a page of figures"):
+        series.write_model(file, outcome("llm"))
+    assert file.read_text("utf-8") == "# Notes\n"
 
 
 def test_a_page_without_markers_has_nothing_to_keep():

@@ -58,6 +58,16 @@ ABOUT: Final[Mapping[str, tuple[str, str, str]]] = {
             "every 20 ms; the lag is from the task's end at the client to the first look that shows it."
         ),
     ),
+    "llm": (
+        "A model",
+        "rigbus bench llm --model FILE",
+        (
+            "One request and eight at once, in the engine's own process and through the whole bus. Beside them llama.cpp alone: "
+            "a bare loop of llama_decode with one sequence and with eight, and eight threads that share one "
+            "`llama_cpp.Llama` behind a lock. Not a part of `bench all`: it needs a model, and its targets are for one of "
+            "at least 10 ms a token."
+        ),
+    ),
 }
 
 #: Others, at their best setting: no-op/s, one at a time p50 ms, chain of 1,000 s, 1→2,000→1 s, CPU µs a task.
@@ -118,14 +128,15 @@ releases the next task. The last column: survives kill -9 of a worker / of the b
 """
 
 
-def page(outcomes: Sequence[Outcome], *, date: str, took_s: float, learned: str) -> str:
-    """The whole page. ``learned`` is what stands between the markers, ``date`` is for people."""
+def page(outcomes: Sequence[Outcome], *, date: str, took_s: float, learned: str, model: str = "") -> str:
+    """The whole page. ``learned`` is what stands between the markers, ``model`` its section, ``date`` is for people."""
     parts = [
         _HEAD.format(minutes=max(1, round(took_s / 60))),
         _machine(outcomes[0], date),
         _summary(outcomes),
     ]
     parts += [_section(outcome) for outcome in outcomes]
+    parts += [model] if model else []
     parts.append(_PEERS_HEAD + "\n".join(f"| {' | '.join(row)} |" for row in PEERS) + "\n")
     parts.append(_SAYS_NOT)
     parts.append(f"## What was learned\n\n{BEGIN}\n{learned.strip()}\n{END}\n")
@@ -137,6 +148,23 @@ def learned_in(text: str) -> str:
     _, begin, rest = text.partition(BEGIN)
     kept, end, _ = rest.partition(END)
     return kept.strip() if begin and end else ""
+
+
+def model_section(outcome: Outcome, date: str) -> str:
+    """The section of a model's figures: measured by itself, so with its own date, machine and targets."""
+    reached = [
+        f"{f.name}: {'reached' if f.met else '**not reached**'}"
+        for f in outcome.figures
+        if f.target is not None
+    ]
+    return f"{_section(outcome)}- targets: {', '.join(reached) or 'none'}\n{_machine(outcome, date)}"
+
+
+def model_section_in(text: str) -> str:
+    """The section of a model's figures in an earlier page; "" without one."""
+    head = f"## {ABOUT['llm'][0]}\n"
+    _, found, rest = text.partition(head)
+    return head + rest.partition("\n## ")[0].rstrip() + "\n" if found else ""
 
 
 def _machine(first: Outcome, date: str) -> str:

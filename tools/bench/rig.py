@@ -32,13 +32,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What runs. ``agents`` are workers of the no-op handler, ``workers`` those of commands."""
+    """What runs. ``agents`` are workers of the no-op handler, ``workers`` those of commands, ``model`` a GGUF to serve."""
 
     agents: int = 0
     workers: int = 0
     slots: int = 1
     brain: bool = False
     bridge: bool = False
+    model: Path | None = None
+    ctx: int = 0
     durability: str = "full"
     profile: Path | None = None  #: each process writes its profile into this folder at its end
 
@@ -55,6 +57,7 @@ class BenchRig:
         self.shared.mkdir()
         self.workers = [f"worker-{n}" for n in range(1, setup.workers + 1)]
         self.workers += [f"agent-{n}" for n in range(1, setup.agents + 1)]
+        self.workers += ["model-1"] if setup.model is not None else []
         self._settings = self._defaults()
         self._lifeline = Lifeline()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,8 +102,10 @@ class BenchRig:
     def _words(self, name: str) -> list[str]:
         state = ["--state", str(self.state)]
         slots = ["--slots", str(self.setup.slots)]
-        if name.startswith("agent-"):
-            agent = ["--agent", "rigbus.tools.bench.agent:Noop"]
+        agents = {"agent": "rigbus.tools.bench.agent:Noop", "model": "rigbus.agents.llm:ModelAgent"}
+        kind = name.partition("-")[0]
+        if kind in agents:
+            agent = ["--agent", agents[kind]]
             return ["rigbus.agents.worker", *state, "--name", name, *agent, *slots]
         if name.startswith("worker-"):
             return ["rigbus", "worker", *state, "--name", name, *slots]
@@ -109,6 +114,8 @@ class BenchRig:
     def _start(self, name: str) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("RIGBUS_") or k == "RIGBUS_RUNTIME"}
         env |= {"RIGBUS_STATE": str(self.state), "RIGBUS_SHARED": str(self.shared)}
+        if self.setup.model is not None:
+            env |= {"RIGBUS_MODEL": str(self.setup.model.absolute()), "RIGBUS_MODEL_CTX": str(self.setup.ctx)}
         env |= {HANDED_ON: self._settings, **self._lifeline.env}
         words = ["-P", "-m"]
         if self.setup.profile is not None:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...bus.errors import ConfigError
 from . import bus, dag, mirror, scale, shell
 from .figures import Outcome
-from .page import learned_in, page
+from .page import learned_in, model_section, model_section_in, page
 
 
 def run(repeats: int, say: Callable[[str], None]) -> tuple[list[Outcome], float]:
@@ -30,12 +31,30 @@ def run(repeats: int, say: Callable[[str], None]) -> tuple[list[Outcome], float]
 
 
 def write_page(file: Path, outcomes: list[Outcome], took_s: float) -> None:
-    """Write the page, whole or not at all; what people wrote in an earlier one is kept."""
-    try:
-        old = file.read_text("utf-8")
-    except FileNotFoundError:
-        old = ""
-    text = page(outcomes, date=time.strftime("%Y-%m-%d"), took_s=took_s, learned=learned_in(old))
+    """Write the page, whole or not at all; of an earlier one what people wrote is kept, and a model's figures."""
+    old = file.read_text("utf-8") if file.exists() else ""
+    text = page(outcomes, date=_today(), took_s=took_s, learned=learned_in(old), model=model_section_in(old))
+    _replace(file, text)
+
+
+def write_model(file: Path, outcome: Outcome) -> None:
+    """Put a model's figures into the page that is there.
+
+    Raises:
+        ConfigError: there is none, or it has no figures of a model to replace.
+    """
+    old = file.read_text("utf-8") if file.exists() else ""
+    before = model_section_in(old)
+    if not before:
+        raise ConfigError(f"{file}: not a page of figures with a model's section; `make bench` writes one")
+    _replace(file, old.replace(before, model_section(outcome, _today())))
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d")
+
+
+def _replace(file: Path, text: str) -> None:
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, "utf-8")
     os.replace(part, file)

@@ -164,6 +164,36 @@ def mirror(as_json: bool, rate: int, for_s: int, repeats: int, workers: int) -> 
     return _tell(it.measure(it.Options(rate, for_s, repeats, workers), talk), as_json)
 
 
+@bench.command()
+@json_option
+@click.option(
+    "--model",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The GGUF. Our targets are for models of at least 10 ms a token.",
+)
+@_number("--tokens", 8, 2000, 96, "Tokens of each answer.")
+@_number("--ctx", 1024, 131_072, 4096, "Context of the model, for its eight requests together.")
+@click.option(
+    "--write",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Put the figures into this page of `bench all`.",
+)
+@_rounds
+def llm(as_json: bool, model: Path, tokens: int, ctx: int, write: Path | None, repeats: int) -> int:
+    """A model: tokens a second of one request and of eight, beside llama.cpp alone and through the bus."""
+    from . import llm as it
+    from .series import write_model
+
+    outcome = it.measure(it.Options(model.absolute(), tokens, repeats, ctx), talk)
+    if write is not None:
+        write_model(write, outcome)
+        talk(f"written: {write}")
+    return _tell(outcome, as_json)
+
+
 @bench.command("all")
 @json_option
 @click.option(
