@@ -41,7 +41,7 @@ class Agent:
 
     slots: ClassVar[int] = 1
     kill_grace_s: ClassVar[float] = 10.0
-    needs: ClassVar[Sequence[str]] = ()
+    needs: Sequence[str] = ()
     pools: ClassVar[Sequence[str]] = ()
 
     _state: Path | None = None

@@ -67,6 +67,7 @@ class ModelAgent(Agent):
 
     def on_start(self) -> None:
         self.model = self.open_model()
+        self.needs = (*self.needs, f"model:{self.model.name}")
         self.model.start()
 
     def on_stop(self) -> None:

@@ -110,6 +110,8 @@ class Loop:
             os.set_inheritable(alive_fd, False)
         self._heartbeats = self._open_heartbeats()
         self._control: Callable[[str, Mapping[str, Any]], None] | None = None
+        self._placement: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self._asked: dict[bytes, Callable[[Mapping[str, Any]], None]] = {}
         if lifeline_fd is not None:
             self.watch(lifeline_fd, lambda: self._supervisor_died(lifeline_fd))
 
@@ -152,6 +154,25 @@ class Loop:
     def on_control(self, act: Callable[[str, Mapping[str, Any]], None]) -> None:
         """Who gets CONTROL pushes other than cancel, pause, resume and drain."""
         self._control = act
+
+    def on_placement(self, report: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Who says in each heartbeat which model this worker holds."""
+        self._placement = report
+
+    def beat(self) -> None:
+        """The next turn ends with a heartbeat."""
+        self._beat_at = 0.0
+
+    def ask(self, verb: Verb, header: dict[str, Any], answered: Callable[[Mapping[str, Any]], None]) -> bool:
+        """Ask the broker; ``answered`` gets the header of its OK, in the loop's thread, at most once.
+
+        False: no broker is there. A new connection forgets what was asked, and an ERROR is no answer: ask again later.
+        """
+        corr = os.urandom(8)
+        if not self._link.send(verb, header, corr=corr):
+            return False
+        self._asked[corr] = answered
+        return True
 
     # ------------------------------------------------------------ the loop
 
@@ -299,7 +320,12 @@ class Loop:
                 self._welcome(core, h)
             case Verb.CONTROL:
                 self._controlled(core, h)
+            case Verb.OK:
+                answered = self._asked.pop(e.corr, None)
+                if answered is not None:
+                    answered(h)
             case Verb.ERROR:
+                self._asked.pop(e.corr, None)
                 if h.get("code") != "no_session":
                     log.warning("the broker says: %s", h.get("message") or h.get("code"))
             case Verb.BYE:
@@ -318,6 +344,7 @@ class Loop:
 
     def _welcome(self, core: WorkerCore, h: Mapping[str, Any]) -> None:
         self.state_id = str(h.get("state_id") or self.state_id)
+        self._asked.clear()
         # Read now: the broker has made it by the time it answers.
         core.state_id = core.state_id or read_state_id(self._state)
         event = ev.Welcome(tokens_of(h.get("kept")), tokens_of(h.get("stale")))
@@ -361,6 +388,7 @@ class Loop:
             for r in core.running[:64]
         ]
         if self._heartbeats is not None:
+            placement = self._placement()
             beat = {
                 "schema": "rigbus.telemetry/1",
                 "worker": self.peer.name,
@@ -371,11 +399,13 @@ class Loop:
                 "slots": core.config.slots,
                 "credit": core.credit,
                 "running": running,
-                "model": None,
+                "model": placement.get("model") if placement and placement["phase"] == "hot" else None,
                 "load": os.getloadavg()[0],
                 "rss_bytes": _rss_bytes(),
                 "gpu": None,
             }
+            if placement is not None:
+                beat["placement"] = placement
             try:
                 self._heartbeats.send_multipart([b"hb." + self.peer.name.encode(), pack(beat)], zmq.DONTWAIT)
             except zmq.Again:

@@ -65,6 +65,13 @@ def _worker_spec(name: str, *words: str) -> ChildSpec:
     return ChildSpec(name, argv, Stage.WORKER, watched=True, leaf=False)
 
 
+def model_worker_spec(name: str, *, cards: str = "") -> ChildSpec:
+    """A worker that holds what the brain places there, on these cards ("": those of the machine)."""
+    words = ["--cards", cards] if cards else []
+    argv = ("rigbus.agents.model_worker", "--name", name, *words)
+    return ChildSpec(name, argv, Stage.WORKER, watched=True, leaf=False)
+
+
 def agent_spec(
     name: str, ref: str, *, cwd: Path, slots: int | None = None, env: Mapping[str, str] | None = None
 ) -> ChildSpec:

@@ -384,7 +384,9 @@ def missing(status: Mapping[str, Any], workers: Sequence[str]) -> list[str]:
         absent.append("brain")
     if (status.get("bridge") or {}).get("state") != "attached":
         absent.append("bridge")
-    offered = {row["id"] for row in status.get("workers") or () if row.get("types")}
+    # a model worker that holds nothing offers no types
+    rows = [row for row in status.get("workers") or () if row.get("types") or row.get("placement")]
+    offered = {row["id"] for row in rows}
     return absent + [name for name in workers if name not in offered]
 
 

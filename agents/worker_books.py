@@ -36,6 +36,7 @@ class WorkerBooks:
         self._offered: int | None = None
         self._offered_lent = 0
         self._offer_now = False
+        self._changed = False  #: what is offered is not what it was at first
         self._lent = 0
         self._moved_at = now  #: when a slot last took or ended something
         self._renew_s, self._lease_s = RENEW_S, LEASE_S

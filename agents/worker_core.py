@@ -13,6 +13,7 @@ Laws
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from ..bus.wire import Token, Verb
@@ -48,6 +49,7 @@ class WorkerCore(WorkerBooks):
             ev.Flush: self._flush,
             ev.Disconnected: self._disconnected,
             ev.Drain: self._drain,
+            ev.Serve: self._serve,
             ev.Superseded: self._superseded,
         }
 
@@ -78,7 +80,7 @@ class WorkerCore(WorkerBooks):
         for lease in e.leases:
             if lease.token in self.runs or lease.token in self.outbox or lease.token in self.stuck:
                 continue
-            if self.paused or self.leaving or self.stuck:
+            if self.paused or self.leaving or self.stuck or self._unserved(lease):
                 refuse.append(lease.token)
                 continue
             own = lease.timeout_s if lease.timeout_s is not None else self.config.timeouts.get(lease.type)
@@ -86,8 +88,20 @@ class WorkerCore(WorkerBooks):
             self.runs[lease.token] = Run(lease, lease.type in self.config.threaded, timeout_s)
             self._queue.append(lease.token)
         if refuse:
-            self.outbox.give_back(refuse, self.leaving or "paused")
+            self.outbox.give_back(
+                refuse, self.leaving or ("paused" if self.paused else "not offered any more")
+            )
         return self._pump(now)
+
+    def _unserved(self, lease: ev.Lease) -> bool:
+        """Is this a lease on what was offered until a moment ago?"""
+        return self._changed and lease.type not in self.config.types
+
+    def _serve(self, e: ev.Serve, now: float) -> list[Action]:
+        self._changed = True
+        self.config = replace(self.config, types=e.types, classes=e.classes, needs=e.needs)
+        self._offered = None  # said again, whatever the credit is
+        return [] if e.types else self._return_waiting("not offered any more")
 
     def _renewed(self, e: ev.Renewed, now: float) -> list[Action]:
         self._heard_at = now

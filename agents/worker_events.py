@@ -229,6 +229,15 @@ class Drain:
 
 
 @dataclass(slots=True)
+class Serve:
+    """From now on the worker offers this, and no more what it offered before."""
+
+    types: tuple[str, ...]
+    classes: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
 class Superseded:
     """Another worker of this name has taken over (BYE): stop at once."""
 
@@ -297,6 +306,7 @@ Event = (
     | Flush
     | Disconnected
     | Drain
+    | Serve
     | Superseded
 )
 Action = Send | Start | Recall | Terminate | Kill | Reconnect | Exit

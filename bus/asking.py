@@ -8,8 +8,8 @@ from typing import Any, Final
 from .checks import MAX_INT, texts, whole
 from .errors import DefinitionError, NotFound
 from .model import Batch, Send, Session, Task
+from .placements import Placements
 from .states import BATCH_ENDED, BATCH_STATE_NAMES, STATE_NAMES, BatchState, TaskState
-from .surveying import Surveying
 from .wire import MAX_RESULT_BYTES, Envelope, Verb, pack
 
 PAGE: Final = 500
@@ -17,11 +17,10 @@ _ETA_TASKS: Final = 10_000  #: that a list of batches looks at for its ETAs, a t
 _BATCHES_BYTES: Final = 512 << 10  #: of batch rows in one answer; the spec of each has up to 16 KiB
 
 
-class Asking(Surveying):
+class Asking(Placements):
     """The questions."""
 
     build: str
-    heartbeats: dict[str, tuple[float, dict[str, Any]]]  #: by worker's name: when (monotonic), telemetry
 
     def _query(self, session: Session, env: Envelope) -> dict[str, Any] | None:
         what = env.header.get("what")
@@ -35,6 +34,7 @@ class Asking(Surveying):
             "why": lambda s, e: self.why(e.header.get("id")),
             "workers": lambda s, e: {"workers": [self.worker_row(w) for w in self.workers()]},
             "facts": self._facts,
+            "placement": self.placement_view,
             "wait": self._wait,
             "result": self._result,
         }
@@ -101,6 +101,7 @@ class Asking(Surveying):
             "heartbeat_age_s": round(self.now - beat_at, 3) if beat_at else None,
             "tasks": [t.id for t in worker.leases.values()][:100],
             "gpu": telemetry.get("gpu"),
+            "placement": telemetry.get("placement"),
             "telemetry": telemetry,
         }
 

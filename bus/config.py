@@ -94,6 +94,17 @@ class Model(_Table):
     gpu_layers: int = Field(default=-1, ge=-1, description="layers on the GPU; -1: all")
 
 
+class Placement(_Table):
+    """When models are loaded and unloaded."""
+
+    seats: int | None = Field(default=None, ge=1, le=256, description="model workers; one a card, else one")
+    hot_at_start: int = Field(default=1, ge=0, le=256)
+    max_hot: int | None = Field(default=None, ge=0, le=256)
+    heat_after_s: float = Field(default=2.0, ge=0, le=86_400)
+    cool_after_s: float = Field(default=60.0, ge=0, le=86_400)
+    min_hot_s: float = Field(default=120.0, ge=0, le=86_400)
+
+
 class AgentSpec(_Table):
     """An agent that ``up`` starts beside the workers: ``[[agents]]``."""
 
@@ -120,6 +131,7 @@ class Settings(BaseSettings):
     slots: int = Field(default=1, ge=1, le=1000, description="tasks that one worker runs at once")
     model: Path | None = Field(default=None, description="GGUF file that `up` serves as `generate`")
     models: dict[str, Model] = Field(default_factory=dict)
+    placement: Placement = Field(default_factory=Placement)
     agents: list[AgentSpec] = Field(default_factory=list)
     durability: Literal["full", "normal"] = Field(
         default="full", description="full: safe after power loss; normal: after a crash"
@@ -330,6 +342,7 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
         "logs": Logs,
         "bridge": Bridge,
         "models": Model,
+        "placement": Placement,
         "agents": AgentSpec,
     }
     table = tables.get(str(loc[0]), Settings) if loc else Settings

@@ -13,7 +13,7 @@ from .durations import template_of
 from .estimating import Estimator
 from .judging import Judging
 from .matching import Predicate, predicates
-from .model import Batch, Session, Shape, Task
+from .model import PLACEMENT, PLACEMENT_ASKS, Batch, Session, Shape, Task, of_model
 from .reasons import (
     Verdicts,
     as_dicts,
@@ -121,7 +121,15 @@ class Explaining(Judging):
         out["predicates"] = as_dicts(tests)
 
     def _held(self, task: Task, out: dict[str, Any], tests: list[Predicate]) -> None:
-        """A foreach whose items the brain has not declared yet."""
+        """A foreach whose items the brain has not declared yet, or a model that is asked for."""
+        if task.shape.type in PLACEMENT_ASKS:
+            fact = self.facts.get((PLACEMENT, ""))
+            text = "waits for its model" + (f": {fact.value.get('why')}" if fact and self.brain else "")
+            text += "" if self.brain else f"; {_NO_BRAIN}"
+            out["reasons"].append(text)
+            out["summary"] = out["summary"] or text
+            tests.append(Predicate("placed", False, "not yet", "yes", "" if self.brain else "rigbus brain"))
+            return
         text = "waits for the brain to expand its foreach" + ("" if self.brain else f"; {_NO_BRAIN}")
         out["reasons"].append(text)
         out["summary"] = out["summary"] or text
@@ -143,7 +151,7 @@ class Explaining(Judging):
         elif task.error:
             reasons.append(f"its last attempt failed: {task.error[:_ERROR]}")
         out["summary"] = "; ".join(reasons if left or not task.error else reasons[:-1])
-        who = taking(verdicts)
+        who = taking(verdicts) + self._models_now(task.shape, verdicts)
         reasons.append(f"then {who}" if left else who)
         if not left:
             out["summary"] += f"; {who}" if out["summary"] else who
@@ -163,6 +171,13 @@ class Explaining(Judging):
         out["workers"] = [
             {"worker": w.name, "predicates": as_dicts(tests)} for w, tests in verdicts[:_WORKERS]
         ]
+
+    def _models_now(self, shape: Shape, verdicts: Verdicts) -> str:
+        """What the brain says of its models, where a task wants one that nobody holds now."""
+        fact = self.facts.get((PLACEMENT, ""))
+        if fact is None or not of_model(shape) or fitting(verdicts):
+            return ""
+        return f" ({str(fact.value.get('why'))[:_ERROR]})"
 
     def _leased(self, task: Task, out: dict[str, Any], est: Estimator) -> None:
         timing = self.durations.of(task)

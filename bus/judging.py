@@ -128,9 +128,9 @@ class Judging(Submitting):
         task.unmet -= 1
         self.dirty(task)
         if note and task.join and task.unmet <= 0 and task.state is TaskState.WAITING:
-            self.changes.results[task.no] = pack({"note": note})
+            value = self.changes.results[task.no] = pack({"note": note})
             self.move(task, TaskEvent.JOIN)
-            self.conclude(task, None, note=note)
+            self.conclude(task, value, note=note)
             return
         self.settle(task)
         self.touch_batch(task.batch)  # it may have ended before: skipped, for one of the tasks that feed it

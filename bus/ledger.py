@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .durations import ENDED_KEEP_S, KEEP_S, SCOPE, Durations
 from .errors import NotFound
-from .model import Batch, Changes, Effects, Fact, Send, Session, Task
+from .model import PLACEMENT_ASKS, Batch, Changes, Effects, Fact, Send, Session, Task
 from .states import (
     BATCH_ENDED,
     BATCH_STATE_NAMES,
@@ -42,6 +42,7 @@ class Ledger:
         self.peers: dict[bytes, Session] = {}
         self.counts = [0] * len(TaskState)
         self.owned: dict[str, dict[int, Task]] = {}  #: live tasks that end with a client's session
+        self.asks: dict[int, Task] = {}  #: of :data:`PLACEMENT_ASKS`; ended ones may still stand here
         self.next_no = 1
         self.next_batch = 1
         self.seq = 0
@@ -176,6 +177,8 @@ class Ledger:
         task.batch.counts[task.state] += 1
         task.batch.total += 1
         self.counts[task.state] += 1
+        if task.shape.type in PLACEMENT_ASKS:
+            self.asks[task.no] = task
 
     def add_batch(self, batch: Batch) -> None:
         """Index a new or loaded batch."""

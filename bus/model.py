@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from .states import STATE_NAMES, TERMINAL, BatchState, TaskState
-from .wire import Verb
+from .wire import MODEL_TYPES, Verb
 
 NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "rigbus")
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
@@ -38,6 +38,17 @@ class Shape:
     needs: tuple[str, ...] = ()
     view: str | None = None  #: id of the state folder that the worker must see
     depth: int = 0  #: how many handlers wait for it, one in another; at most :data:`MAX_DEPTH_SEEN`
+
+
+#: Scope of the facts that say which worker holds which model; its key "" is a line for people.
+PLACEMENT: Final = "placement"
+#: Types of the held joins by which anybody asks for a model to be loaded or unloaded (placements.py).
+PLACEMENT_ASKS: Final = frozenset({"load_llm", "unload_llm"})
+
+
+def of_model(shape: Shape) -> bool:
+    """Whether tasks of this shape want a worker that holds a model."""
+    return shape.cls == "llm" or shape.type in MODEL_TYPES
 
 
 @dataclass(frozen=True, slots=True)

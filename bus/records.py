@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 
 from .checks import policy_of, shape_of
-from .model import Batch, Task
+from .model import PLACEMENT_ASKS, Batch, Task
 from .states import BatchState, TaskState
 
 
@@ -172,7 +172,7 @@ def task_from(
     t = Task(no, batch, key, shape_of(spec, spec["type"]), policy_of(spec), created_at)
     t.state = TaskState(state)
     t.seq, t.priority, t.hold, t.ending = seq, priority, bool(hold), ending
-    t.join = bool(spec.get("join"))
+    t.join = bool(spec.get("join")) or t.shape.type in PLACEMENT_ASKS
     t.attempt, t.counts = attempt, (n_task, n_crash, n_infra)
     t.token_inc, t.token_seq, t.session = inc, tok, sys.intern(session)
     t.worker = sys.intern(worker) if worker is not None else None

@@ -80,6 +80,8 @@ class Seating(Asking):
         elif role == "brain":
             welcome |= self._seat_brain(session)
         self.fx.sends.append(Send(env.peer, Verb.WELCOME, welcome, corr=env.corr))
+        if role == "worker":
+            self.hand_placement(session.name)
 
     def _open_session(self, sid: str, role: str, name: str | None, peer: bytes) -> Session:
         session = self.sessions[sid] = Session(sid, role, peer, self.now)

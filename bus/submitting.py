@@ -15,7 +15,7 @@ from .checks import edge_refs, number, policy_of, shape_of, text, token
 from .edges import behind, find_cycle
 from .errors import Conflict, DefinitionError, NotFound, Refused
 from .leasing import Leasing
-from .model import Batch, Session, Task, called_from
+from .model import PLACEMENT_ASKS, Batch, Session, Task, called_from
 from .states import ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
 from .wire import MAX_BATCH, MAX_META_BYTES, MAX_PAYLOAD_BYTES, Envelope, pack
 
@@ -218,8 +218,9 @@ class Submitting(Leasing):
         task = Task(no, batch, key, shape_of(spec, type_), policy_of(spec), self.wall)
         priority = number(spec, "priority", 0, 10)
         task.priority = batch.priority if priority is None else int(priority)
-        task.join = bool(spec.get("join"))
-        task.hold = bool(spec.get("hold"))
+        asks = type_ in PLACEMENT_ASKS  # nobody runs it: it ends when the brain says so
+        task.join = asks or bool(spec.get("join"))
+        task.hold = asks or bool(spec.get("hold"))
         deadline_s = number(spec, "deadline_s", 0, 1e9)
         if deadline_s is not None:
             task.deadline = self.now + deadline_s

@@ -46,6 +46,17 @@ class RunningTask(_Open):
     elapsed_s: float = Field(default=0.0, ge=0)
 
 
+class PlacementReading(_Open):
+    """Which model a model worker holds, or how far it is on its way there."""
+
+    generation: int = Field(default=0, ge=0, description="of the last placement that it has heard of")
+    phase: str = Field(default="cold", description="cold, asking, loading, hot, emptying, unloading, failed")
+    model: str | None = None
+    share: float = Field(default=0.0, ge=0, le=1, description="of the loading")
+    since_s: float = Field(default=0.0, ge=0)
+    message: str = ""
+
+
 class WorkerTelemetry(_Open):
     """A worker's heartbeat, once a second on ``hb.<worker>``."""
 
@@ -63,6 +74,7 @@ class WorkerTelemetry(_Open):
     load: float | None = Field(default=None, ge=0, description="1 minute load average of the machine")
     rss_bytes: int | None = Field(default=None, ge=0)
     gpu: GpuReading | None = None
+    placement: PlacementReading | None = None
 
 
 class TaskCounts(_Open):
@@ -90,6 +102,7 @@ class WorkerStatus(_Open):
     heartbeat_age_s: float | None = None
     tasks: list[str] = Field(default_factory=list, description="ids of the tasks it holds")
     gpu: GpuReading | None = None
+    placement: PlacementReading | None = None
 
 
 class BatchStatus(_Open):

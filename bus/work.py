@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from .errors import BadFrame, DefinitionError
-from .wire import MAX_BATCH, MAX_DEPTH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, pack
+from .wire import MAX_BATCH, MAX_DEPTH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, MODEL_TYPES, pack
 
 RIGBUS: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "rigbus")
 MESSAGE_BYTES: Final = 4 << 20  #: payloads of one SUBMIT
@@ -126,6 +126,12 @@ def _edge(ref: Any, keys: Mapping[int, str]) -> Any:
     return _reference(ref, keys)
 
 
+def _model_named(task: Task) -> list[str]:
+    """A request that names its model goes to a worker that holds it: the broker does not read payloads."""
+    model = task.payload.get("model") if isinstance(task.payload, Mapping) else None
+    return [f"model:{model}"] if task.type in MODEL_TYPES and isinstance(model, str) and model else []
+
+
 def _spec(task: Task, key: str, keys: Mapping[int, str], orphan: str) -> dict[str, Any]:
     spec: dict[str, Any] = {"key": key, "type": task.type}
     if task.cls is not None:
@@ -141,8 +147,9 @@ def _spec(task: Task, key: str, keys: Mapping[int, str], orphan: str) -> dict[st
         policy["backoff_s"] = task.backoff_s
     if policy:
         spec["policy"] = policy
-    if task.needs:
-        spec["needs"] = list(task.needs)
+    needs = list(dict.fromkeys([*task.needs, *_model_named(task)]))
+    if needs:
+        spec["needs"] = needs
     if task.after:
         spec["after"] = [_edge(ref, keys) for ref in task.after]
     if task.meta:

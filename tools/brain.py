@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import config_option, process_log, state_option, where
+from .common import config_option, process_log, settings_of, state_option, where
 
 
 @click.command()
@@ -17,4 +17,4 @@ def brain(state: Path | None, config: Path | None) -> int:
     from ..agents.brain.service import main
 
     process_log("brain")
-    return main(where(state, None, config).state)
+    return main(where(state, None, config).state, settings_of(config))

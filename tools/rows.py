@@ -43,8 +43,19 @@ def status_object(answer: Row, mode: str) -> dict[str, Any]:
 
 def worker_object(row: Row) -> dict[str, Any]:
     """A worker of a status."""
-    keys = ("id", "state", "classes", "model", "heartbeat_age_s", "tasks", "gpu", "pid", "slots", "types")
+    keys = ["id", "state", "classes", "model", "heartbeat_age_s", "tasks", "gpu", "placement"]
+    keys += ["pid", "slots", "types"]
     return {key: row.get(key) for key in keys}
+
+
+def model_words(worker: Row) -> str:
+    """The model of a worker's row, and how far it is where it is not hot."""
+    placement = worker.get("placement") or {}
+    phase = placement.get("phase")
+    if phase in (None, "hot"):
+        return str(worker.get("model") or "").rpartition("/")[2]
+    share = f" {placement.get('share') or 0.0:.0%}" if phase == "loading" else ""
+    return " ".join(word for word in (str(placement.get("model") or ""), f"{phase}{share}") if word)
 
 
 def batch_object(row: Row) -> dict[str, Any]:

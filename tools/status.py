@@ -13,7 +13,7 @@ from . import render
 from .common import print_json, rig_options
 from .files import Folder
 from .reach import reach
-from .rows import status_object
+from .rows import model_words, status_object
 
 
 @click.command()
@@ -76,7 +76,7 @@ def worker_table(workers: list[Any]) -> list[str]:
             w["state"],
             f"{len(w['tasks'])}" + (f"/{w['slots']}" if w.get("slots") else ""),
             ",".join(w["classes"] or ()),
-            w["model"],
+            model_words(w),
             render.duration(w["heartbeat_age_s"]) + " ago" if w["heartbeat_age_s"] is not None else None,
         )
         for w in workers

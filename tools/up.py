@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +18,6 @@ from .common import HANDED_ON, print_json, rig_options, settings_of, talk, where
 if TYPE_CHECKING:
     from ..agents.supervisor_core import ChildSpec
     from ..bus.paths import RigPaths
-
-MODEL_AGENT: Final = "rigbus.agents.llm:ModelAgent"
 
 
 @click.command()
@@ -129,12 +127,7 @@ def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:
         for n in range(1, entry["count"] + 1):
             name = base if entry["count"] == 1 else f"{base}-{n}"
             extra.append(agent_spec(name, entry["spec"], cwd=Path.cwd(), slots=entry["slots"]))
-    if settings["model"] is not None:
-        file = Path(settings["model"]).absolute()
-        if not file.is_file():
-            raise ConfigError(f"the model {file} is no file; give the path of a GGUF file with --model")
-        spec = agent_spec("model-1", MODEL_AGENT, cwd=Path.cwd(), env={"RIGBUS_MODEL": str(file)})
-        extra.append(spec)
+    extra += _model_workers(settings, gpus)
     specs = rig_specs(workers, slots=settings["slots"], gpus=gpus, extra=extra)
     names = [spec.name for spec in specs]
     for name in names:
@@ -143,6 +136,27 @@ def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:
                 f"[[agents]]: two processes are named {name!r}; give each entry a name of its own"
             )
     return specs
+
+
+def _model_workers(settings: dict[str, Any], gpus: int) -> list[ChildSpec]:
+    """One for each card, at least one, where the catalogue has a model.
+
+    Raises:
+        ConfigError: --model names no file.
+    """
+    from ..agents.supervisor_children import model_worker_spec
+
+    if settings["model"] is not None and not Path(settings["model"]).is_file():
+        raise ConfigError(
+            f"the model {settings['model']} is no file; give the path of a GGUF file with --model"
+        )
+    if settings["model"] is None and not settings["models"]:
+        return []
+    seats = (settings.get("placement") or {}).get("seats") or gpus or 1
+    return [
+        model_worker_spec(f"model-{n}", cards=str((n - 1) % gpus) if gpus else "")
+        for n in range(1, seats + 1)
+    ]
 
 
 def _say(text: str, *, err: bool = True) -> None:

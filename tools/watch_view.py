@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from . import render
-from .rows import ENDED
+from .rows import ENDED, model_words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -254,7 +254,7 @@ def _workers(workers: list[Row], frame: Frame) -> Table:
     for worker in workers:
         state = str(worker["state"])
         style = _STYLES.get(state, "dim")
-        model = render.clean(str(worker.get("model") or "")).rpartition("/")[2][:20]
+        model = render.clean(model_words(worker))[:20]
         runs = Text(render.clean(_runs(worker, frame)))
         table.add_row(
             Text("●", style=style),

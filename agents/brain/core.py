@@ -61,7 +61,14 @@ class LookAgain:
     batch: str
 
 
-Work = PlanBatch | ExpandTemplate | Judge | CheckAbort | Unblock | LookAgain
+@dataclass(frozen=True, slots=True)
+class PlaceModels:
+    """Look which worker should hold which model. Of no batch."""
+
+    batch: str = ""
+
+
+Work = PlanBatch | ExpandTemplate | Judge | CheckAbort | Unblock | LookAgain | PlaceModels
 
 _ABORTING = frozenset({"dead", "expired"})
 _BAD = frozenset({"dead", "expired", "cancelled", "skipped"})

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +29,13 @@ from ...plans.model import Plan
 from ...plans.parser import parse_plan
 from . import core, planner
 from .expanding import Expanding
+from .placements import Placements, placing_of
+from .placing import Placing
 
 log = logging.getLogger(__name__)
 
 _CACHED_PLANS: Final = 64
+_PLACE: Final = core.PlaceModels()
 _REQUEST_S: Final = 30.0
 
 
@@ -42,12 +46,13 @@ class _Stop(BaseException):
 class Brain:
     """One brain on one rig. ``run`` returns the exit code."""
 
-    def __init__(self, paths: RigPaths, endpoint: str) -> None:
+    def __init__(self, paths: RigPaths, endpoint: str, placing: Placing | None = None) -> None:
         self.paths = paths
         self.link = Connection(endpoint, role="brain", name="brain", build=__version__)
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
         self.expanding = Expanding(self)
+        self.placements = Placements(self, placing or Placing({}))
         self.epoch = 0
         self._events: zmq.Socket[bytes] | None = None
         self._generation = 0
@@ -96,6 +101,8 @@ class Brain:
             self._generation = self.link.generation
             self._seated()
         self._hear_events()
+        if self.epoch and self.placements.due(time.monotonic()) and _PLACE not in self.work:
+            self.work.appendleft(_PLACE)
         if self.work and self.epoch:
             self.do(self.work.popleft())
 
@@ -115,6 +122,7 @@ class Brain:
     def _forget(self) -> None:
         self.work.clear()
         self.expanding.clear()
+        self.placements.forget()
 
     def _subscribe(self, endpoint: str) -> None:
         if self._events is not None:
@@ -238,6 +246,9 @@ class Brain:
             # a recorded value or row that no rule of ours foresaw: one batch may fail for it, not the brain of all
             log.exception("batch %s", work.batch)
             why = f"the brain cannot go on with it ({type(e).__name__}: {e!s:.200}); see brain.log, and submit it again"
+        if not work.batch:
+            log.warning("%s", why)
+            return
         log.warning("batch %s fails: %s", work.batch, why)
         self.tell({"fail": [{"batch": work.batch, "error": why}]})
 
@@ -253,6 +264,8 @@ class Brain:
             _, batches, rows = self._read_snapshot()
             due = core.work_of_snapshot(batches, rows)
             self.work += [w for w in due if isinstance(w, core.ExpandTemplate) and w.batch == work.batch]
+        elif isinstance(work, core.PlaceModels):
+            self.placements.turn(time.monotonic())
         elif isinstance(work, core.Judge):
             self.tell({"verdicts": [{"id": work.task, **core.verdict(work.state)}]})
         else:
@@ -272,6 +285,14 @@ class Brain:
             header |= {"batch": batch, "tasks": message.specs}
             body = message.payloads
         return self.link.request(Verb.BRAIN, header, body, timeout_s=_REQUEST_S).header
+
+    def query(self, what: str, **more: Any) -> dict[str, Any]:
+        """The header of QUERY's answer."""
+        return self.link.request(Verb.QUERY, {"what": what, **more}, timeout_s=_REQUEST_S).header
+
+    def submit(self, batch: dict[str, Any], specs: list[dict[str, Any]], payloads: list[bytes]) -> None:
+        """SUBMIT of the brain's own tasks."""
+        self.link.request(Verb.SUBMIT, {"batch": batch, "tasks": specs}, payloads, timeout_s=_REQUEST_S)
 
     def plan(self, batch_id: str) -> None:
         """Declare a batch's tasks, then close it; the last message does both."""
@@ -411,10 +432,10 @@ def _unpack(data: bytes) -> Any:
         raise planner.Unplannable(f"a recorded list cannot be read ({e}); retry its task") from None
 
 
-def main(state: Path | None = None) -> int:
-    """One brain process; the exit code."""
+def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -> int:
+    """One brain process; the exit code. ``settings`` as ``Settings.model_dump`` has them: which models there are."""
     rig = find_rig(state)
     started = time.monotonic()
-    code = Brain(rig.paths, rig.endpoints["commands"]).run()
+    code = Brain(rig.paths, rig.endpoints["commands"], placing_of(settings or {})).run()
     log.info("brain ended after %.1f s", time.monotonic() - started)
     return code

@@ -33,6 +33,7 @@ WORDS: Final = ("low", "normal", "high", "urgent")
 LLM_TYPES: Final = frozenset({"generate", "decide", "parse", "transform"})
 CLASSES: Final = frozenset({"cpu", "script", "llm", "brain"})
 _MODEL_TYPES: Final = frozenset({"resource", "meta", "system"})
+_PLACEMENTS: Final = frozenset({"load_llm", "unload_llm"})
 _MODEL_COMMANDS: Final = frozenset(
     {"load_llm", "unload_llm", "load_split_llm", "unload_split_llm", "cleanup_split_runtime"}
     | {"reset_gpu_runtime", "reset_split_runtime", "orchestrator_full_reset"}
@@ -199,8 +200,12 @@ def _task_order(task_id: str, type_: str, fields: dict[str, Any]) -> TaskOrder:
     command = fields.get("command")
     class_ = _text(fields, "task_class", 40, "").lower()
     models = type_ in _MODEL_TYPES or class_ in ("resource", "meta")
-    if models or (isinstance(command, str) and command.strip() in _MODEL_COMMANDS):
-        what = f"{shown(str(command or type_))[:60]}: models are not loaded or unloaded by task files; the rig does it"
+    op = next((word for word in (type_, str(command).strip()) if word in _PLACEMENTS), None)
+    # what their kill_plan writes is meant for workers that it has just restarted: ours load by themselves
+    if op is not None and fields.get("created_by") != "kill_plan":
+        return _placement_order(task_id, op, fields)
+    if op or models or (isinstance(command, str) and command.strip() in _MODEL_COMMANDS):
+        what = f"{shown(str(command or type_))[:60]}: not done by task files; the rig does it"
         fix = "leave it out; `rigbus up --model FILE` serves a model, and tasks of class llm wait for one by themselves"
         raise Invalid(Problem(what, "type", fix))
     if fields.get("foreach") is not None:
@@ -230,6 +235,23 @@ def _task_order(task_id: str, type_: str, fields: dict[str, Any]) -> TaskOrder:
         spec["meta"]["depends_on"] = list(names)
     _check_bytes(payload)
     return TaskOrder(task_id, name, batch, spec, payload, author_fields(fields), names, " ".join(notes))
+
+
+def _placement_order(task_id: str, op: str, fields: dict[str, Any]) -> TaskOrder:
+    """A model to be loaded or unloaded; which one, and where, may be left to the rig."""
+    model = _text(fields, "llm_model", 200, "") or _text(fields, "model", 200, "")
+    worker = _text(fields, "worker", 200, "") or _text(fields, "target_worker", 200, "")
+    name = _text(fields, "name", 200, "") or task_id
+    meta = {
+        "file_id": task_id,
+        "executor": "brain",
+        "created_by": _text(fields, "created_by", 100, "file"),
+        "model": model,
+        "worker": worker,
+    }
+    priority = _priority(fields.get("priority", 5), "priority")
+    spec = {"type": op, "class": "meta", "name": name, "priority": priority, "meta": meta}
+    return TaskOrder(task_id, name, _text(fields, "batch_id", 200, ""), spec, {}, author_fields(fields))
 
 
 def _shell_task(

@@ -158,7 +158,7 @@ class TestWhatAFileAsksFor:
             ({**SHELL, "type": "conjure"}, "'conjure' is unknown", "shell"),
             ({**SHELL, "type": None}, "type is missing", "add"),
             ({"type": "meta", "command": "load_llm", "created_by": "kill_plan"}, "load_llm", "--model"),
-            ({"type": "resource", "command": "unload_llm"}, "unload_llm", "--model"),
+            ({"type": "resource", "command": "load_split_llm"}, "load_split_llm", "--model"),
             ({"type": "system", "command": "orchestrator_full_reset"}, "orchestrator", "--model"),
             ({"type": "generate"}, "prompt is missing", "add"),
             ({**SUBMITTED, "config": []}, "config is []", "object"),

@@ -26,6 +26,8 @@ INTERFACE_VERBS = [
     "worker",
     "bridge",
     "down",
+    "load",
+    "unload",
     "pause",
     "resume",
     "drain",

@@ -1,0 +1,159 @@
+"""Placement on the wire: what the broker shows becomes a view, what was decided becomes messages (docs/adr/0013)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from ...bus.wire import pack
+from . import placing
+from .placing import Action, Ask, Chosen, Done, Failed, Place, Placing, Request, Seat, View, Want
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+MOVING_LOOK_S: Final = 0.25
+BATCH: Final = "placement"  #: key of the batch of this module's own asks
+SCOPE: Final = "placement"
+
+
+class Bus(Protocol):
+    """What the brain's process offers to this part of it."""
+
+    def tell(self, header: dict[str, Any]) -> dict[str, Any]:
+        """One atomic BRAIN message; the broker's answer."""
+
+    def query(self, what: str, **more: Any) -> dict[str, Any]:
+        """The header of QUERY's answer."""
+
+    def submit(self, batch: dict[str, Any], specs: list[dict[str, Any]], payloads: list[bytes]) -> None:
+        """SUBMIT."""
+
+
+class Placements:
+    """Looks once a second, more often while a model is on its way."""
+
+    def __init__(self, bus: Bus, core: Placing) -> None:
+        self._bus = bus
+        self._core = core
+        self._look_at = 0.0
+        self._why = ""
+
+    def due(self, now: float) -> bool:
+        """Is it time to look again?"""
+        return now >= self._look_at
+
+    def forget(self) -> None:
+        """Look at once: this brain has (again) the seat."""
+        self._look_at = 0.0
+        self._why = ""
+
+    def turn(self, now: float) -> None:
+        """Look, decide, and say what was decided.
+
+        Raises:
+            Busy, Unreachable, NotFound, Refused: what the broker said.
+        """
+        view, revs = view_of(self._bus.query(SCOPE))
+        self._look_at = now + (MOVING_LOOK_S if view.asks else LOOK_S)
+        for action in self._core.step(view, now):
+            self._perform(action, revs)
+        self._explain(self._core.why(view), revs)
+
+    def _perform(self, action: Action, revs: Mapping[str, int]) -> None:
+        match action:
+            case Place(seat, model, ask):
+                entry = self._core.catalogue.get(model or "")
+                value = {
+                    "generation": seat.chosen.generation + 1,
+                    "model": model,
+                    "spec": dict(entry.spec) if entry is not None else None,
+                    "ask": ask.id,
+                    "automatic": ask.automatic,
+                    "at": time.time(),
+                }
+                log.info("%s is to hold %s", seat.worker, model or "nothing")
+                self._fact(seat.worker, value, revs)
+            case Done(ask, note):
+                self._bus.tell({"release": [ask.id], "notes": {ask.id: note}})
+            case Failed(ask, error):
+                log.warning("%s %s: %s", ask.op, ask.model or ask.worker, error)
+                self._bus.tell({"fail": [{"task": ask.id, "error": error}]})
+            case Request(key, op, model, worker, why):
+                log.info("%s of %s on %s: %s", op, model, worker or "any worker", why)
+                meta = {"model": model, "worker": worker, "automatic": True, "why": why}
+                spec = {"key": key, "type": op, "class": "meta", "name": f"{op} {model}", "meta": meta}
+                batch = {"key": BATCH, "kind": "calls", "name": BATCH}
+                self._bus.submit(batch, [spec], [pack({})])
+
+    def _explain(self, why: str, revs: Mapping[str, int]) -> None:
+        """The line that `why` shows with work that waits for a model."""
+        if why != self._why:
+            self._fact("", {"why": why}, revs)
+            self._why = why
+
+    def _fact(self, key: str, value: dict[str, Any], revs: Mapping[str, int]) -> None:
+        self._bus.tell({"facts": [{"scope": SCOPE, "key": key, "rev": revs.get(key, 0), "value": value}]})
+
+
+def view_of(answer: Mapping[str, Any]) -> tuple[View, dict[str, int]]:
+    """QUERY ``placement``'s answer as the core wants it, and the revisions of its facts."""
+    facts = {str(f["key"]): f for f in answer["facts"]}
+    seats = [_seat(row, facts.get(str(row["id"]))) for row in answer["workers"]]
+    asks = [_ask(row) for row in answer["rows"] if not row.get("ending")]
+    wants = [
+        Want(w["type"], w["class"], frozenset(w["needs"]), int(w["n"]), float(w["waits_s"]))
+        for w in answer["demand"]
+    ]
+    ordered = sorted(seats, key=lambda s: _natural(s.worker))
+    return View(ordered, asks, wants), {key: int(f["rev"]) for key, f in facts.items()}
+
+
+def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
+    said, info = row.get("placement") or {}, row.get("info") or {}
+    value = (fact or {}).get("value") or {}
+    chosen = Chosen(int(value.get("generation") or 0), value.get("model"), str(value.get("ask") or ""))
+    return Seat(
+        worker=str(row["id"]),
+        group=str(info.get("group") or row["id"]),
+        chosen=chosen,
+        generation=int(said.get("generation") or 0),
+        phase=str(said.get("phase") or "cold"),
+        model=said.get("model"),
+        share=float(said.get("share") or 0.0),
+        since_s=float(said.get("since_s") or 0.0),
+        message=str(said.get("message") or ""),
+        leases=int(row["leases"]),
+        willing=bool(row["willing"]),
+        role=str(info.get("role") or "worker"),
+    )
+
+
+def _ask(row: Mapping[str, Any]) -> Ask:
+    meta = row.get("meta") or {}
+    return Ask(
+        id=str(row["id"]),
+        batch=str(row["batch"]),
+        op=str(row["type"]),
+        model=str(meta.get("model") or ""),
+        worker=str(meta.get("worker") or ""),
+        automatic=bool(meta.get("automatic")),
+    )
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """model-2 before model-10."""
+    head, _, tail = name.rpartition("-")
+    return (head, int(tail)) if tail.isdigit() and len(tail) < 10 else (name, 0)
+
+
+def placing_of(settings: Mapping[str, Any]) -> Placing:
+    """The core for a rig's settings (as ``Settings.model_dump`` has them)."""
+    from .catalogue import entries_of
+
+    entries, default = entries_of(settings)
+    wanted = settings.get("placement") or {}
+    known = {name: wanted[name] for name in placing.Settings.__dataclass_fields__ if name in wanted}
+    return Placing(entries, placing.Settings(**known), default)

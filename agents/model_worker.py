@@ -1,0 +1,172 @@
+"""A worker that holds a model: ``python -m rigbus.agents.model_worker``. What it holds, the brain decides (docs/adr/0013).
+
+Cold it offers nothing. Hot it offers the class ``llm``: the handlers of :class:`.llm.ModelAgent`, and commands of that class.
+It is a process of its own beside the worker of commands on the same card: as many requests as the model answers at once,
+and a command that waits for a model takes no slot from one that does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from ..bus.errors import ConfigError, RigbusError
+from .context import TaskContext
+from .lifeline import lifeline_fd
+from .llm import ModelAgent
+from .loop import ALIVE_VARIABLE, Loop, Peer
+from .models.opening import open_model, tags
+from .models.protocol import PARALLEL, Model
+from .models.seat import Seat
+from .models.seat_core import Wanted
+from .process import processes
+from .runners import ThreadRunner, run_handler
+from .serve import Place, inherited_fd, leave
+from .shell import ShellRunner
+from .spawned import SpawnedRunner
+from .worker import place_of
+from .worker_events import Drain, Lease, Outcome, Serve
+from .worker_run import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+GROUP = "pcie-0"  #: cards that share a link share this token
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWorkerOptions:
+    """``slots``: requests and commands of class llm at once. ``cards``: CUDA_VISIBLE_DEVICES, "" for those of the machine.
+
+    ``group``: one model is loaded at a time in it; "" for any number.
+    """
+
+    slots: int = PARALLEL
+    cards: str = ""
+    group: str = GROUP
+    env_pass: tuple[str, ...] = ()
+
+
+class ModelWorker:
+    """Serves one rig from the calling thread (:meth:`run`); :meth:`stop` from any other."""
+
+    def __init__(self, place: Place, options: ModelWorkerOptions | None = None) -> None:
+        if place.state is None:
+            raise ConfigError("a model worker must see the rig's state folder; give --state DIR")
+        self.place = place
+        self.options = options or ModelWorkerOptions()
+        if self.options.cards:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.options.cards
+        self.agent = ModelAgent()
+        self._specs = self.agent.specs()
+        self._ctx: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        lifeline = lifeline_fd()
+        self.loop = Loop(
+            Peer(place.name, place.commands, place.heartbeats),
+            ctx=self._ctx,
+            state=place.state,
+            alive_fd=inherited_fd(ALIVE_VARIABLE),
+            lifeline_fd=lifeline,
+        )
+        timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
+        self._threads = ThreadRunner(self._run, self.options.slots, self.loop.post, place.logs, timeouts)
+        self.loop.add(tuple(self._specs), self._threads)
+        self._add_commands(place.state, supervised=lifeline is not None)
+        self.seat = Seat(
+            self.loop,
+            group=self.options.group or None,
+            open_model=self._open,
+            on_model=self._offer,
+            runs=lambda: len(self.loop.core.runs) if self.loop.core is not None else 0,
+            clock=self.loop.clock,
+        )
+        self.loop.add((), self.seat)
+        self.loop.on_control(self.seat.control)
+        self.loop.on_placement(self.seat.report)
+
+    def _add_commands(self, state: Path, *, supervised: bool) -> None:
+        procs = processes()
+        helpers = SpawnedRunner(self.loop, procs, state, lambda lease: {}, None)
+        shell = ShellRunner(
+            self.loop, procs, helpers, state, env_pass=self.options.env_pass, supervised=supervised
+        )
+        self.loop.add(("shell",), shell)
+        self.loop.add((), helpers)
+
+    def config(self) -> WorkerConfig:
+        """What it offers while it holds nothing."""
+        return WorkerConfig(
+            slots=self.options.slots,
+            types=(),
+            classes=(),
+            info={"seat": True, "cards": self.options.cards, "group": self.options.group},
+            threaded=frozenset(self._specs),
+            timeouts={s.type: s.options.timeout_s for s in self._specs.values()},
+        )
+
+    def run(self) -> int:
+        """Serve until drained; the exit code (see :meth:`Loop.run`)."""
+        self.agent.join_rig({"endpoint": self.place.commands, "state": str(self.place.state)}, self._ctx)
+        return self.loop.run(self.config())
+
+    @property
+    def hangs(self) -> bool:
+        """Is a handler's thread still at work although the loop has ended?"""
+        return self._threads.busy
+
+    def stop(self, *, fast: bool = False) -> None:
+        """Drain, from any thread."""
+        self.loop.post(Drain(fast=fast))
+
+    def _run(self, lease: Lease, task: TaskContext) -> Outcome:
+        return run_handler(self.agent, self._specs[lease.type], lease, task, self.place.results)
+
+    def _open(self, wanted: Wanted) -> Model:
+        logs = self.place.logs
+        name = wanted.model or ""
+        return open_model(
+            name, wanted.spec or {}, logs / f"model-{self.place.name}.log" if logs is not None else None
+        )
+
+    def _offer(self, wanted: Wanted | None, model: Model | None) -> None:
+        if wanted is None or model is None:
+            self.loop.post(Serve((), ()))
+            return
+        self.agent.model = model
+        needs = tags(wanted.model or "", wanted.spec or {})
+        self.loop.post(Serve(("shell", *self._specs), ("llm",), needs))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The process's entry: options as words, signals from the supervisor, exit code to it."""
+    parser = argparse.ArgumentParser(
+        prog="rigbus.agents.model_worker", description="One model worker of a rig."
+    )
+    parser.add_argument("--state", type=Path, help="the rig's state folder")
+    parser.add_argument("--name", default=f"model-{os.getpid()}")
+    parser.add_argument("--slots", type=int, default=PARALLEL)
+    parser.add_argument("--cards", default="", help="CUDA_VISIBLE_DEVICES of its models")
+    parser.add_argument("--group", default=GROUP, help="one model is loaded at a time in it")
+    parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
+    a = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {a.name} %(levelname)s %(message)s")
+    hangs = False
+    try:
+        processes().become_subreaper()
+        options = ModelWorkerOptions(a.slots, a.cards, a.group, tuple(a.env_pass))
+        worker = ModelWorker(place_of(a.name, a.state), options)
+        code, hangs = worker.run(), worker.hangs
+    except RigbusError as e:
+        print(f"{a.name}: {e}", file=sys.stderr)
+        code = e.exit_code
+    leave(code, hard=hangs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The way of a worker from one model to the next, without a model."""
+
+from __future__ import annotations
+
+from rigbus.agents.models.seat_core import (
+    ANSWER_S,
+    RETRY_S,
+    Action,
+    Close,
+    Closed,
+    DropToken,
+    Event,
+    Loads,
+    Offer,
+    Open,
+    Placed,
+    SeatCore,
+    TakeToken,
+    Token,
+    Unused,
+    Wanted,
+)
+
+A = Wanted(1, "a", {"path": "/a"})
+B = Wanted(2, "b", {"path": "/b"})
+NONE = Wanted(2)
+
+
+def after(*events: Event) -> tuple[SeatCore, list[Action]]:
+    """A seat after these events, and what the last one brought."""
+    seat, actions = SeatCore(), list[Action]()
+    for event in events:
+        actions = seat.step(event, 0.0)
+    return seat, actions
+
+
+HOT = (Placed(A), Token(True), Loads(ready=True))
+
+
+def test_a_model_is_loaded_under_the_token_and_offered_when_it_is_ready() -> None:
+    seat, _ = after(Placed(A))
+    assert (seat.phase, seat.due(0.0)) == ("asking", [TakeToken()])
+    assert seat.due(1.0) == [], "one question at a time"
+    assert seat.step(Token(True), 1.0) == [Open(A)]
+    assert seat.step(Loads(share=0.4), 2.0) == []
+    assert seat.report(2.0) == {
+        "generation": 1,
+        "phase": "loading",
+        "model": "a",
+        "share": 0.4,
+        "since_s": 1.0,
+    }
+    assert seat.step(Loads(ready=True), 3.0) == [DropToken(), Offer(A)]
+    assert seat.phase == "hot"
+
+
+def test_a_token_that_another_holds_is_asked_for_again() -> None:
+    seat, _ = after(Placed(A))
+    seat.due(0.0)
+    assert seat.step(Token(False, by="model-2"), 1.0) == []
+    assert "model-2" in seat.report(1.0)["message"]
+    assert seat.due(1.0 + RETRY_S / 2) == []
+    assert seat.due(1.0 + RETRY_S) == [TakeToken()]
+
+
+def test_a_question_that_is_never_answered_is_asked_again() -> None:
+    seat, _ = after(Placed(A))
+    seat.due(0.0)
+    assert seat.due(ANSWER_S) == [TakeToken()]
+
+
+def test_the_offer_goes_first_then_what_uses_it_then_the_model() -> None:
+    seat, actions = after(*HOT, Placed(NONE))
+    assert (seat.phase, actions) == ("emptying", [Offer(None)])
+    assert seat.step(Unused(), 0.0) == [Close()]
+    assert seat.report(0.0)["model"] == "a", "it is there until its process is gone"
+    assert seat.step(Closed(), 0.0) == [DropToken()]
+    assert (seat.phase, seat.report(0.0)["model"]) == ("cold", None)
+
+
+def test_one_model_after_the_other() -> None:
+    seat, _ = after(*HOT, Placed(B), Unused(), Closed())
+    assert (seat.phase, seat.due(0.0)) == ("asking", [TakeToken()])
+    assert seat.step(Token(True), 0.0) == [Open(B)]
+
+
+def test_the_same_model_under_a_new_number_stays() -> None:
+    again = Wanted(5, "a", {"path": "/a"})
+    seat, actions = after(*HOT, Placed(again))
+    assert (seat.phase, actions, seat.report(0.0)["generation"]) == ("hot", [], 5)
+
+
+def test_one_that_is_wanted_again_while_it_empties_is_offered_again() -> None:
+    again = Wanted(3, "a", {"path": "/a"})
+    seat, actions = after(*HOT, Placed(NONE), Placed(again))
+    assert (seat.phase, actions) == ("hot", [Offer(again)])
+
+
+def test_an_older_placement_changes_nothing() -> None:
+    seat, actions = after(Placed(B), Placed(A))
+    assert (seat.wanted, actions) == (B, [])
+
+
+def test_another_order_ends_a_load() -> None:
+    seat, actions = after(Placed(A), Token(True), Placed(NONE))
+    assert (seat.phase, actions) == ("unloading", [Close()])
+    assert seat.step(Closed(), 0.0) == [DropToken()]
+
+
+def test_another_order_while_it_asks() -> None:
+    seat, actions = after(Placed(A), Placed(NONE))
+    assert (seat.phase, actions) == ("cold", [DropToken()])
+    assert seat.step(Token(True), 0.0) == [DropToken()], "the answer came too late: nobody needs the token"
+
+
+def test_what_cannot_be_loaded_stays_failed_until_it_is_placed_anew() -> None:
+    seat, actions = after(Placed(A), Token(True), Loads(failed="no GGUF"))
+    assert (seat.phase, actions) == ("failed", [Close()])
+    assert seat.step(Closed(), 0.0) == [DropToken()]
+    assert (seat.phase, seat.report(0.0)["message"]) == ("failed", "no GGUF")
+    assert seat.due(100.0) == []
+    seat.step(Placed(Wanted(3, "a", {"path": "/a"})), 0.0)
+    assert seat.phase == "asking"
+
+
+def test_a_hot_model_that_fails_is_no_longer_offered() -> None:
+    seat, actions = after(*HOT, Loads(failed="its file is gone"))
+    assert (seat.phase, actions) == ("failed", [Offer(None), Close()])
+
+
+def test_what_comes_while_a_failed_one_is_put_away_is_done_next() -> None:
+    seat, _ = after(Placed(A), Token(True), Loads(failed="no GGUF"), Placed(B), Closed())
+    assert (seat.phase, seat.wanted) == ("asking", B)
+
+
+def test_a_control_that_says_nothing_usable_is_none() -> None:
+    for header in (
+        {},
+        {"generation": 0, "model": "a", "spec": {}},
+        {"generation": True},
+        {"generation": 1, "model": 7},
+        {"generation": 1, "model": "a", "spec": None},
+    ):
+        assert Wanted.of(header) is None
+    assert Wanted.of({"generation": 4, "model": None, "spec": None, "ask": "x"}) == Wanted(4)

@@ -1,0 +1,249 @@
+"""Which worker holds which model: the brain's decisions, without a rig."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from rigbus.agents.brain.placing import (
+    LOAD,
+    UNLOAD,
+    Action,
+    Ask,
+    Chosen,
+    Done,
+    Entry,
+    Failed,
+    Place,
+    Placing,
+    Request,
+    Seat,
+    Settings,
+    View,
+    Want,
+)
+
+SMALL = Entry("small", {"path": "/m/small.gguf"}, load_s=4.0)
+LARGE = Entry("large", {"path": "/m/large.gguf"}, tier=2, load_s=40.0)
+LLM = Want("generate", "llm", frozenset(), 3, waits_s=5.0)
+SCRIPT = Want("shell", "script", frozenset(), 2, waits_s=5.0)
+QUIET = Settings(hot_at_start=0)
+
+
+def core(*entries: Entry, settings: Settings = QUIET) -> Placing:
+    found = {e.name: e for e in entries or (SMALL, LARGE)}
+    return Placing(found, settings, next(iter(found)))
+
+
+def cold(n: int = 1, group: str = "pcie-0", **more: Any) -> Seat:
+    return Seat(f"model-{n}", group, Chosen(), **more)
+
+
+def hot(n: int = 1, model: str = "small", group: str = "pcie-0", **more: Any) -> Seat:
+    more.setdefault("since_s", 1000.0)
+    return Seat(f"model-{n}", group, Chosen(1, model, "old"), 1, "hot", model, 1.0, **more)
+
+
+def loading(n: int = 1, model: str = "small", ask: str = "a", group: str = "pcie-0") -> Seat:
+    return Seat(f"model-{n}", group, Chosen(1, model, ask), 1, "loading", model, 0.5)
+
+
+def load(model: str = "small", worker: str = "", id_: str = "a", *, automatic: bool = False) -> Ask:
+    return Ask(id_, "b", LOAD, model, worker, automatic)
+
+
+def decide(
+    placing: Placing,
+    *seats: Seat,
+    asks: tuple[Ask, ...] = (),
+    wants: tuple[Want, ...] = (),
+    now: float = 0.0,
+) -> list[Action]:
+    return placing.step(View(seats, asks, wants), now)
+
+
+class TestAsks:
+    def test_a_cold_worker_is_chosen_before_one_that_holds_another_model(self) -> None:
+        (action,) = decide(core(), hot(1, "large"), cold(2), asks=(load(),))
+        assert isinstance(action, Place)
+        assert (action.seat.worker, action.model) == ("model-2", "small")
+
+    def test_the_longest_idle_model_gives_way(self) -> None:
+        placing = core()
+        one, two = hot(1, "large", leases=1), hot(2, "large")
+        decide(placing, one, two, now=0.0)
+        one = replace(one, leases=0)
+        (action,) = decide(placing, one, two, asks=(load(),), now=50.0)
+        assert isinstance(action, Place) and action.seat.worker == "model-2"
+
+    def test_what_is_used_does_not_give_way(self) -> None:
+        assert decide(core(), hot(1, "large", leases=1), asks=(load(),)) == []
+
+    def test_what_a_person_names_gives_way_when_it_is_empty(self) -> None:
+        (action,) = decide(core(), hot(1, "large", leases=1), asks=(load(worker="model-1"),))
+        assert isinstance(action, Place), "the worker itself waits until nothing uses the model"
+
+    def test_pinned_does_not_give_way(self) -> None:
+        placing = core(SMALL, replace(LARGE, pinned=True))
+        assert decide(placing, hot(1, "large"), asks=(load(),)) == []
+
+    def test_one_load_at_a_time_in_a_group(self) -> None:
+        seats = (loading(1, ask="x"), cold(2), cold(3, group="pcie-1"))
+        asks = (load(id_="x"), load("large", "model-2", "y"), load("large", "model-3", "z"))
+        actions = decide(core(), *seats, asks=asks)
+        assert [(a.seat.worker, a.ask.id) for a in actions if isinstance(a, Place)] == [("model-3", "z")]
+
+    def test_two_asks_of_one_moment_do_not_begin_two_loads(self) -> None:
+        asks = (load("small", id_="x"), load("large", id_="y"))
+        actions = decide(core(), cold(1), cold(2), asks=asks)
+        assert [a.ask.id for a in actions if isinstance(a, Place)] == ["x"]
+
+    def test_it_is_done_when_its_worker_says_hot(self) -> None:
+        assert decide(core(), loading(), asks=(load(),)) == []
+        ready = Seat("model-1", "pcie-0", Chosen(1, "small", "a"), 1, "hot", "small", 1.0)
+        assert decide(core(), ready, asks=(load(),)) == [Done(load(), "small is hot on model-1")]
+
+    def test_hot_of_an_older_decision_is_not_done(self) -> None:
+        stale = Seat("model-1", "pcie-0", Chosen(2, "small", "a"), 1, "hot", "large", 1.0)
+        assert decide(core(), stale, asks=(load(),)) == []
+
+    def test_it_fails_with_what_the_worker_says(self) -> None:
+        seat = Seat("model-1", "pcie-0", Chosen(1, "small", "a"), 1, "failed", "small", message="no GGUF")
+        (action,) = decide(core(), seat, asks=(load(),))
+        assert isinstance(action, Failed) and "no GGUF" in action.error and "model-1" in action.error
+
+    def test_what_is_there_already_is_done(self) -> None:
+        (action,) = decide(core(), hot(1), asks=(load(),))
+        assert isinstance(action, Done) and "already" in action.note
+
+    def test_unknown_names_fail_with_those_that_are_known(self) -> None:
+        model, worker = decide(core(), cold(), asks=(load("huge"), load(worker="model-9", id_="c")))
+        assert isinstance(model, Failed) and "large, small" in model.error
+        assert isinstance(worker, Failed) and "model-1" in worker.error
+
+    def test_without_a_name_the_default_is_meant(self) -> None:
+        (action,) = decide(core(), cold(), asks=(load(""),))
+        assert isinstance(action, Place) and action.model == "small"
+
+    def test_unload_takes_the_least_used(self) -> None:
+        ask = Ask("u", "b", UNLOAD, "small")
+        (action,) = decide(core(), hot(1, leases=2), hot(2), asks=(ask,))
+        assert isinstance(action, Place) and (action.seat.worker, action.model) == ("model-2", None)
+
+    def test_unload_of_what_nobody_holds_is_done(self) -> None:
+        assert decide(core(), cold(), asks=(Ask("u", "b", UNLOAD, "small"),)) == [
+            Done(Ask("u", "b", UNLOAD, "small"), "no worker holds it")
+        ]
+
+    def test_a_draining_worker_gets_nothing(self) -> None:
+        assert decide(core(), cold(1, willing=False), asks=(load(),)) == []
+
+
+class TestStart:
+    def test_as_many_as_the_settings_say_are_hot_at_start(self) -> None:
+        placing = core(settings=Settings(hot_at_start=1))
+        (first,) = decide(placing, cold(1), cold(2))
+        assert first == Request("model-1:1", LOAD, "small", "model-1", "hot at start")
+        assert decide(placing, hot(1), cold(2)) == []
+
+    def test_a_rig_that_was_told_otherwise_is_left_alone(self) -> None:
+        emptied = Seat("model-1", "pcie-0", Chosen(2, None, "u"), 2)
+        assert decide(core(settings=Settings(hot_at_start=1)), emptied) == []
+
+    def test_the_brains_model_goes_to_the_brains_cards(self) -> None:
+        brain = Entry("judge", {}, tier=3, role="brain")
+        placing = core(SMALL, brain)
+        (action,) = decide(placing, cold(1), cold(2, role="brain"))
+        assert isinstance(action, Request) and (action.model, action.worker) == ("judge", "model-2")
+
+
+class TestHeat:
+    def test_work_that_waits_heats_a_cold_worker(self) -> None:
+        (action,) = decide(core(), cold(1), wants=(LLM,))
+        assert isinstance(action, Request) and (action.op, action.model) == (LOAD, "small")
+
+    def test_not_for_what_came_just_now(self) -> None:
+        assert decide(core(), cold(1), wants=(replace(LLM, waits_s=0.2),)) == []
+
+    def test_a_second_worker_is_heated_while_work_still_waits(self) -> None:
+        (action,) = decide(core(), hot(1, leases=8), cold(2), wants=(LLM,))
+        assert isinstance(action, Request) and action.worker == "model-2"
+
+    def test_not_more_than_allowed(self) -> None:
+        placing = core(settings=Settings(hot_at_start=0, max_hot=1))
+        assert decide(placing, hot(1, leases=8), cold(2), wants=(LLM,)) == []
+
+    def test_one_request_at_a_time(self) -> None:
+        mine = load(worker="model-1", automatic=True)
+        actions = decide(core(), cold(1), cold(2), asks=(mine,), wants=(LLM,))
+        assert not any(isinstance(a, Request) for a in actions)
+
+    def test_the_model_that_the_work_needs(self) -> None:
+        want = replace(LLM, needs=frozenset({"tier:2"}))
+        (action,) = decide(core(), hot(1), cold(2), wants=(want,))
+        assert isinstance(action, Request) and action.model == "large"
+
+    def test_another_model_gives_way_for_it_when_it_is_idle(self) -> None:
+        placing = core()
+        want = replace(LLM, needs=frozenset({"model:large"}))
+        (action,) = decide(placing, hot(1), wants=(want,))
+        assert isinstance(action, Request) and (action.model, action.worker) == ("large", "")
+        asks = (load("large", automatic=True),)
+        assert decide(placing, hot(1, since_s=5.0), asks=asks, wants=(want,)) == [], "no thrash"
+        (place,) = decide(placing, hot(1), asks=asks, wants=(want,))
+        assert isinstance(place, Place) and place.model == "large"
+
+    def test_an_ask_that_nobody_needs_any_more_ends(self) -> None:
+        (action,) = decide(core(), hot(1, leases=1), asks=(load("large", automatic=True),))
+        assert isinstance(action, Done)
+
+    def test_a_model_that_cannot_be_loaded_is_not_tried_over_and_over(self) -> None:
+        broken = Seat("model-1", "pcie-0", Chosen(1, "small", "x"), 1, "failed", "small", since_s=5.0)
+        assert decide(core(SMALL), broken, cold(2), wants=(LLM,)) == []
+        later = replace(broken, since_s=1000.0)
+        (action,) = decide(core(SMALL), later, cold(2), wants=(LLM,))
+        assert isinstance(action, Request)
+
+    def test_work_that_no_model_of_the_catalogue_can_do_heats_nothing(self) -> None:
+        assert decide(core(), cold(1), wants=(replace(LLM, needs=frozenset({"model:gone"})),)) == []
+
+
+class TestCool:
+    def idle(self, placing: Placing, seat: Seat, *wants: Want, for_s: float = 100.0) -> list[Action]:
+        decide(placing, seat, wants=wants, now=0.0)
+        return decide(placing, seat, wants=wants, now=for_s)
+
+    def test_an_idle_model_makes_room_for_commands(self) -> None:
+        (action,) = self.idle(core(), hot(1), SCRIPT)
+        assert isinstance(action, Request) and (action.op, action.worker) == (UNLOAD, "model-1")
+
+    def test_nothing_waits_for_the_card(self) -> None:
+        assert self.idle(core(), hot(1)) == []
+
+    def test_model_work_waits_too(self) -> None:
+        assert not any(
+            isinstance(a, Request) and a.op == UNLOAD for a in self.idle(core(), hot(1), SCRIPT, LLM)
+        )
+
+    def test_not_before_its_way_back_is_paid(self) -> None:
+        placing = core(LARGE)
+        assert self.idle(placing, hot(1, "large"), SCRIPT, for_s=70.0) == []
+        (action,) = decide(placing, hot(1, "large"), wants=(SCRIPT,), now=81.0)
+        assert isinstance(action, Request)
+
+    def test_use_begins_the_count_anew(self) -> None:
+        placing = core()
+        decide(placing, hot(1), wants=(SCRIPT,), now=0.0)
+        decide(placing, hot(1, leases=1), wants=(SCRIPT,), now=59.0)
+        assert decide(placing, hot(1), wants=(SCRIPT,), now=61.0) == []
+
+    def test_pinned_and_just_loaded_stay(self) -> None:
+        assert self.idle(core(replace(SMALL, pinned=True)), hot(1), SCRIPT) == []
+        assert self.idle(core(), hot(1, since_s=30.0), SCRIPT) == []
+
+
+def test_why_says_what_is_missing_and_what_goes_on() -> None:
+    assert "[models.NAME]" in Placing({}).why(View((), ()))
+    assert "rigbus[llm]" in core().why(View((), ()))
+    assert core().why(View((loading(1), cold(2)), ())) == "model-1 loads small"
+    assert "all cold" in core().why(View((cold(1),), ()))

@@ -1,0 +1,252 @@
+"""Hot and cold on a real rig: four model workers, two models, and whoever asks for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, Processes, processes_of, short_folder, wait_for
+from rigs import LiveRig
+
+from rigbus import Client, Task
+
+pytestmark = [pytest.mark.live, pytest.mark.llm]
+write_tiny_gguf = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
+
+CONFIG = """\
+[models.small]
+path = "{small}"
+context = 1024
+
+[models.large]
+path = "{large}"
+context = 1024
+
+[models.broken]
+path = "{broken}"
+
+[placement]
+seats = 4
+hot_at_start = {hot}
+heat_after_s = 0.2
+cool_after_s = 0.5
+min_hot_s = {min_hot}
+max_hot = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    small: Path = write_tiny_gguf(folder / "small.gguf")
+    large: Path = write_tiny_gguf(folder / "large.gguf")
+    broken = folder / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 100)
+    return {"small": small, "large": large, "broken": broken}
+
+
+def start(
+    folder: Path, processes: Processes, models: dict[str, Path], *, hot: int = 1, min_hot: float = 0.5
+) -> LiveRig:
+    config = folder / "xdg" / "rigbus"
+    config.mkdir(parents=True)
+    (config / "config.toml").write_text(CONFIG.format(hot=hot, min_hot=min_hot, **models))
+    rig = LiveRig(folder, processes, workers=1, env={"XDG_CONFIG_HOME": str(folder / "xdg")})
+    rig.start()
+    return rig
+
+
+@pytest.fixture(scope="module")
+def rig(models: dict[str, Path]) -> Iterator[LiveRig]:
+    """One rig for the tests that only ask: nothing cools by itself within their time."""
+    with short_folder() as folder:
+        processes = Processes(folder)
+        try:
+            rig = start(folder, processes, models, min_hot=600.0)
+            yield rig
+            assert rig.stop() == 0
+            wait_for(lambda: not processes_of(folder), what="every process of the rig to end")
+        finally:
+            processes.stop_all()
+
+
+def seats(bus: Client) -> dict[str, dict[str, Any]]:
+    return {w["id"]: w["placement"] for w in bus.query("workers")["workers"] if w.get("placement")}
+
+
+def hot(bus: Client) -> dict[str, str]:
+    return {name: p["model"] for name, p in seats(bus).items() if p["phase"] == "hot"}
+
+
+def rigbus(rig: LiveRig, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rigbus", *words],
+        env={**os.environ, **rig.env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def asks(bus: Client) -> list[dict[str, Any]]:
+    batches = [b for b in bus.query("batches", all=True)["batches"] if b["name"] == "placement"]
+    return [row for b in batches for row in bus.query("tasks", batch=b["id"])["rows"]]
+
+
+def test_one_is_hot_at_start_and_its_load_is_a_task_that_is_done(rig: LiveRig) -> None:
+    with rig.client() as bus:
+        wait_for(lambda: hot(bus), timeout_s=20, what="a model to be hot")
+        assert hot(bus) == {"model-1": "small"}
+        assert sorted(seats(bus)) == ["model-1", "model-2", "model-3", "model-4"]
+        (ask,) = wait_for(lambda: [a for a in asks(bus) if a["state"] == "done"], what="its task to end")
+        assert (ask["type"], ask["key"]) == ("load_llm", "model-1:1")
+
+
+def test_load_and_unload_by_hand(rig: LiveRig) -> None:
+    said = rigbus(rig, "load", "large", "--worker", "model-3")
+    assert said.returncode == 0, said.stderr
+    assert "large is hot on model-3" in said.stdout
+    with rig.client() as bus:
+        assert (
+            bus.call("generate", {"prompt": "hi", "max_tokens": 3, "model": "large"}, timeout_s=20)["model"]
+            == "large"
+        )
+        gone = rigbus(rig, "unload", "large", "--json")
+        assert gone.returncode == 0, gone.stderr
+        assert json.loads(gone.stdout)["note"] == "model-3 is cold"
+        assert seats(bus)["model-3"]["phase"] == "cold"
+
+
+def test_a_request_goes_to_the_worker_that_holds_its_model_and_why_says_where_it_is(rig: LiveRig) -> None:
+    with rig.client() as bus:
+        (id_,) = bus.submit(
+            [Task(type="generate", payload={"prompt": "hi", "max_tokens": 3, "model": "nowhere"})]
+        )
+        why = wait_for(lambda: bus.query("why", id=id_), what="an answer")
+        assert "model:nowhere" in why["summary"]
+        bus.cancel(id_)
+
+
+def test_what_cannot_be_is_said(rig: LiveRig) -> None:
+    unknown = rigbus(rig, "load", "huge")
+    assert unknown.returncode == 6
+    assert "there is no model 'huge'; there are: broken, large, small" in unknown.stderr
+    broken = rigbus(rig, "load", "broken", "--worker", "model-4")
+    assert broken.returncode == 6
+    assert "broken.gguf" in broken.stderr
+    with rig.client() as bus:
+        assert seats(bus)["model-4"]["phase"] == "failed"
+    again = rigbus(rig, "load", "large", "--worker", "model-4")
+    assert again.returncode == 0, "a failed worker takes the next one"
+    assert rigbus(rig, "unload", "large").returncode == 0
+
+
+def test_loads_of_one_group_never_overlap(rig: LiveRig) -> None:
+    with rig.client() as bus, rig.client() as eyes:
+        metas = [{"model": "large", "worker": f"model-{n}"} for n in (2, 3, 4)]
+        ids = bus.submit([Task(type="load_llm", cls="meta", meta=meta) for meta in metas])
+        most = 0
+
+        def ended() -> bool:
+            nonlocal most
+            most = max(most, sum(p["phase"] == "loading" for p in seats(eyes).values()))
+            return len(hot(eyes)) == 4
+
+        wait_for(ended, timeout_s=30, what="all four to be hot")
+        assert most == 1
+        assert [r.ok for r in bus.results(ids, timeout_s=20)] == [True] * 3
+        away = bus.submit([Task(type="unload_llm", cls="meta", meta=meta) for meta in metas])
+        assert [r.ok for r in bus.results(away, timeout_s=20)] == [True] * 3
+        assert hot(bus) == {"model-1": "small"}
+
+
+def test_nothing_is_unloaded_under_a_request(rig: LiveRig) -> None:
+    with rig.client() as bus:
+        (long,) = bus.submit(
+            [Task(type="generate", payload={"prompt": "hi", "max_tokens": 900, "temperature": 2.0})]
+        )
+        wait_for(lambda: bus.query("task", id=long)["rows"][0]["state"] == "leased", what="it to run")
+        (gone,) = bus.submit([Task(type="unload_llm", cls="meta", meta={"worker": "model-1"})])
+        (text,) = bus.results([long], timeout_s=30)
+        assert text.ok
+        assert text.attempts == 1
+        (cold,) = bus.results([gone], timeout_s=20)
+        assert cold.ok
+        (back,) = bus.submit([Task(type="load_llm", cls="meta", meta={"worker": "model-1"})])
+        assert next(iter(bus.results([back], timeout_s=20))).ok, "without a name the default is meant"
+
+
+def test_a_file_in_the_share_loads_a_model(rig: LiveRig) -> None:
+    queue = rig.shared / "tasks" / "queue"
+    queue.mkdir(parents=True, exist_ok=True)
+    task = {
+        "task_id": "warm-it",
+        "type": "meta",
+        "command": "load_llm",
+        "llm_model": "large",
+        "worker": "model-2",
+    }
+    (queue / "warm-it.json").write_text(json.dumps(task))
+    with rig.client() as bus:
+        wait_for(lambda: hot(bus).get("model-2") == "large", timeout_s=30, what="the file to be obeyed")
+        wait_for(
+            lambda: list((rig.shared / "tasks" / "complete").glob("warm-it*")),
+            timeout_s=20,
+            what="its end in the share",
+        )
+        assert rigbus(rig, "unload", "large").returncode == 0
+
+
+def test_placements_outlive_broker_brain_and_worker(rig: LiveRig) -> None:
+    with rig.client() as bus:
+        before = seats(bus)["model-1"]["generation"]
+        for name in ("brain", "broker", "model-1"):
+            rig.kill(name)
+        wait_for(
+            lambda: (seats(bus).get("model-1") or {}).get("phase") == "hot",
+            timeout_s=40,
+            what="it to be hot again",
+        )
+        assert seats(bus)["model-1"]["generation"] == before, "the same placement, not a new one"
+        assert bus.call("generate", {"prompt": "hi", "max_tokens": 3}, timeout_s=30)["model"] == "small"
+
+
+def test_work_heats_and_commands_cool(rig_dir: Path, processes: Processes, models: dict[str, Path]) -> None:
+    rig = start(rig_dir, processes, models, hot=0)
+    with rig.client() as bus:
+        wait_for(lambda: len(seats(bus)) == 4, timeout_s=20, what="the model workers")
+        assert hot(bus) == {}
+        tasks = [Task(type="generate", payload={"prompt": "hi", "max_tokens": 4}) for _ in range(3)]
+        ids = bus.submit(tasks)
+        why = wait_for(lambda: bus.query("why", id=ids[0]), what="an answer")
+        assert why["summary"]
+        assert all(r.ok for r in bus.results(ids, timeout_s=40))
+        assert len(hot(bus)) == 1, "one is enough for them"
+        bus.control("pause", "worker-1")
+        script = bus.submit([Task(type="shell", cls="script", payload={"command": "true"})])
+        wait_for(lambda: not hot(bus), timeout_s=20, what="the idle model to make room")
+        wait_for(lambda: [a["state"] for a in asks(bus)] == ["done", "done"], what="both asks to end")
+        bus.control("resume", "worker-1")
+        assert next(iter(bus.results(script, timeout_s=20))).ok
+    assert rig.stop() == 0
+    wait_for(lambda: not processes_of(rig_dir), what="every process of the rig to end")
+
+
+def test_a_model_that_is_asked_for_by_name_takes_the_place_of_an_idle_one(
+    rig_dir: Path, processes: Processes, models: dict[str, Path]
+) -> None:
+    rig = start(rig_dir, processes, models, hot=2)
+    with rig.client() as bus:
+        wait_for(lambda: len(hot(bus)) == 2, timeout_s=30, what="two models, which are as many as may be hot")
+        task = Task(type="generate", needs=["model:large"], payload={"prompt": "hi", "max_tokens": 3})
+        (result,) = bus.results(bus.submit([task]), timeout_s=40)
+        assert result.value["model"] == "large"
+    assert rig.stop() == 0

@@ -1,0 +1,82 @@
+"""``rigbus load`` and ``rigbus unload``: which worker holds which model, by a person's word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import config_option, json_option, print_json, state_option, talk
+from .reach import reach_bus
+
+_TIMEOUT = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="How long to wait for it.",
+)
+_WORKER = click.option(
+    "--worker", metavar="NAME", default="", help="This model worker; else the rig chooses."
+)
+
+
+@click.command()
+@state_option
+@config_option
+@json_option
+@_TIMEOUT
+@_WORKER
+@click.argument("model", default="")
+def load(
+    state: Path | None, config: Path | None, as_json: bool, timeout_s: float, worker: str, model: str
+) -> int:
+    """Load MODEL of the catalogue (the default one when left out) and wait until it answers.
+
+    A cold worker takes it, else the one whose model has been idle for the longest time.
+    """
+    return _ask("load_llm", model, worker, state, config, as_json, timeout_s)
+
+
+@click.command()
+@state_option
+@config_option
+@json_option
+@_TIMEOUT
+@_WORKER
+@click.argument("model", default="")
+def unload(
+    state: Path | None, config: Path | None, as_json: bool, timeout_s: float, worker: str, model: str
+) -> int:
+    """Unload MODEL, or what --worker holds, when nothing uses it any more; its memory is free then."""
+    if not (model or worker):
+        raise click.UsageError("name a model, or --worker NAME (rigbus status has both)")
+    return _ask("unload_llm", model, worker, state, config, as_json, timeout_s)
+
+
+def _ask(
+    op: str, model: str, worker: str, state: Path | None, config: Path | None, as_json: bool, timeout_s: float
+) -> int:
+    from ..bus.errors import TaskFailed
+    from ..bus.work import Task
+
+    with reach_bus(state, config) as rig:
+        meta = {"model": model, "worker": worker}
+        ids = rig.bus.submit([Task(type=op, cls="meta", name=f"{op} {model or worker}".strip(), meta=meta)])
+        if not as_json:
+            talk(f"asked for; `rigbus why {ids[0][:12]}` says how far it is")
+        (result,) = rig.bus.results(ids, timeout_s=timeout_s)
+    if as_json:
+        said = {"task": result.id, "state": result.state, "error": result.error, "note": _note(result.value)}
+        print_json({"schema": "rigbus.placement/1", "op": op, "model": model, "worker": worker, **said})
+    if not result.ok:
+        raise TaskFailed(result.error or f"{op} ended {result.state}")
+    if not as_json:
+        click.echo(_note(result.value))
+    return 0
+
+
+def _note(value: object) -> str:
+    return str(value.get("note") or "") if isinstance(value, dict) else ""
