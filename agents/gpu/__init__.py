@@ -1,0 +1,1 @@
+"""What the cards of this machine say: sources of readings, a watch that never waits for a driver, summaries of logs."""
