@@ -24,6 +24,7 @@ from ..bus.errors import BadFrame, Unreachable
 from ..bus.link import Connection
 from ..bus.wire import Envelope, Token, Verb, pack
 from . import worker_events as ev
+from .gpu.watch import OwnCards
 from .runners import Runner
 from .worker_core import WorkerCore
 from .worker_run import Phase, WorkerConfig
@@ -73,9 +74,11 @@ class Loop:
         state: Path | None = None,
         alive_fd: int | None = None,
         lifeline_fd: int | None = None,
+        cards: OwnCards | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.peer = peer
+        self.cards = cards  #: None: this worker has no GPU
         self.clock = clock
         self.ctx: zmq.Context[zmq.Socket[bytes]] = ctx if ctx is not None else zmq.Context(io_threads=1)
         self.core: WorkerCore | None = None
@@ -185,6 +188,8 @@ class Loop:
         self.core = WorkerCore(config, self.clock())
         self._poller.register(self._wake_out, zmq.POLLIN)
         handled = self._take_signals()
+        if self.cards is not None:
+            self.cards.watch.start()
         log.info("worker %s looks for the broker at %s", self.peer.name, self._link.endpoint)
         try:
             while self._exit is None:
@@ -402,7 +407,7 @@ class Loop:
                 "model": placement.get("model") if placement and placement["phase"] == "hot" else None,
                 "load": os.getloadavg()[0],
                 "rss_bytes": _rss_bytes(),
-                "gpu": None,
+                "gpu": self.cards.field() if self.cards is not None else None,
             }
             if placement is not None:
                 beat["placement"] = placement
@@ -451,6 +456,8 @@ class Loop:
         self.post(ev.Drain(fast=True, patience_s=0.3))
 
     def _close(self) -> None:
+        if self.cards is not None:
+            self.cards.watch.close()
         for runner in self._kinds:
             runner.close()
         superseded = self._exit is not None and self._exit.code == ev.EXIT_SUPERSEDED

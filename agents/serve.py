@@ -16,6 +16,7 @@ import zmq
 from ..bus.errors import ConfigError, RigbusError
 from .base import Agent, dispatch, event_methods
 from .context import TaskContext
+from .gpu.watch import own_cards
 from .handlers import Spec
 from .lifeline import lifeline_fd
 from .loop import ALIVE_VARIABLE, Loop, Peer
@@ -74,6 +75,7 @@ class AgentWorker:
             state=place.state,
             alive_fd=inherited_fd(ALIVE_VARIABLE),
             lifeline_fd=lifeline_fd() if _supervised() else None,
+            cards=own_cards(),
         )
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
         self._threads = ThreadRunner(self._run, self.slots, self.loop.post, place.logs, timeouts)

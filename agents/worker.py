@@ -19,6 +19,7 @@ from ..bus.errors import ConfigError, RigbusError
 from ..bus.paths import find_rig
 from .base import load_agent
 from .expand import ExpandRunner
+from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .loop import ALIVE_VARIABLE, Loop, Peer
 from .output import MAX_LOG_BYTES
@@ -58,15 +59,19 @@ class Worker:
         self.options = options or WorkerOptions()
         self._ctx: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         lifeline = lifeline_fd()
+        if self.options.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.options.gpu
+            # CUDA's own order is by speed; the driver's, nvidia-smi's and ours is by bus.
+            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         self.loop = Loop(
             Peer(place.name, place.commands, place.heartbeats),
             ctx=self._ctx,
             state=place.state,
             alive_fd=inherited_fd(ALIVE_VARIABLE),
             lifeline_fd=lifeline,
+            # The brain's own worker is given no card: what it runs is bookkeeping.
+            cards=own_cards() if self.options.classes != ("brain",) else None,
         )
-        if self.options.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.options.gpu
         procs = processes()
         helpers = SpawnedRunner(self.loop, procs, place.state, lambda lease: {}, None)
         shell = ShellRunner(

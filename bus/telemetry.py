@@ -36,6 +36,22 @@ class GpuReading(_Open):
     fan_pct: float | None = None
     throttle: list[str] | None = Field(default=None, description="reasons why the clock is lowered now")
     pcie_group: str | None = None
+    pci_bus: str | None = None
+    pids: list[int] | None = Field(default=None, description="processes that compute on it")
+    error: str | None = Field(
+        default=None, description="why there are no readings; the numbers are then missing"
+    )
+
+
+class WorkerGpu(GpuReading):
+    """A worker's first card, and all of its cards in ``cards``."""
+
+    cards: list[GpuReading] | None = None
+    source: str | None = Field(default=None, description="nvml, nvidia-smi, synthetic, file")
+    age_s: float | None = Field(default=None, ge=0, description="since the cards were read")
+    stale: bool | None = Field(
+        default=None, description="true: the driver has not answered for three intervals"
+    )
 
 
 class RunningTask(_Open):
@@ -73,7 +89,7 @@ class WorkerTelemetry(_Open):
     model: str | None = None
     load: float | None = Field(default=None, ge=0, description="1 minute load average of the machine")
     rss_bytes: int | None = Field(default=None, ge=0)
-    gpu: GpuReading | None = None
+    gpu: WorkerGpu | None = None
     placement: PlacementReading | None = None
 
 
@@ -101,7 +117,7 @@ class WorkerStatus(_Open):
     model: str | None = None
     heartbeat_age_s: float | None = None
     tasks: list[str] = Field(default_factory=list, description="ids of the tasks it holds")
-    gpu: GpuReading | None = None
+    gpu: WorkerGpu | None = None
     placement: PlacementReading | None = None
 
 
@@ -129,6 +145,35 @@ class RigStatus(_Open):
     batches: list[BatchStatus] = Field(default_factory=list)
 
 
+class GpuTask(_Open):
+    """A task that may be what loads a card."""
+
+    id: str
+    name: str = ""
+    worker: str = ""
+    elapsed_s: float | None = Field(default=None, ge=0)
+
+
+class GpuCard(GpuReading):
+    """A card in a sample; ``workers`` and ``tasks`` only where a rig answered."""
+
+    workers: list[str] | None = None
+    tasks: list[GpuTask] | None = None
+
+
+class GpuSample(_Open):
+    """All cards at one moment: a line of ``rigbus gpu --json`` and of ``--log``."""
+
+    schema_: Literal["rigbus.gpu/1"] = Field(default="rigbus.gpu/1", alias="schema")
+    at: float = Field(description="Unix seconds when the cards were read")
+    host: str = ""
+    source: str = Field(
+        default="", description="nvml, nvidia-smi, synthetic, file, or rig: by its workers' heartbeats"
+    )
+    stale: bool = False
+    cards: list[GpuCard] = Field(default_factory=list)
+
+
 class TapRecord(_Open):
     """One line of ``rigbus sniff --json``."""
 
@@ -150,6 +195,7 @@ MODELS: Final[dict[str, type[BaseModel]]] = {
     "rigbus.telemetry/1": WorkerTelemetry,
     "rigbus.status/1": RigStatus,
     "rigbus.sniff/1": TapRecord,
+    "rigbus.gpu/1": GpuSample,
 }
 
 

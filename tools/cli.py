@@ -43,6 +43,7 @@ VERBS: Final[dict[str, VerbEntry]] = {
     "status": VerbEntry("status", "status", "Look", "Processes, workers, batches and tasks at a glance"),
     "watch": VerbEntry("watch", "watch", "Look", "Bars of the batches, workers, the last decisions"),
     "why": VerbEntry("why", "why", "Look", "Why a task, batch or worker is not moving"),
+    "gpu": VerbEntry("gpu", "gpu", "Look", "The cards: heat, load, memory, and which task heats them"),
     "sniff": VerbEntry("sniff", "sniff", "Look", "Every message on the bus, as it passes"),
     "config": VerbEntry("config", "config", "Look", "The settings, and where each comes from"),
     "schema": VerbEntry("schema", "schema", "Look", "The JSON Schemas of what the rig writes"),

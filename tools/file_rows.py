@@ -111,8 +111,12 @@ def _failed_state(fields: dict[str, Any], result: dict[str, Any]) -> str:
     return "cancelled" if fields.get("status") == "abandoned" else "dead"
 
 
+#: What the mirror calls a reading -> telemetry's name, where they differ.
+_CARD_KEYS: Final = {"gpu_temp_c": "temperature_c", "gpu_util": "utilization_pct"}
+
+
 def gpu(beat: dict[str, Any]) -> dict[str, Any] | None:
-    """What a heartbeat says of its GPU, in the keys of telemetry."""
+    """What a heartbeat says of its cards, in the keys of telemetry: the first one's, and ``cards`` for all."""
     names = {
         "index": "gpu_id",
         "temperature_c": "temperature_c",
@@ -122,6 +126,13 @@ def gpu(beat: dict[str, Any]) -> dict[str, Any] | None:
         "vram_total_mb": "vram_total_mb",
     }
     found = {ours: beat[theirs] for ours, theirs in names.items() if beat.get(theirs) is not None}
+    cards = beat.get("gpus")
+    if isinstance(cards, dict):
+        found["cards"] = [
+            {"index": int(index), **{_CARD_KEYS.get(key, key): value for key, value in card.items()}}
+            for index, card in cards.items()
+            if index.isdecimal() and isinstance(card, dict)
+        ]
     return found or None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import render
+from . import gpu_view, render
 from .common import print_json, rig_options
 from .files import Folder
 from .reach import reach
@@ -69,8 +69,8 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
 
 def worker_table(workers: list[Any]) -> list[str]:
     """One line a worker."""
-    head = ("WORKER", "STATE", "TASKS", "CLASSES", "MODEL", "HEARD")
-    rows = [
+    head: tuple[str, ...] = ("WORKER", "STATE", "TASKS", "CLASSES", "MODEL", "HEARD")
+    rows: list[tuple[Any, ...]] = [
         (
             w["id"],
             w["state"],
@@ -81,6 +81,10 @@ def worker_table(workers: list[Any]) -> list[str]:
         )
         for w in workers
     ]
+    cards = [gpu_view.short(w.get("gpu")) for w in workers]
+    if any(cards):
+        head = (*head, "GPU")
+        rows = [(*row, card) for row, card in zip(rows, cards, strict=True)]
     return render.table(head, rows, state=1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from . import render
+from . import gpu_view, render
 from .rows import ENDED, model_words
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def batch_line(row: Row) -> str:
 def _worker_line(worker: Row, frame: Frame) -> str:
     state = str(worker["state"])
     text = f"{render.clean(str(worker['id'])):<16.16} {render.colour(state, f'{state:<9}')}"
-    runs = _runs(worker, frame)
+    runs = "  ".join(word for word in (gpu_view.short(worker.get("gpu")), _runs(worker, frame)) if word)
     return f"{text} {render.clean(runs)}"[:_COLUMNS].rstrip() if not render.colourful() else f"{text} {runs}"
 
 
@@ -251,6 +251,7 @@ def _workers(workers: list[Row], frame: Frame) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
     table.add_column(no_wrap=True, justify="right", style="dim")
+    table.add_column(no_wrap=True, justify="right", style="dim")
     for worker in workers:
         state = str(worker["state"])
         style = _STYLES.get(state, "dim")
@@ -262,6 +263,7 @@ def _workers(workers: list[Row], frame: Frame) -> Table:
             Text(state, style=style),
             runs,
             Text(model),
+            Text(render.clean(gpu_view.short(worker.get("gpu")))),
         )
     return table
 

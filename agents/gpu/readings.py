@@ -7,14 +7,30 @@ nothing but ``error``. Readers decide what a missing field means to them; nobody
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+#: NVML's bits of the reasons for a lowered clock, in words. Left out are those that hold nobody back: an idle card (0x1),
+#: and clocks that somebody has set (0x2, 0x100).
+THROTTLE_BITS: Final = (
+    (0x20, "thermal"),  # by the driver
+    (0x40, "thermal"),  # by the card itself
+    (0x4, "power cap"),
+    (0x80, "power brake"),
+    (0x8, "hardware slowdown"),
+    (0x10, "sync boost"),
+)
+
+
+def throttle_words(bits: int) -> tuple[str, ...]:
+    """The reasons in NVML's bit mask, each once; bits that nobody has named yet are left out."""
+    return tuple(dict.fromkeys(word for bit, word in THROTTLE_BITS if bits & bit))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReading:
     """A card at one moment. ``index`` is the driver's (PCI bus order), ``uuid`` the name that survives a reboot.
 
-    ``throttle`` has the reasons why the clock is lowered now, in plain words (:data:`THROTTLE_WORDS`); an idle card's low
+    ``throttle`` has the reasons why the clock is lowered now, in plain words (:data:`THROTTLE_BITS`); an idle card's low
     clock is none. ``pids`` are the processes that compute on it. ``error`` says why there are no readings; the numbers
     are then None.
     """

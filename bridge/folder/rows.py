@@ -285,14 +285,28 @@ def log_name(logs: str, row: Row, attempt: int) -> str | None:
 
 
 def _gpu(given: Any) -> dict[str, Any] | None:
+    """A worker's first card, with ``cards`` for all; the temperature is that of its hottest, which alarms go by."""
     first = given[0] if isinstance(given, list) and given else given
     if not isinstance(first, Mapping):
         return None
-    return {**first, "util_percent": first.get("utilization_pct", first.get("util_percent"))}
+    cards = _maps(given if isinstance(given, list) else first.get("cards")) or [first]
+    heats = [heat for card in cards if isinstance(heat := card.get("temperature_c"), (int, float))]
+    said = [reason for card in cards for reason in _list(card.get("throttle")) if isinstance(reason, str)]
+    return {
+        **first,
+        "util_percent": first.get("utilization_pct", first.get("util_percent")),
+        "temperature_c": max(heats, default=None),
+        "thermal_reasons": list(dict.fromkeys(reason for reason in said if "thermal" in reason)),
+        "cards": cards,
+    }
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
-    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+    return [one for one in _list(value) if isinstance(one, Mapping)]
 
 
 def _text(value: Any) -> str | None:

@@ -35,6 +35,7 @@ def test_written_schemas_are_json(tmp_path: Path) -> None:
         "WorkerTelemetry",
         "RigStatus",
         "TapRecord",
+        "GpuSample",
     ]
 
 

@@ -39,6 +39,7 @@ INTERFACE_VERBS = [
     "task",
     "logs",
     "watch",
+    "gpu",
     "cancel",
     "retry",
     "why",
@@ -78,7 +79,9 @@ def test_help_shows_each_verb_in_its_group(capsys):
         assert entry.help.split()[0] in text
 
 
-@pytest.mark.parametrize("name", ["up", "down", "demo", "broker", "brain", "worker", "bridge", "version"])
+@pytest.mark.parametrize(
+    "name", ["up", "down", "demo", "gpu", "broker", "brain", "worker", "bridge", "version"]
+)
 def test_each_verb_has_help(name, capsys):
     assert run([name, "--help"]) == 0
     assert "Usage: rigbus" in capsys.readouterr().out
@@ -88,7 +91,8 @@ def test_help_and_version_load_nothing_heavy():
     code = (
         "import sys\nfrom rigbus.tools.cli import run\n"
         "assert run(['--help']) == 0 and run(['--version']) == 0 and run(['up', '--help']) == 0\n"
-        "print(sorted({n.partition('.')[0] for n in sys.modules} & {'zmq', 'msgpack', 'pydantic', 'rich', 'sqlite3'}))"
+        "assert run(['gpu', '--help']) == 0\n"
+        "print(sorted({n.partition('.')[0] for n in sys.modules} & {'zmq', 'msgpack', 'pydantic', 'rich', 'sqlite3', 'pynvml'}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
