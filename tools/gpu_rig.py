@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..agents.proctree import read_proc
-from ..bus.errors import RigbusError, Unreachable
+from ..bus.errors import Refused, RigbusError, Unreachable
 from .common import talk
 from .files import Folder
 from .reach import Reach, reach, reach_bus
@@ -69,7 +69,7 @@ class RigEye:
                 state, shared, config = self._where
                 self._rig = reach(state, shared, config) if self._folder else reach_bus(state, config)
             return _now(self._rig)
-        except Unreachable as e:
+        except (Unreachable, Refused) as e:
             self._silent(str(e))
         return None
 

@@ -254,9 +254,8 @@ def summary_lines(found: Row) -> list[str]:
         )
     out = [*render.table(head, rows), "TEMP, UTIL, VRAM and POWER are min/median/max"]
     if found["skipped"]:
-        out.append(
-            f"{render.counted(found['skipped'], 'line')} of the file were no samples and are not counted"
-        )
+        number = found["skipped"]
+        out.append("1 line was no sample" if number == 1 else f"{number} lines were no samples")
     return out
 
 

@@ -8,7 +8,7 @@ says why it has no readings.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
@@ -149,12 +149,15 @@ class NvmlSource:
         try:
             memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
             load = self._ask("nvmlDeviceGetUtilizationRates", handle)
-            celsius = _number(self._ask("nvmlDeviceGetTemperature", handle, _TEMPERATURE_GPU))
+            # The first is to go with CUDA 14, the second is not in older drivers.
+            celsius = self._first_of(
+                ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"), handle, _TEMPERATURE_GPU
+            )
             power_mw = _number(self._ask("nvmlDeviceGetPowerUsage", handle))
             limit_mw = _number(self._ask("nvmlDeviceGetEnforcedPowerLimit", handle))
             reading = replace(
                 card.who,
-                temperature_c=celsius,
+                temperature_c=_number(celsius),
                 utilization=_share(getattr(load, "gpu", None)),
                 memory_used_mb=_mib(getattr(memory, "used", None)),
                 memory_total_mb=_mib(getattr(memory, "total", None)),
@@ -175,15 +178,17 @@ class NvmlSource:
 
     def _throttle_bits(self, handle: Any) -> int:
         # Newer drivers say "event", older ones "throttle"; a module has one or both.
-        for call in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-            bits = self._ask(call, handle)
-            if isinstance(bits, int):
-                return bits
-        return 0
+        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        bits = self._first_of(names, handle)
+        return bits if isinstance(bits, int) else 0
 
     def _pids(self, handle: Any) -> tuple[int, ...]:
         found = self._ask("nvmlDeviceGetComputeRunningProcesses", handle) or ()
         return tuple(sorted({pid for one in found if isinstance(pid := getattr(one, "pid", None), int)}))
+
+    def _first_of(self, calls: Sequence[str], *args: Any) -> Any:
+        """What the first of them that this module and driver have answers."""
+        return next((value for call in calls if (value := self._ask(call, *args)) is not None), None)
 
     def _ask(self, call: str, *args: Any) -> Any:
         """What NVML answers; None for what this card, driver or module does not know.
@@ -215,6 +220,10 @@ def _module() -> ModuleType:
     except ImportError:
         raise NotFound("NVML: no module pynvml; pip install 'rigbus[gpu]' brings it") from None
     module: ModuleType = pynvml
+    if not (hasattr(module, "nvmlInit") and hasattr(module, "NVMLError")):
+        raise NotFound(
+            "NVML: the module pynvml here is not the one of nvidia-ml-py; pip install nvidia-ml-py"
+        )
     return module
 
 
