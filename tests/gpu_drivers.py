@@ -180,6 +180,8 @@ import json, os, signal, sys
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "driver.json")) as file:
     driver = json.load(file)
 if driver["hangs"]:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "hung.pid"), "w") as file:
+        file.write(str(os.getpid()))
     signal.pause()
 if driver["down"] is not None:
     print("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..agents.gpu.cards import rows_in
 from . import render
+from .common import WIDEST
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 HEAD: Final = ("GPU", "NAME", "TEMP", "UTIL", "VRAM", "POWER", "FAN", "CLOCK", "THROTTLE", "RUNS")
+_ALWAYS: Final = 4
+_SPARED: Final = ("FAN", "CLOCK")  #: in a narrow terminal
 _TASKS: Final = 3
 #: Colours of a temperature at this many degrees below the warning.
 _WARM_C: Final = 8
@@ -155,9 +158,14 @@ def cells(card: Row) -> tuple[str, ...]:
 def table(sample: Row) -> list[str]:
     """A sample as a table; columns that no card fills are left out, but for the first four."""
     rows = [cells(card) for card in sample["cards"]]
-    kept = [i for i in range(len(HEAD)) if i < 4 or any(row[i] for row in rows)]
+    kept = _filled(rows)
     lines = render.table([HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows])
     return [*lines, *([stale_line(sample)] if sample.get("stale") else [])]
+
+
+def _filled(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The columns to show: the first four, and those that some card fills."""
+    return [i for i in range(len(HEAD)) if i < _ALWAYS or any(row[i] for row in rows)]
 
 
 def lines(sample: Row) -> list[str]:
@@ -193,7 +201,8 @@ def picture(sample: Row, warn_c: float) -> Group:
 
     shown = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     rows = [cells(card) for card in sample["cards"]]
-    kept = [i for i in range(len(HEAD)) if i < 4 or any(row[i] for row in rows)]
+    spared = _SPARED if render.width() < WIDEST else ()
+    kept = [i for i in _filled(rows) if HEAD[i] not in spared]
     for i in kept:
         last = HEAD[i] in ("THROTTLE", "RUNS", "NAME")
         shown.add_column(HEAD[i], justify="left" if last else "right", overflow="ellipsis", no_wrap=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from ...bus.errors import NotFound
+from ..process import default_launcher
 from .readings import GpuReading, throttle_words
 
 TIMEOUT_S: Final = 5.0
@@ -51,6 +53,8 @@ class SmiSource:
         Raises:
             NotFound: it cannot be started, gives no answer in time, or knows no card; the message says which.
         """
+        # Its end comes with ours: a tool that hangs would outlive the worker that asked it.
+        self._launcher = default_launcher() if sys.platform.startswith("linux") else []
         self._program = program
         self._timeout_s = timeout_s
         self._fields: tuple[str, ...] = _FIELDS
@@ -115,7 +119,7 @@ class SmiSource:
         try:
             # In our own session: a worker takes children of other sessions for orphans of its tasks.
             child = subprocess.Popen(
-                [self._program, *words],
+                [*self._launcher, self._program, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -327,24 +327,11 @@ def heartbeat_file(
         "vram_used_mb": gpu.get("vram_used_mb"),
         "vram_total_mb": gpu.get("vram_total_mb"),
         "thermal_reasons": gpu.get("thermal_reasons"),
-        "gpus": {str(card.get("index")): _card(card) for card in gpu.get("cards") or ()} or None,
+        "gpus": gpu.get("gpus"),
     }
     stale = None if worker["state"] == "gone" else STALE_AFTER_S
     path = f"workers/{worker['id']}/heartbeat.json"
     return _stamped(path, fields, worker["seen_at"], utc_offset_s, seq, stale)
-
-
-def _card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """A card under the names that readers of a brain's cards know, and what these have no name for under ours."""
-    ours = ("uuid", "name", "power_limit_w", "throttle", "error")
-    return {
-        "gpu_temp_c": card.get("temperature_c"),
-        "gpu_util": card.get("utilization_pct"),
-        "power_w": card.get("power_w"),
-        "vram_used_mb": card.get("vram_used_mb"),
-        "vram_total_mb": card.get("vram_total_mb"),
-        **{key: card[key] for key in ours if card.get(key)},
-    }
 
 
 def status_file(

@@ -285,7 +285,7 @@ def log_name(logs: str, row: Row, attempt: int) -> str | None:
 
 
 def _gpu(given: Any) -> dict[str, Any] | None:
-    """A worker's first card, with ``cards`` for all; the temperature is that of its hottest, which alarms go by."""
+    """A worker's first card, with ``gpus`` for all; the temperature is that of its hottest, which alarms go by."""
     first = given[0] if isinstance(given, list) and given else given
     if not isinstance(first, Mapping):
         return None
@@ -297,7 +297,20 @@ def _gpu(given: Any) -> dict[str, Any] | None:
         "util_percent": first.get("utilization_pct", first.get("util_percent")),
         "temperature_c": max(heats, default=None),
         "thermal_reasons": list(dict.fromkeys(reason for reason in said if "thermal" in reason)),
-        "cards": cards,
+        "gpus": {str(card.get("index")): _card(card) for card in cards},
+    }
+
+
+def _card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card under the names that readers of a brain's cards know; what these have no name for keeps its own."""
+    own = ("uuid", "name", "power_limit_w", "throttle", "error")
+    return {
+        "gpu_temp_c": card.get("temperature_c"),
+        "gpu_util": card.get("utilization_pct"),
+        "power_w": card.get("power_w"),
+        "vram_used_mb": card.get("vram_used_mb"),
+        "vram_total_mb": card.get("vram_total_mb"),
+        **{key: card[key] for key in own if card.get(key)},
     }
 
 

@@ -12,7 +12,7 @@ from folders import UUID, batch, task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rigbus.bridge.folder import layout
+from rigbus.bridge.folder import layout, rows
 from rigbus.bridge.folder.decisions import batch_decision, decision_line, task_decision
 from rigbus.bridge.folder.layout import File
 
@@ -189,6 +189,61 @@ def test_a_heartbeat_serves_both_generations_of_scripts() -> None:
     assert fields["model_loaded"] is False
     assert fields["active_tasks"] == [{"task_id": UUID, "task_name": "measure_003"}]
     assert "model" not in fields
+
+
+PAIR = {
+    "index": 3,
+    "temperature_c": 61.0,
+    "utilization_pct": 87.0,
+    "power_w": 101.5,
+    "vram_used_mb": 5120,
+    "vram_total_mb": 6144,
+    "cards": [
+        {"index": 3, "temperature_c": 61.0, "utilization_pct": 87.0, "throttle": ["power cap"]},
+        {
+            "index": 0,
+            "uuid": "GPU-0",
+            "temperature_c": 79.5,
+            "power_w": 99.0,
+            "throttle": ["thermal", "power cap"],
+        },
+    ],
+}
+
+
+def test_a_heartbeat_has_the_readings_of_the_workers_cards_under_the_names_that_scripts_know() -> None:
+    row = rows.worker_row("worker-1", {"state": "busy", "gpu": PAIR}, None, T)
+    fields = content(layout.heartbeat_file(row, 0))
+    known = {
+        name: fields[name]
+        for name in ("gpu_id", "gpu_util_percent", "power_draw_w", "vram_used_mb", "vram_total_mb")
+    }
+    assert known == {
+        "gpu_id": 3,
+        "gpu_util_percent": 87.0,
+        "power_draw_w": 101.5,
+        "vram_used_mb": 5120,
+        "vram_total_mb": 6144,
+    }
+    assert fields["temperature_c"] == 79.5, "alarms go by the hottest of a pair"
+    assert fields["thermal_reasons"] == ["thermal"]
+    assert set(fields["gpus"]) == {"3", "0"}
+    assert (fields["gpus"]["0"]["gpu_temp_c"], fields["gpus"]["0"]["power_w"]) == (79.5, 99.0)
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        *(None, 7, "hot", [], {}, {"cards": 3}, {"cards": [None, 7]}, [{"index": 1, "temperature_c": "x"}]),
+        {"throttle": 5, "temperature_c": None},
+        {"throttle": [None, 7, {}], "cards": [{"throttle": "thermal"}]},
+    ],
+)
+def test_a_heartbeat_that_says_odd_things_of_its_gpu_is_drawn_nevertheless(gpu: Any) -> None:
+    row = rows.worker_row("worker-1", {"state": "idle", "gpu": gpu}, None, T)
+    fields = content(layout.heartbeat_file(row, 0))
+    assert fields["worker_id"] == "worker-1"
+    assert "temperature_c" not in fields
 
 
 def test_a_status_changes_only_with_the_worker_not_with_each_heartbeat() -> None:

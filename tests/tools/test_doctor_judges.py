@@ -546,6 +546,13 @@ def test_limits_are_judged(facts, check, status, value, fix):
         ({"rows": [["GTX 1060", "580.1", "6.1", "16"]]}, "gpu-0 cuda", "info", "Pascal", "CUDA 12"),
         ({"rows": [["GTX 1060", "580.1", "6.1", "1"]]}, "gpu-0 pcie", "info", "x1", "keep models loaded"),
         ({"wsl": True}, "wsl", "info", "WSL2", ""),
+        (
+            {"rows": [["GTX 1060", "580.1", "6.1", "1"]], "nvml": False},
+            "readings",
+            "info",
+            "pynvml",
+            "rigbus[gpu]",
+        ),
     ],
 )
 def test_cards_are_judged(facts, check, status, value, fix):

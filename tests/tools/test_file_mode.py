@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_for
 
-from rigbus.bridge.folder import layout
+from rigbus.bridge.folder import layout, rows
 from rigbus.tools.files import Folder
 from rigbus.tools.keyvalue import pairs, value_of
 
@@ -97,6 +97,29 @@ def test_status_shows_what_the_folder_has_and_says_so(say, share):
         (LIVE, "running", 0.5),
     ]
     assert "worker-1" in say("status").out
+
+
+def test_the_cards_of_a_rig_are_seen_on_a_machine_that_has_only_the_folder(say, share, monkeypatch):
+    cards = [
+        {
+            "index": 3,
+            "uuid": "GPU-3",
+            "temperature_c": 61.0,
+            "utilization_pct": 87.0,
+            "throttle": ["power cap"],
+        },
+        {"index": 0, "uuid": "GPU-0", "temperature_c": 79.0, "vram_used_mb": 3072, "vram_total_mb": 6144},
+    ]
+    beat = {"state": "busy", "gpu": {**cards[0], "cards": cards}, "running": [{"id": "x"}], "pid": 8}
+    row = rows.worker_row("worker-1", beat, None, time.time())
+    put(share, layout.heartbeat_file(row, time.localtime().tm_gmtoff))
+    monkeypatch.setenv("RIGBUS_GPU_SOURCE", "none")
+    sample = say("gpu", "--count", "1", "--json").json
+    assert (sample["source"], [card["index"] for card in sample["cards"]]) == ("rig", [0, 3])
+    assert {card["uuid"]: card["temperature_c"] for card in sample["cards"]} == {"GPU-0": 79.0, "GPU-3": 61.0}
+    assert [task["name"] for task in sample["cards"][1]["tasks"]] == ["second"]
+    assert "power cap  worker-1: second" in say("gpu", "--count", "1").out
+    assert "2 cards 79 °C 87% 3.0/6.0 GiB" in say("status").out
 
 
 def test_old_news_end_with_4(say, share):

@@ -134,7 +134,7 @@ def test_which_task_heats_the_card(
     say, here: CardRig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gate = here.folder / "gate"
-    command = f"echo $$ > {here.folder}/pid-$CUDA_VISIBLE_DEVICES; until [ -e {gate} ]; do sleep 0.02; done"
+    command = f"echo $$ > {here.folder}/pid-$CUDA_VISIBLE_DEVICES-$CUDA_DEVICE_ORDER; until [ -e {gate} ]; do sleep 0.02; done"
     now = tmp_path / "now.jsonl"
     monkeypatch.setenv("RIGBUS_GPU_SOURCE", f"file:{now}")
     monkeypatch.setattr(here, "cards", now)
@@ -152,7 +152,7 @@ def test_which_task_heats_the_card(
             names = {task for _, task in found.values()}
             assert names == {"left", "right"} and found[0] == found[3]
             # Now the driver names one: below the worker, so that it is proven whose it is, and only there.
-            pid = int((here.folder / "pid-1").read_text())
+            pid = int((here.folder / "pid-1-PCI_BUS_ID").read_text())
             now.unlink()
             here.show(cards_of([40, 50, 60, 71], pids=[pid]))
             assert _tasks(say) == {1: found[1]}

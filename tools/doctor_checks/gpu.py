@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 from .children import Answer, Asked
@@ -22,7 +23,10 @@ _PASCAL: Final = 7.0
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """``devices`` are the cards that the kernel shows; ``rows`` nvidia-smi's: name, driver, compute capability, lanes."""
+    """``devices`` are the cards that the kernel shows; ``rows`` nvidia-smi's: name, driver, compute capability, lanes.
+
+    ``nvml``: the module pynvml is installed.
+    """
 
     devices: int = 0
     wsl: bool = False
@@ -30,6 +34,7 @@ class GpuFacts:
     hung: bool = False
     error: str = ""
     rows: Sequence[Sequence[str]] = ()
+    nvml: bool = True
 
 
 def start() -> Asked | None:
@@ -53,7 +58,8 @@ def gather(answer: Answer | None) -> GpuFacts:
     good = answer.code == 0
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.out.splitlines() if line.strip()]
     error = "" if good or answer.hung else answer.last_line()
-    return GpuFacts(devices, "dxg" in names, True, answer.hung, error, rows if good else ())
+    nvml = find_spec("pynvml") is not None
+    return GpuFacts(devices, "dxg" in names, True, answer.hung, error, rows if good else (), nvml)
 
 
 def judge(facts: GpuFacts) -> Iterable[Finding]:
@@ -72,6 +78,9 @@ def judge(facts: GpuFacts) -> Iterable[Finding]:
         yield Finding(GROUP, "cards", "info", "none here: plans of class cpu and script run")
     for number, row in enumerate(facts.rows):
         yield from _card(number, row)
+    if facts.rows and not facts.nvml:
+        said = "no module pynvml: each worker starts nvidia-smi every 5 s for its readings"
+        yield Finding(GROUP, "readings", "info", said, "pip install 'rigbus[gpu]'")
     if facts.wsl:
         yield Finding(GROUP, "wsl", "info", "under WSL2 some readings of the cards are missing")
 
