@@ -403,6 +403,7 @@ class Loop:
                 "state": _state(core),
                 "slots": core.config.slots,
                 "credit": core.credit,
+                "held": core.held.reason if core.held else None,
                 "running": running,
                 "model": placement.get("model") if placement and placement["phase"] == "hot" else None,
                 "load": os.getloadavg()[0],
@@ -476,6 +477,8 @@ def _state(core: WorkerCore) -> str:
         return "draining"
     if core.paused:
         return "paused"
+    if core.held:
+        return "held"
     return "busy" if core.runs else "idle"
 
 

@@ -45,6 +45,7 @@ class WorkerOptions:
     pools: tuple[str, ...] = ()
     env_pass: tuple[str, ...] = ()
     gpu: str | None = None
+    vram_mb: int | None = None  #: MiB of its cards that tasks may take together; None: as its cards say
     kill_grace_s: float = 10.0
     drain_s: float = 20.0
     max_log_bytes: int = MAX_LOG_BYTES
@@ -96,6 +97,7 @@ class Worker:
             classes=o.classes,
             needs=o.needs,
             pools=o.pools,
+            vram_mb=o.vram_mb,
             kill_grace_s=o.kill_grace_s,
             drain_s=o.drain_s,
         )
@@ -158,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", dest="pools", action="append", default=[])
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
     parser.add_argument("--gpu", help="CUDA_VISIBLE_DEVICES of its commands")
+    parser.add_argument("--vram-mb", type=int, help="MiB of its cards that tasks may take together")
     parser.add_argument("--verbose", action="store_true")
     a = parser.parse_args(argv)
     logging.basicConfig(
@@ -176,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 pools=tuple(a.pools),
                 env_pass=tuple(a.env_pass),
                 gpu=a.gpu,
+                vram_mb=a.vram_mb,
             )
             code = run_worker(a.name, a.state, options)
     except RigbusError as e:

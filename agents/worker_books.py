@@ -16,6 +16,11 @@ from .worker_events import Action, Outcome
 from .worker_run import Phase, Run, Why, WorkerConfig
 
 
+def heat(held: ev.Held) -> str:
+    """Why something goes back that a held worker does not run."""
+    return f"thermal: {held.reason}"
+
+
 class WorkerBooks:
     """The state of one worker. ``now`` never goes back; all times are monotonic seconds."""
 
@@ -28,13 +33,15 @@ class WorkerBooks:
         self.state_id = config.state_id
         self.connected = False
         self.paused = False
+        self.held: ev.Held | None = None  #: why it takes no work at present: a hot card
         self.leaving: str | None = None  #: why the worker exits when idle
         self.exit_code = ev.EXIT_OK
         self._queue: deque[Token] = deque()
         self._progress = ProgressBook()
         self._prefetch = Prefetch(config.slots, config.max_prefetch)
         self._offered: int | None = None
-        self._offered_lent = 0
+        self._offered_with: tuple[Any, ...] = ()  #: what else the last OFFER said that may change
+        self._vram_mb, self._model_mb = config.vram_mb, 0
         self._offer_now = False
         self._changed = False  #: what is offered is not what it was at first
         self._lent = 0
@@ -59,10 +66,22 @@ class WorkerBooks:
     @property
     def credit(self) -> int:
         """Leases that this worker is ready to hold at once, prefetch included."""
-        if self.paused or self.leaving or self.stuck or len(self.outbox) >= FULL_AT:
+        if self.paused or self.held or self.leaving or self.stuck or len(self.outbox) >= FULL_AT:
             return 0
         # Nothing is fetched ahead while a slot is lent: it could take the lent one from an answer.
         return self.config.slots + (self._lent or self._prefetch.depth)
+
+    @property
+    def vram_mb(self) -> int | None:
+        """MiB that tasks may take beside the loaded model; None: not limited."""
+        return None if self._vram_mb is None else max(0, self._vram_mb - self._model_mb)
+
+    @property
+    def refusing(self) -> str:
+        """Why new leases go back at once; empty while they are welcome."""
+        if self.leaving or self.paused or self.held is None:
+            return self.leaving or ("paused" if self.paused else "")
+        return heat(self.held)
 
     @property
     def running(self) -> list[Run]:
@@ -176,7 +195,9 @@ class WorkerBooks:
         token, run.reported = run.lease.token, True
         if run.why is Why.STALE:
             return
-        if run.why is Why.CANCEL:
+        if run.why is Why.HEAT:
+            self.outbox.give_back([token], run.error)
+        elif run.why is Why.CANCEL:
             ended = ev.failed("infra", run.error, body=outcome.body, duration_s=outcome.duration_s)
             self.outbox.add(token, ended, cancelled=True)
         elif run.why is not None:
@@ -196,9 +217,14 @@ class WorkerBooks:
 
     # ------------------------------------------------------------ words for the broker, and the last one
 
+    @property
+    def _offer_with(self) -> tuple[Any, ...]:
+        """What an OFFER says beside the credit that changes while the worker runs."""
+        return (self._lent, self.vram_mb, self.held.reason if self.held is not None else "")
+
     def _offer(self, credit: int) -> Action:
         c = self.config
-        self._offered, self._offered_lent = credit, self._lent
+        self._offered, self._offered_with = credit, self._offer_with
         header: dict[str, Any] = {
             "credit": credit,
             "slots": c.slots,
@@ -209,6 +235,10 @@ class WorkerBooks:
         }
         if self._lent:
             header["lent"] = self._lent
+        if self.vram_mb is not None:
+            header["vram_mb"] = self.vram_mb
+        if self.held is not None:
+            header["held"] = self.held.reason
         if self.state_id is not None:
             header["state_id"] = self.state_id
         if c.info:

@@ -7,6 +7,8 @@ Laws
 - A lease that has not begun never waits behind a long task: after ``busy_s`` without movement it is returned.
 - A handler's thread cannot be killed: past its end it is *stuck*, the worker takes no more work and asks for
   a new process (exit 75) when everything else is done; it goes on if the thread ends after all.
+- A held worker (a hot card) takes no work and gives back what has not begun; held critically, it ends what runs and
+  gives that back, too. Neither burns an attempt, and every control command passes.
 - While the broker is away running work goes on (``fence=True``, for tcp: it ends before the lease does).
 """
 
@@ -19,7 +21,7 @@ from typing import Any, Final
 from ..bus.wire import Token, Verb
 from . import worker_events as ev
 from .outbox import Outbox
-from .worker_books import WorkerBooks
+from .worker_books import WorkerBooks, heat
 from .worker_events import Action, Event
 from .worker_run import Phase, Run, Why, WorkerConfig
 
@@ -50,6 +52,10 @@ class WorkerCore(WorkerBooks):
             ev.Disconnected: self._disconnected,
             ev.Drain: self._drain,
             ev.Serve: self._serve,
+            ev.Held: self._hold,
+            ev.Released: self._release,
+            ev.VramBudget: self._budget,
+            ev.ModelVram: self._model_takes,
             ev.Superseded: self._superseded,
         }
 
@@ -80,7 +86,7 @@ class WorkerCore(WorkerBooks):
         for lease in e.leases:
             if lease.token in self.runs or lease.token in self.outbox or lease.token in self.stuck:
                 continue
-            if self.paused or self.leaving or self.stuck or self._unserved(lease):
+            if self.refusing or self.stuck or self._unserved(lease):
                 refuse.append(lease.token)
                 continue
             own = lease.timeout_s if lease.timeout_s is not None else self.config.timeouts.get(lease.type)
@@ -89,7 +95,7 @@ class WorkerCore(WorkerBooks):
             self._queue.append(lease.token)
         if refuse:
             self.outbox.give_back(
-                refuse, self.leaving or ("paused" if self.paused else "not offered any more")
+                refuse, self.refusing or ("worker busy" if self.stuck else "not offered any more")
             )
         return self._pump(now)
 
@@ -200,7 +206,7 @@ class WorkerCore(WorkerBooks):
             if run.why is Why.CANCEL:
                 self.outbox.add(token, ev.failed("infra", "cancelled before it began"), cancelled=True)
             elif run.why is not Why.STALE:
-                self.outbox.give_back([token], self.leaving or ("paused" if self.paused else "worker busy"))
+                self.outbox.give_back([token], self.refusing or "worker busy")
         return [*self._pump(now), *self._maybe_exit(now)]
 
     def _progressed(self, e: ev.Progress, now: float) -> list[Action]:
@@ -263,7 +269,7 @@ class WorkerCore(WorkerBooks):
     def _sharpen(self, run: Run, now: float) -> list[Action]:
         """The grace is over: kill the tree; a thread cannot be killed, so this process must go."""
         run.kill_at = None
-        if run.threaded and run.why is Why.TIMEOUT:
+        if run.threaded and run.why in {Why.TIMEOUT, Why.HEAT}:
             run.error += "; its thread cannot be killed: use isolated=True"
             return self._set_stuck(run, now, report=True)
         if run.threaded:
@@ -317,7 +323,7 @@ class WorkerCore(WorkerBooks):
         offer = (
             self._offered is None
             or credit > self._offered
-            or (self._offer_now and (credit, self._lent) != (self._offered, self._offered_lent))
+            or (self._offer_now and (credit, *self._offer_with) != (self._offered, *self._offered_with))
         )
         if offer and credit == 0:
             actions.append(self._offer(credit))  # before the RETURN, or the same lease comes straight back
@@ -326,6 +332,35 @@ class WorkerCore(WorkerBooks):
             actions.append(self._offer(credit))
         self._offer_now = False
         return actions
+
+    # ------------------------------------------------------------ heat and memory
+
+    def _hold(self, e: ev.Held, now: float) -> list[Action]:
+        if e == self.held:
+            return []
+        self.held = e
+        self._offer_now = True
+        actions = self._return_waiting(heat(e))
+        if e.critical:
+            for run in self.runs.values():
+                if run.why is None and run.phase is not Phase.QUEUED:
+                    actions += self._end(run, Why.HEAT, heat(e), now)
+        return actions
+
+    def _release(self, e: ev.Released, now: float) -> list[Action]:
+        self._offer_now = self._offer_now or self.held is not None
+        self.held = None
+        return self._pump(now)
+
+    def _budget(self, e: ev.VramBudget, now: float) -> list[Action]:
+        self._vram_mb = e.mb
+        self._offer_now = True
+        return []
+
+    def _model_takes(self, e: ev.ModelVram, now: float) -> list[Action]:
+        self._model_mb = e.mb
+        self._offer_now = True
+        return []
 
     # ------------------------------------------------------------ leaving
 

@@ -238,6 +238,36 @@ class Serve:
 
 
 @dataclass(slots=True)
+class Held:
+    """The worker must take no work until :class:`Released`; ``reason`` may change meanwhile. What has not begun goes back.
+
+    ``critical``: what runs is ended and given back, too. No attempt is burnt, and control commands pass as ever.
+    """
+
+    reason: str
+    critical: bool = False
+
+
+@dataclass(slots=True)
+class Released:
+    """What held the worker is over."""
+
+
+@dataclass(slots=True)
+class VramBudget:
+    """MiB of its cards that tasks and a model may take together; None: not limited, or no card."""
+
+    mb: int | None
+
+
+@dataclass(slots=True)
+class ModelVram:
+    """MiB that the loaded model takes of the budget; 0: none is loaded."""
+
+    mb: int
+
+
+@dataclass(slots=True)
 class Superseded:
     """Another worker of this name has taken over (BYE): stop at once."""
 
@@ -307,6 +337,10 @@ Event = (
     | Disconnected
     | Drain
     | Serve
+    | Held
+    | Released
+    | VramBudget
+    | ModelVram
     | Superseded
 )
 Action = Send | Start | Recall | Terminate | Kill | Reconnect | Exit

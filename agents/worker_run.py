@@ -33,6 +33,8 @@ class WorkerConfig:
     announce_s: float = 0.02
     #: End running work ``lease_s`` - 1 s after the last answered RENEW (tcp). On ipc the host is ours alone.
     fence: bool = False
+    #: MiB of its cards that tasks and a model may take together; None: not limited, or no card.
+    vram_mb: int | None = None
 
 
 class Phase(Enum):
@@ -51,6 +53,7 @@ class Why(Enum):
     TIMEOUT = "timeout"
     STALE = "stale"
     DRAIN = "drained"
+    HEAT = "too hot"  #: given back: its worker is held, critically
 
 
 @dataclass(slots=True)

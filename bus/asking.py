@@ -93,6 +93,9 @@ class Asking(Placements):
             "session": worker.id,
             "pid": worker.pid,
             "state": self.worker_word(worker),
+            "held": worker.held or None,
+            "vram_mb": worker.vram_mb,
+            "vram_leased_mb": worker.vram_leased_mb,
             "slots": worker.slots,
             "credit": worker.credit,
             "types": sorted(worker.types),
@@ -148,7 +151,13 @@ class Asking(Placements):
         """Shapes with ready tasks that no present worker accepts."""
         workers = list(self.workers())
         return [
-            {"type": s.type, "class": s.cls, "pool": s.pool, "needs": list(s.needs)}
+            {
+                "type": s.type,
+                "class": s.cls,
+                "pool": s.pool,
+                "needs": list(s.needs),
+                "vram_mb": s.vram_mb or None,
+            }
             for s in self.ready.waiting_shapes()
             if not any(w.accepts(s) for w in workers)
         ]

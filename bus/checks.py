@@ -13,11 +13,14 @@ from .wire import MAX_BATCH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES,
 ERROR_CLASSES: Final = frozenset({"task", "crash", "infra", "definition"})
 MAX_ERROR_CHARS: Final = 8000
 MAX_LOG_CHARS: Final = 4096
+MAX_REASON_CHARS: Final = 200  #: why something was given back, or a worker is held
 _HEX: Final = frozenset("0123456789abcdef")
 _EXTRA: Final[tuple[tuple[str, Any], ...]] = (("exit", int), ("duration_s", (int, float)), ("log", str))
 _POLICY_INTS: Final = ("task", "crash", "infra")
 _SPEC_TIMES: Final = ("timeout_s", "queue_timeout_s", "no_progress_s")
 _NOTHING: Final[dict[str, Any]] = {}
+#: 16 TiB: more than any machine's cards have together
+MAX_VRAM_MB: Final = 2**24
 #: SQLite and the clocks hold no more; nothing that is counted comes near
 MAX_INT: Final = 2**53
 
@@ -201,7 +204,19 @@ def shape_of(spec: dict[str, Any], type_: str) -> Shape:
         text(spec, "pool"),
         tuple(sorted(needs)) if needs else (),
         text(spec, "view"),
+        vram_mb=_vram_mb(spec),
     )
+
+
+def _vram_mb(spec: dict[str, Any]) -> int:
+    value = spec.get("vram_mb")
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_VRAM_MB:
+        raise DefinitionError(
+            f"vram_mb must be a whole number of MiB from 1 to {MAX_VRAM_MB}, not {value!r:.60}"
+        )
+    return value
 
 
 def policy_of(spec: dict[str, Any]) -> Policy:

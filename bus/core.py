@@ -209,6 +209,9 @@ class Core(Operating):
     def _on_queue(self, ref: tuple[Task, float]) -> None:
         task, ready_at = ref
         if task.state is TaskState.READY and task.ready_at == ready_at:
+            if self.only_held(task):  # a hot card is not its fault: the time to wait begins anew
+                self.timer(self.now + (task.policy.queue_timeout_s or 0.0), "queue", ref)
+                return
             self.cancel_task(
                 task, f"waited over {task.policy.queue_timeout_s:g} s for a worker", expired=True
             )

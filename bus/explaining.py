@@ -61,6 +61,8 @@ class Explaining(Judging):
             return "paused"
         if worker.draining:
             return "draining"
+        if worker.held:
+            return "held"
         return "busy" if worker.leases else "idle"
 
     # -- a task ----------------------------------------------------------------------------------------------
@@ -161,7 +163,11 @@ class Explaining(Judging):
             out["summary"] += f"; {say}{soon(out['eta'])}"
         if task.policy.queue_timeout_s:
             end = task.ready_at + task.policy.queue_timeout_s - self.now
-            reasons.append(f"it expires in {seconds(end)} if nobody takes it by then (queue_timeout_s)")
+            reasons.append(
+                "its queue_timeout_s does not end it while all workers that can run it are held"
+                if self.only_held(task)
+                else f"it expires in {seconds(end)} if nobody takes it by then (queue_timeout_s)"
+            )
         fix = handed_back(task.hold_reason, task.batch.id)[1] if task.hold_reason else ""
         gates = [
             Predicate("dependencies met", True, f"{len(task.after)} of {len(task.after)}", "all"),

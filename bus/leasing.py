@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
-from .checks import MAX_INT, Outcome, number, outcomes, texts, token, tokens, whole
+from .checks import (
+    MAX_INT,
+    MAX_REASON_CHARS,
+    MAX_VRAM_MB,
+    Outcome,
+    number,
+    outcomes,
+    texts,
+    token,
+    tokens,
+    whole,
+)
 from .lifecycle import DEADLINE_PASSED
 from .model import Send, Session, Task
 from .reviving import Reviving
@@ -76,9 +87,15 @@ class Leasing(Reviving):
             bool(worker.peer)
             and len(worker.leases) < worker.credit
             and not worker.draining
+            and not worker.held
             and not worker.suspect
             and not self.paused(worker.name)
         )
+
+    def only_held(self, task: Task) -> bool:
+        """Whether a task waits only for workers that are held: at least one could run it, and no other can."""
+        able = [w for w in self.workers() if w.accepts(task.shape)]
+        return bool(able) and all(w.held for w in able)
 
     def _grant(self, task: Task, worker: Session) -> None:
         self.move(task, TaskEvent.LEASE)
@@ -132,15 +149,25 @@ class Leasing(Reviving):
         credit = whole(h, "credit", 0, MAX_INT, 0)
         slots = whole(h, "slots", 1, MAX_INT, 1)
         offered = tuple(frozenset(texts(h, name)) for name in ("types", "classes", "needs", "pools"))
-        before = (worker.types, worker.classes, worker.needs, worker.pools, worker.state_id)
+        vram_mb = whole(h, "vram_mb", 0, MAX_VRAM_MB, 0) if h.get("vram_mb") is not None else None
+        before = (worker.types, worker.classes, worker.needs, worker.pools, worker.state_id, worker.vram_mb)
         worker.credit, worker.slots = min(credit, 4096), slots
         worker.lent = min(whole(h, "lent", 0, MAX_INT, 0), worker.credit)
         worker.types, worker.classes, worker.needs, worker.pools = offered
         worker.state_id = str(h.get("state_id") or "")
+        worker.vram_mb = vram_mb
+        self._hold(worker, str(h.get("held") or "")[:MAX_REASON_CHARS])
         if isinstance(h.get("info"), dict):
             worker.info = h["info"]
-        if before != (*offered, worker.state_id):
+        if before != (*offered, worker.state_id, vram_mb):
             worker.shapes.clear()
+
+    def _hold(self, worker: Session, reason: str) -> None:
+        """A worker says that it asks for no work, or that it does again: an event tells of the change only."""
+        if bool(reason) != bool(worker.held):
+            what = "held" if reason else "released"
+            self.emit("p", f"worker.{worker.name}.{what}", "", "", {"why": reason or worker.held})
+        worker.held = reason
 
     def held(self, worker: Session, shown: Any) -> tuple[list[Task], list[list[int]]]:
         """The tasks behind a worker's current tokens, and the tokens that are not current."""
@@ -220,7 +247,7 @@ class Leasing(Reviving):
     def on_return(self, worker: Session, env: Envelope) -> None:
         """RETURN: handed back without a run; counts no attempt."""
         tasks, stale = self.held(worker, env.header.get("tokens"))
-        reason = str(env.header.get("reason") or "returned")[:200]
+        reason = str(env.header.get("reason") or "returned")[:MAX_REASON_CHARS]
         delay = min(number(env.header, "not_before_s", 0, float("inf")) or 0.0, 3600.0)
         returned = [list(t.token) for t in tasks]
         for task in tasks:

@@ -18,8 +18,18 @@ from .model import Batch, Session, Shape, Task
 from .states import TaskState
 
 AGE_S = 60.0
-FREE_CREDIT: Final = "free credit"  #: the last predicate: the worker fits, only has no room at this moment
-OFFERED: Final = ("type", "class", "pool", "needs", "view")  #: the first predicates: what its OFFER covers
+FREE_CREDIT: Final = "free credit"  #: the last predicate
+FREE_VRAM: Final = "free VRAM"
+ROOM: Final = frozenset({FREE_VRAM, FREE_CREDIT})  #: the worker fits, only has no room at this moment
+NOT_HELD: Final = "not held"
+OFFERED: Final = (
+    "type",
+    "class",
+    "pool",
+    "needs",
+    "view",
+    "VRAM",
+)  #: the first predicates: what its OFFER covers
 _LLM: Final = "pip install 'rigbus[llm]', then rigbus up --model FILE.gguf"
 _TYPE_FIX: Final = {"generate": _LLM, "shell": "rigbus up, or rigbus worker"}
 _CLASS_FIX: Final = {"llm": _LLM, "brain": "rigbus up starts the brain-worker"}
@@ -135,10 +145,11 @@ class ReadyTasks:
         """
         best: tuple[float, float, int, Task] | None = None
         depth = 1 if calls_only else 0
+        kept_for = self._waits_for_vram(worker, now) if worker.vram_mb is not None else None
         for shape in list(self.shapes):
-            if shape.depth >= depth and worker.accepts(shape):
+            if shape.depth >= depth and worker.accepts(shape) and worker.has_vram(shape):
                 rank = self._best(shape, now)
-                if rank is None:
+                if rank is None or (kept_for is not None and shape.vram_mb and kept_for[:3] < rank[:3]):
                     continue
                 deeper = calls_only and shape.depth > depth
                 if best is None or deeper or rank[:3] < best[:3]:
@@ -152,6 +163,18 @@ class ReadyTasks:
         batch.vtime += 1.0
         self.shapes[task.shape][task.priority].queues[batch.no].popleft()
         return task
+
+    def _waits_for_vram(self, worker: Session, now: float) -> tuple[float, float, int, Task] | None:
+        """The first task whose age has raised it and for which this worker's memory is only not free: smaller ones
+        would take every piece of it that falls free, so what is ranked behind it and wants memory waits as well."""
+        first: tuple[float, float, int, Task] | None = None
+        for shape in list(self.shapes):
+            if shape.vram_mb and worker.accepts(shape) and not worker.has_vram(shape):
+                rank = self._best(shape, now)
+                aged = rank is not None and -rank[0] > rank[3].priority
+                if rank is not None and aged and (first is None or rank[:3] < first[:3]):
+                    first = rank
+        return first
 
     def waiting_shapes(self) -> Iterator[Shape]:
         """Shapes that have ready tasks."""
@@ -205,6 +228,15 @@ def _offered(shape: Shape, worker: Session) -> list[Predicate]:
             f"sees state folder {shape.view[:8]}" if shape.view else "any",
             "run a worker on the rig's own machine (plan tasks need its state folder)",
         ),
+        Predicate(
+            "VRAM",
+            worker.vram_mb is None or shape.vram_mb <= worker.vram_mb,
+            f"{name} has no VRAM budget"
+            if worker.vram_mb is None
+            else f"{name} may use {worker.vram_mb} MiB",
+            f"may use {shape.vram_mb} MiB of VRAM" if shape.vram_mb else "any",
+            f"lower vram_estimate_mb of the task (now {shape.vram_mb}), unload the worker's model, or add a larger card",
+        ),
     ]
 
 
@@ -236,10 +268,24 @@ def _willing(shape: Shape, worker: Session, paused: bool, rig_paused: bool) -> l
             f"rigbus resume {name}",
         ),
         Predicate(
+            NOT_HELD,
+            not worker.held,
+            f"held: {worker.held}" if worker.held else "not held",
+            "not held",
+            "wait: it goes on by itself when the card has cooled; else look at its fan and power limit",
+        ),
+        Predicate(
             "connected", bool(worker.peer), "connected" if worker.peer else "cut off", "connected", silent
         ),
         Predicate(
             "heard of lately", not worker.suspect, "silent" if worker.suspect else "alive", "alive", silent
+        ),
+        Predicate(
+            FREE_VRAM,
+            worker.has_vram(shape) or shape.vram_mb > (worker.vram_mb or 0),  # too large: said above
+            _vram_words(worker),
+            f"{shape.vram_mb} MiB free" if shape.vram_mb else "any",
+            "wait until one of its tasks has ended",
         ),
         Predicate(
             FREE_CREDIT,
@@ -256,6 +302,12 @@ def _willing(shape: Shape, worker: Session, paused: bool, rig_paused: bool) -> l
 def class_fix(cls: str) -> str:
     """What gives the rig a worker of a class."""
     return _CLASS_FIX.get(cls) or f"rigbus worker --class {cls}"
+
+
+def _vram_words(worker: Session) -> str:
+    if worker.vram_mb is None:
+        return f"{worker.name} has no VRAM budget"
+    return f"{worker.name}'s leases take {worker.vram_leased_mb} of {worker.vram_mb} MiB"
 
 
 def _words(items: Iterable[str]) -> str:

@@ -38,6 +38,7 @@ class Shape:
     needs: tuple[str, ...] = ()
     view: str | None = None  #: id of the state folder that the worker must see
     depth: int = 0  #: how many handlers wait for it, one in another; at most :data:`MAX_DEPTH_SEEN`
+    vram_mb: int = 0  #: MiB of a card's memory that it takes while it runs; 0: none that counts
 
 
 #: Scope of the facts that say which worker holds which model; its key "" is a line for people.
@@ -85,7 +86,7 @@ CLASSES: Final = ("task", "crash", "infra")
 def called_from(shape: Shape, caller: Shape | None) -> Shape:
     """The shape of a task that a handler calls; ``caller`` is None when that task is known no more."""
     depth = min(caller.depth + 1 if caller is not None else 1, MAX_DEPTH_SEEN)
-    return intern_shape(shape.type, shape.cls, shape.pool, shape.needs, shape.view, depth)
+    return intern_shape(shape.type, shape.cls, shape.pool, shape.needs, shape.view, depth, shape.vram_mb)
 
 
 class Batch:
@@ -310,6 +311,7 @@ class Session:
         "credit",
         "draining",
         "epoch",
+        "held",
         "id",
         "info",
         "last_seen",
@@ -327,6 +329,7 @@ class Session:
         "state_id",
         "suspect",
         "types",
+        "vram_mb",
         "watched",
     )
 
@@ -348,6 +351,8 @@ class Session:
         self.needs: frozenset[str] = frozenset()
         self.pools: frozenset[str] = frozenset()
         self.state_id = ""
+        self.vram_mb: int | None = None  #: MiB that its leases may take together; None: not limited
+        self.held = ""  #: why it asks for no work at present, in its own words (a hot card)
         self.leases: dict[int, Task] = {}  #: by token seq
         self.draining = False
         self.suspect = False
@@ -365,8 +370,20 @@ class Session:
                 and (shape.pool is None or shape.pool in self.pools)
                 and self.needs.issuperset(shape.needs)
                 and (shape.view is None or shape.view == self.state_id)
+                and (self.vram_mb is None or shape.vram_mb <= self.vram_mb)
             )
         return hit
+
+    @property
+    def vram_leased_mb(self) -> int:
+        """MiB that its present leases may take: counted when it is asked, so that it cannot drift."""
+        return sum(task.shape.vram_mb for task in self.leases.values())
+
+    def has_vram(self, shape: Shape) -> bool:
+        """Whether its budget has room for one more of a shape beside its leases."""
+        if not shape.vram_mb or self.vram_mb is None:
+            return True
+        return self.vram_leased_mb + shape.vram_mb <= self.vram_mb
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from .durations import template_of
-from .matching import FREE_CREDIT, OFFERED, Predicate
+from .matching import FREE_CREDIT, FREE_VRAM, OFFERED, ROOM, Predicate
 from .model import CLASSES, Session, Task
 from .states import STATE_NAMES, TaskState
 
@@ -101,15 +101,16 @@ def funnel(verdicts: Verdicts) -> list[Predicate]:
     out: list[Predicate] = []
     for i, first in enumerate(verdicts[0][1]):
         passed = [v for v in left if v[1][i].ok]
-        if not passed and out and not out[-1].ok and not any(v[0].credit for v in left):
-            continue  # who is paused asks for no work: said already
+        silent = first.name == FREE_CREDIT and not any(v[0].credit for v in left)
+        if not passed and silent and any(not p.ok for p in out):
+            continue  # who is paused or held asks for no work: said already
         if passed:
             value = f"{len(passed)} of {some(len(left), 'worker')}"
             out.append(Predicate(first.name, True, value, first.wanted))
             left = passed
         else:
             values = [v[1][i].value for v in left]
-            own_words = first.name in OFFERED or first.name == FREE_CREDIT
+            own_words = first.name in OFFERED or first.name in ROOM
             named = [t if own_words else f"{v[0].name} is {t}" for v, t in zip(left, values, strict=True)]
             rest = f"; and {len(named) - 3} more" if len(named) > 3 else ""
             out.append(
@@ -132,7 +133,7 @@ def more_workers(workers: Iterable[Session]) -> str:
 
 def fitting(verdicts: Verdicts) -> list[Session]:
     """The workers that lack nothing but room at this moment."""
-    return [w for w, tests in verdicts if all(p.ok or p.name == FREE_CREDIT for p in tests)]
+    return [w for w, tests in verdicts if all(p.ok or p.name in ROOM for p in tests)]
 
 
 def taking(verdicts: Verdicts) -> str:
@@ -143,6 +144,8 @@ def taking(verdicts: Verdicts) -> str:
     if free:
         return f"{', '.join(sorted(free)[:3])} can take it now"
     fit = fitting(verdicts)
+    if fit and (full := _without_vram(verdicts, fit)):
+        return full
     if len(fit) == 1:
         return f"{fit[0].name}, the only worker that can run it, is busy"
     if fit:
@@ -153,6 +156,15 @@ def taking(verdicts: Verdicts) -> str:
     if failed.name in OFFERED:
         return f"no worker {failed.wanted}: {failed.value}"
     return f"no worker can take it: {failed.value}"
+
+
+def _without_vram(verdicts: Verdicts, fit: Sequence[Session]) -> str:
+    """What is said when all that lacks is memory of a card; empty when a worker lacks something else."""
+    lacking = [p for w, tests in verdicts if w in fit for p in tests if p.name == FREE_VRAM and not p.ok]
+    if len(lacking) < len(fit):
+        return ""
+    who = "the only worker that can run it" if len(fit) == 1 else f"all {len(fit)} workers that can run it"
+    return f"{lacking[0].wanted} of VRAM wanted on {who}: {'; '.join(p.value for p in lacking[:3])}"
 
 
 # -- attempts ------------------------------------------------------------------------------------------------

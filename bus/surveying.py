@@ -56,6 +56,8 @@ class Surveying(Explaining):
         reasons.append(
             f"it is {word}, holds {len(held)}{of} {'lease' if len(held) == 1 and not of else 'leases'}"
         )
+        if worker.held:
+            reasons.append(f"held: {worker.held}")
         if worker.lent:
             reasons.append(
                 f"{some(worker.lent, 'slot is', 'slots are')} lent: its handlers wait for calls of their own"
@@ -81,6 +83,8 @@ class Surveying(Explaining):
             out["summary"] = f"idle: {bad[0]['value']}"
         elif word in _IDLE_WORDS:
             out["summary"] = reasons[0]
+        elif word == "held":
+            out["summary"] = f"held: {worker.held}"
         else:
             out["summary"] = f"{word}, gets no new work" + (f": {fix}" if fix else "")
         return out
@@ -186,6 +190,7 @@ class Surveying(Explaining):
         """The predicate that fails for the worker that comes nearest."""
         words = [f"{k} {v}" for k, v in (("class", shape.cls), ("pool", shape.pool)) if v]
         words += [f"needs {', '.join(shape.needs)}"] if shape.needs else []
+        words += [f"VRAM {shape.vram_mb} MiB"] if shape.vram_mb else []
         name = f"somebody runs {shape.type}" + (f" ({', '.join(words)})" if words else "")
         tests = [predicates(shape, w, paused=False, rig_paused=False)[: len(OFFERED)] for w in workers]
         nearest = max(tests, key=lambda ps: sum(p.ok for p in ps), default=None)
@@ -206,6 +211,7 @@ class Surveying(Explaining):
                 continue  # said once, of the rig
             if word not in _IDLE_WORDS or fits:
                 text = "idle, though a ready task fits it" if fits else f"{word}, gets no new work"
+                text += f": {worker.held}" if word == "held" else ""
                 out.append(_stuck(self._why_worker(worker, est), text))
         return out
 

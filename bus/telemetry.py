@@ -82,7 +82,8 @@ class WorkerTelemetry(_Open):
     host: str = ""
     at: float = Field(description="Unix seconds of the worker's clock")
     uptime_s: float = Field(default=0.0, ge=0)
-    state: str = Field(default="idle", description="idle, busy, draining, paused, starting")
+    state: str = Field(default="idle", description="idle, busy, draining, paused, held, starting")
+    held: str | None = Field(default=None, description="why it takes no work at present: a hot card")
     slots: int = Field(default=1, ge=0)
     credit: int = Field(default=0, ge=0)
     running: list[RunningTask] = Field(default_factory=list)
@@ -113,6 +114,11 @@ class WorkerStatus(_Open):
 
     id: str
     state: str
+    held: str | None = Field(default=None, description="why it takes no work at present: a hot card")
+    vram_mb: int | None = Field(
+        default=None, ge=0, description="MiB that its tasks may take; null: not limited"
+    )
+    vram_leased_mb: int = Field(default=0, ge=0, description="MiB that the tasks it holds may take")
     classes: list[str] = Field(default_factory=list)
     model: str | None = None
     heartbeat_age_s: float | None = None

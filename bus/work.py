@@ -19,6 +19,8 @@ from .wire import MAX_BATCH, MAX_DEPTH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, MODEL_
 RIGBUS: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "rigbus")
 MESSAGE_BYTES: Final = 4 << 20  #: payloads of one SUBMIT
 HEADER_BYTES: Final = 768 << 10  #: specs of one SUBMIT; the header frame may have 1 MiB
+_TIMES: Final = ("timeout_s", "queue_timeout_s", "no_progress_s", "deadline_s")
+_PLAIN_FIELDS: Final = ("name", "pool", "priority", "vram_mb", *_TIMES)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -46,6 +48,9 @@ class Task:
     name: str = ""
     needs: Sequence[str] = ()
     pool: str | None = None
+    vram_mb: int | None = (
+        None  #: MiB of a card's memory that it takes while it runs; workers without a card ignore it
+    )
     meta: Mapping[str, Any] = field(default_factory=dict)
     review: bool = False
     escalate: bool = False
@@ -136,7 +141,7 @@ def _spec(task: Task, key: str, keys: Mapping[int, str], orphan: str) -> dict[st
     spec: dict[str, Any] = {"key": key, "type": task.type}
     if task.cls is not None:
         spec["class"] = task.cls
-    for name in ("name", "pool", "priority", "timeout_s", "queue_timeout_s", "no_progress_s", "deadline_s"):
+    for name in _PLAIN_FIELDS:
         value = getattr(task, name)
         if value is not None and value != "":
             spec[name] = value

@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 
 from .keys import is_plain_name
 from .markdown import Field, code_span, unquote, without_remark
-from .model import ItemDependency, OnFailure, Priority, TaskClass
+from .model import MAX_VRAM_MB, ItemDependency, OnFailure, Priority, TaskClass
 
 MAX_COMMAND_BYTES: Final = 64 * 1024
 _NOTHING: Final = ("", "none", "null", "nothing", "-", "[]", "n/a")
@@ -54,6 +54,17 @@ def read_integer(field: Field) -> int:
             f"{field.written} is {text[:40]!r}, not a whole number from 1", f"write e.g. `{field.name}: 4`"
         )
     return int(text)
+
+
+def read_megabytes(field: Field) -> int:
+    """MiB of a card's memory."""
+    megabytes = read_integer(field)
+    if megabytes > MAX_VRAM_MB:
+        raise FieldError(
+            f"{field.written} is {megabytes} MiB, more than any card has",
+            f"write MiB, e.g. `{field.name}: 2048`",
+        )
+    return megabytes
 
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -245,7 +256,7 @@ READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "llm_min_tier": read_integer,
     "llm_placement": lambda field: read_choice(field, ("single_gpu", "split_gpu")),
     "vram_policy": lambda field: read_choice(field, ("default", "infer", "fixed")),
-    "vram_estimate_mb": read_integer,
+    "vram_estimate_mb": read_megabytes,
     "prompt": read_prose,
     "json_schema": read_schema,
     "output": read_word,

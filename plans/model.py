@@ -23,6 +23,12 @@ PRIORITY_LEVELS: Final[dict[str, int]] = {"low": 3, "normal": 5, "high": 8, "urg
 DEFAULT_TIMEOUT_S: Final = 1800.0
 
 
+#: MiB of a card that a task of class ``script`` takes where its plan gives no estimate, as in the earlier system.
+DEFAULT_VRAM_MB: Final = 1024
+#: 16 TiB: more is a slip of the pen.
+MAX_VRAM_MB: Final = 2**24
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,6 +110,14 @@ class PlanTask(_Frozen):
     #: The schema itself, or the path of a JSON file that holds it.
     json_schema: dict[str, Any] | str | None = None
     output: str | None = None
+
+    @property
+    def vram_mb(self) -> int | None:
+        """MiB of a card's memory that it is taken to need: its estimate, else the default; None for other classes.
+
+        A worker without a card asks nobody for this. ``vram_policy: infer`` is answered by the default as well.
+        """
+        return (self.vram_estimate_mb or DEFAULT_VRAM_MB) if self.task_class == "script" else None
 
     def line_of(self, field: str) -> int:
         """The line where ``field`` was written, else that of the task's heading."""

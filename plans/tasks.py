@@ -19,7 +19,7 @@ from .fields import (
 )
 from .keys import is_plain_name, slug
 from .markdown import Field, code_span, read_fields, unquote
-from .model import Foreach, PlanTask
+from .model import DEFAULT_VRAM_MB, Foreach, PlanTask
 from .sections import Group
 
 _MODEL_TYPES: Final = ("generate", "parse", "decide")
@@ -111,7 +111,7 @@ def _build(
     _warn_command_remark(fields.get("command"), faults)
     _settle_type(values, fields, unknown, faults)
     _settle_class(values, fields, faults)
-    _settle_vram(values)
+    _settle_vram(values, fields, faults)
     _refuse_mixed_models(values, fields, faults)
     _warn_unused(values, fields, faults)
     return PlanTask(**values)
@@ -212,11 +212,31 @@ def _refuse_mixed_models(values: dict[str, Any], fields: dict[str, Field], fault
         return
 
 
-def _settle_vram(values: dict[str, Any]) -> None:
-    """An estimate of a script is its policy (PLAN_DIALECTS 2.2): ``fixed``, unless ``infer`` is written."""
-    estimated = values["task_class"] == "script" and "vram_estimate_mb" in values
-    if estimated and values.get("vram_policy", "default") == "default":
+def _settle_vram(values: dict[str, Any], fields: dict[str, Field], faults: FaultList) -> None:
+    """An estimate of a script is its policy (PLAN_DIALECTS 2.2): ``fixed``, unless ``infer`` is written.
+
+    ``fixed`` without a number and ``infer``, which nobody does, leave the default; both are said.
+    """
+    if values["task_class"] != "script":
+        return
+    policy = values.get("vram_policy", "default")
+    estimate = values.get("vram_estimate_mb")
+    if estimate is not None and policy == "default":
         values["vram_policy"] = "fixed"
+    elif policy == "infer" and "vram_policy" in fields:
+        faults.warning(
+            fields["vram_policy"].line,
+            f"nothing infers a task's VRAM: {values['id']!r} is taken to need {estimate or DEFAULT_VRAM_MB} MiB",
+            "write vram_estimate_mb alone" if estimate is None else "drop vram_policy",
+            mark="infer",
+        )
+    elif policy == "fixed" and estimate is None and "vram_policy" in fields:
+        faults.warning(
+            fields["vram_policy"].line,
+            f"vram_policy is fixed without a number: {values['id']!r} is taken to need {DEFAULT_VRAM_MB} MiB",
+            "add vram_estimate_mb",
+            mark="fixed",
+        )
 
 
 def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: FaultList) -> None:

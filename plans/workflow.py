@@ -12,7 +12,7 @@ from .errors import FaultList
 from .fields import FieldError, infer_class, read_command
 from .keys import is_plain_name, slug
 from .markdown import Field, read_fields, unquote
-from .model import PlanTask, TaskClass
+from .model import MAX_VRAM_MB, PlanTask, TaskClass
 from .sections import Group, Section, groups
 
 _SCRIPT_FIELDS = frozenset({"purpose", "gpu", "vram_estimate", "run_command", "command", "run", "output"})
@@ -160,7 +160,7 @@ def _megabytes(estimate: Field | None) -> int | None:
     if match is None:
         return None
     megabytes = float(match.group(1)) * (1024 if match.group(2).startswith("g") else 1)
-    return int(megabytes) or None
+    return int(megabytes) or None if megabytes <= MAX_VRAM_MB else None
 
 
 def _read_steps(section: Section) -> list[_Step]:

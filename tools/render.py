@@ -46,6 +46,7 @@ _COLOURS: Final = {
     "cancelled": "yellow",
     "skipped": "yellow",
     "paused": "yellow",
+    "held": "yellow",
     "draining": "yellow",
     "review": "magenta",
 }

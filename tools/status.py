@@ -57,6 +57,7 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     lines.append(f"tasks: {render.counts(shown['tasks'])}")
     if shown["workers"]:
         lines += ["", *worker_table(shown["workers"])]
+        lines += [render.clean(f"{w['id']} is held: {w['held']}") for w in shown["workers"] if w.get("held")]
     else:
         lines.append("no worker is attached: `rigbus up`, or `rigbus worker`")
     if shown["batches"]:

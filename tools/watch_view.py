@@ -31,6 +31,7 @@ _STYLES: Final = {
     "cancelled": "yellow",
     "skipped": "yellow",
     "paused": "yellow",
+    "held": "yellow",
     "draining": "yellow",
     "running": "cyan",
     "planning": "cyan",
@@ -113,7 +114,9 @@ def _runs(worker: Row, frame: Frame) -> str:
     """What a worker runs and for how long."""
     mine = [t for t in frame["running"] if t["worker"] == worker["id"]]
     shown = ", ".join(f"{t['name']} {render.age(t['started_at'], frame['at'])}" for t in mine[:3])
-    return shown + (f", {len(mine) - 3} more" if len(mine) > 3 else "")
+    shown += f", {len(mine) - 3} more" if len(mine) > 3 else ""
+    held = str(worker.get("held") or "")
+    return "; ".join(text for text in (held, shown) if text)
 
 
 def decision_line(d: Row) -> str:

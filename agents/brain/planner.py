@@ -261,6 +261,8 @@ def spec_of(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
     for name in ("pool", "queue_timeout_s", "no_progress_s"):
         if (value := getattr(task, name)) is not None:
             spec[name] = value
+    if spec["class"] == "script" and task.vram_mb is not None:
+        spec["vram_mb"] = task.vram_mb
     if task.needs:
         spec["needs"] = list(task.needs)
     if task.evaluate:
@@ -276,6 +278,8 @@ def _meta(task: PlanTask) -> dict[str, Any]:
         meta["command"] = cut(task.command, _META_TEXT)
     elif task.argv is not None:
         meta["command"] = cut(shlex.join(task.argv), _META_TEXT)
+    if task.task_class == "script" and task.vram_estimate_mb is not None:
+        meta |= {"vram_estimate_mb": task.vram_estimate_mb, "vram_estimate_source": "plan:explicit"}
     if task.on_failure is not None:
         meta["on_failure"] = task.on_failure
     if task.task_class_inferred:

@@ -124,6 +124,8 @@ def task_file(task: Row, utc_offset_s: float) -> File | None:
         "llm_model": task.get("llm_model"),
         "llm_min_tier": task.get("llm_min_tier"),
         "llm_placement": task.get("llm_placement"),
+        "vram_estimate_mb": task.get("vram_estimate_mb"),
+        "vram_estimate_source": task.get("vram_estimate_source"),
         "batch_size": task.get("batch_size"),
         "batch_priority": task.get("batch_priority"),
         "preemptible": False,

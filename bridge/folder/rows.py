@@ -141,6 +141,8 @@ def task_row(
         "llm_model": _text(said.get("llm_model")),
         "llm_min_tier": said.get("llm_min_tier"),
         "llm_placement": _text(said.get("llm_placement")),
+        "vram_estimate_mb": said.get("vram_estimate_mb"),
+        "vram_estimate_source": _text(said.get("vram_estimate_source")),
         "batch_size": said.get("batch_size"),
         "item_ids": said.get("item_ids"),
         "batch_priority": priority_word(batch["priority"]) if batch else None,
@@ -242,7 +244,7 @@ def worker_row(
     was heard (our clock: readers compare with files of the same share)."""
     known = known or {}
     state = str(beat.get("state") or known.get("state") or "idle")
-    if known.get("state") in ("paused", "draining", "suspect"):
+    if known.get("state") in ("paused", "draining", "held", "suspect"):
         state = str(known["state"])
     return {
         "id": name,

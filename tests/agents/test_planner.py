@@ -254,6 +254,44 @@ def test_an_item_without_a_counterpart_is_named_with_its_template_and_line() -> 
         )
 
 
+@pytest.mark.parametrize(
+    ("fields", "vram_mb", "source"),
+    [
+        ("- **task_class**: script", 1024, None),
+        ("- **task_class**: script\n- **vram_policy**: infer", 1024, None),
+        ("- **task_class**: script\n- **vram_policy**: fixed", 1024, None),
+        ("- **task_class**: script\n- **vram_estimate_mb**: 2_048", 2048, "plan:explicit"),
+        (
+            "- **task_class**: script\n- **vram_estimate_mb**: 300\n- **vram_policy**: infer",
+            300,
+            "plan:explicit",
+        ),
+        ("- **task_class**: cpu", None, None),
+        ("- **task_class**: cpu\n- **vram_estimate_mb**: 2048", None, None),
+        ("- **executor**: brain", None, None),
+    ],
+)
+def test_a_script_says_what_memory_of_a_card_it_needs(
+    fields: str, vram_mb: int | None, source: str | None
+) -> None:
+    specs, _ = declared(f"### a\n- **command**: `x`\n{fields}\n")
+    assert specs["a"].get("vram_mb") == vram_mb
+    assert specs["a"]["meta"].get("vram_estimate_source") == source
+
+
+def test_every_item_of_a_list_needs_the_memory_of_its_template_and_the_list_none() -> None:
+    template = f"{EACH}- task_class: script\n- vram_estimate_mb: 2048\n"
+    specs, _ = declared(template)
+    assert [specs[key].get("vram_mb") for key in ("each:expand", "each")] == [None, None]
+    items, _ = expanded(template, [{"id": "p"}, {"id": "q"}])
+    assert [spec["vram_mb"] for spec in items] == [2048, 2048]
+
+
+def test_a_handlers_task_needs_memory_only_where_the_plan_says_script() -> None:
+    specs, _ = declared("### a\n- **type**: shout\n### b\n- **type**: shout\n- **task_class**: script\n")
+    assert (specs["a"].get("vram_mb"), specs["b"].get("vram_mb")) == (None, 1024)
+
+
 def test_a_missing_value_is_named() -> None:
     plan = parse_plan("# Plan: p\n## Tasks\n### a\n- command: `echo {MISSING}`\n", name="p")
     with pytest.raises(planner.Unplannable, match="MISSING"):

@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import pytest
+from workbench import T1, T2, T3, Bench, kinds, lease, results, sent
 
 from rigbus.agents import worker_events as ev
 from rigbus.agents.outbox import FULL_AT, RESEND_S, Outbox, Prefetch
-from rigbus.agents.worker_core import LISTEN_S, WorkerCore
-from rigbus.agents.worker_run import Phase, WorkerConfig
+from rigbus.agents.worker_core import LISTEN_S
+from rigbus.agents.worker_run import Phase
 from rigbus.bus.errors import BadFrame
 from rigbus.bus.wire import MAX_FRAME_BYTES, Verb, encode
-
-T1, T2, T3 = (1, 1), (1, 2), (1, 3)
-
-
-def lease(token: tuple[int, int] = T1, type: str = "shell", **more: Any) -> ev.Lease:
-    return ev.Lease(token, f"id-{token[1]}", "b1", f"k{token[1]}", type, **more)
-
-
-class Bench:
-    """A core with a clock that the test turns."""
-
-    def __init__(self, connected: bool = True, **config: Any) -> None:
-        config.setdefault("threaded", frozenset({"noop"}))
-        config.setdefault("types", ("shell", "noop"))
-        self.now = 100.0
-        self.core = WorkerCore(WorkerConfig(**config), self.now)
-        self.actions: list[ev.Action] = []
-        if connected:
-            self.do(ev.Welcome())
-            self.flush()
-            self.actions.clear()
-
-    def do(self, *events: ev.Event) -> list[ev.Action]:
-        new = [a for e in events for a in self.core.step(e, self.now)]
-        self.actions += new
-        return new
-
-    def flush(self) -> list[ev.Send]:
-        return [a for a in self.do(ev.Flush()) if isinstance(a, ev.Send)]
-
-    def after(self, seconds: float, *, silent: bool = False) -> list[ev.Action]:
-        """Time passes; the broker answered meanwhile, unless it is ``silent``."""
-        self.now += seconds
-        if self.core.connected and not silent:
-            self.do(ev.Renewed())
-        return self.do(ev.Tick())
-
-    def run(self, token: tuple[int, int] = T1, type: str = "shell", **more: Any) -> None:
-        self.do(ev.Leases([lease(token, type, **more)]), ev.Started(token, self.now))
-        self.flush()
-
-
-def kinds(actions: list[Any]) -> list[type]:
-    return [type(a) for a in actions]
-
-
-def sent(actions: list[Any], verb: Verb) -> list[dict[str, Any]]:
-    return [a.header for a in actions if isinstance(a, ev.Send) and a.verb is verb]
-
-
-def results(actions: list[Any]) -> list[dict[str, Any]]:
-    return [row for h in sent(actions, Verb.RESULT) for row in h["results"]]
-
 
 # ---------------------------------------------------------------- the usual way
 
@@ -152,6 +99,11 @@ TOKEN_EVENTS: list[ev.Event] = [
     ev.Disconnected(),
     ev.Drain(False),
     ev.Drain(True),
+    ev.Held("hot"),
+    ev.Held("very hot", critical=True),
+    ev.Released(),
+    ev.VramBudget(4096),
+    ev.ModelVram(512),
     ev.Superseded(),
 ]
 SCENES = [
@@ -166,6 +118,7 @@ SCENES = [
     "stuck",
     "leaving",
     "away",
+    "held",
 ]
 
 
@@ -190,6 +143,8 @@ def scene(name: str, type: str) -> Bench:
         b.do(ev.Drain())
     elif name == "away":
         b.do(ev.Disconnected())
+    elif name == "held":
+        b.do(ev.Held("hot"))
     return b
 
 

@@ -272,7 +272,8 @@ def test_status_names_what_nobody_can_run(rig: Harness) -> None:
     client = rig.client()
     client.tasks(spec("a"), {"key": "b", "type": "rare", "needs": ["cuda"]})
     status = client.ask(Verb.QUERY, {"what": "status"}).header
-    assert status["unrunnable"] == [{"type": "rare", "class": None, "pool": None, "needs": ["cuda"]}]
+    (row,) = status["unrunnable"]
+    assert row == {"type": "rare", "class": None, "pool": None, "needs": ["cuda"], "vram_mb": None}
 
 
 def test_why_of_each_state_says_something(rig: Harness) -> None:

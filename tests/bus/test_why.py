@@ -11,7 +11,10 @@ from harness import STATE_ID, Harness, error_of, spec
 from rigbus.bus.wire import Verb, pack
 
 Answer = dict[str, Any]
-CHECKED = ("type", "class", "pool", "needs", "view", "rig not paused", "worker not paused", "not draining")
+CHECKED = (
+    *("type", "class", "pool", "needs", "view", "VRAM"),
+    *("rig not paused", "worker not paused", "not draining", "not held"),
+)
 
 
 class Scene:
@@ -319,6 +322,7 @@ def test_the_tests_of_a_ready_task_come_in_the_schedulers_order(scene: Scene) ->
         *CHECKED,
         "connected",
         "heard of lately",
+        "free VRAM",
         "free credit",
     ]
     assert [p["name"] for p in answer["workers"][0]["predicates"]] == names[2:]

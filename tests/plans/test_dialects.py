@@ -128,6 +128,17 @@ def test_a_field_is_read_as_its_row_says(bullets, wanted):
         pytest.param([RUN, LLM, "- **llm_placement**: both"], "write one of: single_gpu", 8, id="llm_placement bad"),
         pytest.param([RUN, LLM, "- **llm_min_tier**: 0"], "not a whole number from 1", 8, id="llm_min_tier bad"),
         pytest.param([RUN, SCRIPT, "- **vram_estimate_mb**: 2GB"], "not a whole number", 8, id="vram_estimate_mb bad"),
+        pytest.param(
+            [RUN, SCRIPT, "- **vram_estimate_mb**: 99999999"], "more than any card has", 8, id="vram_estimate_mb huge"
+        ),
+        pytest.param([RUN, SCRIPT, "- **vram_policy**: infer"], "taken to need 1024 MiB", 8, id="vram_policy infer"),
+        pytest.param(
+            [RUN, SCRIPT, "- **vram_estimate_mb**: 2048", "- **vram_policy**: infer"],
+            "taken to need 2048 MiB; drop vram_policy", 9, id="vram_policy infer beside an estimate"
+        ),
+        pytest.param(
+            [RUN, SCRIPT, "- **vram_policy**: fixed"], "fixed without a number", 8, id="vram_policy fixed alone"
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_said_with_its_line(bullets, words, line):
