@@ -19,6 +19,9 @@ import zmq
 
 from ..bus.errors import ConfigError, RigbusError
 from .context import TaskContext
+from .gpu.guard import ThermalLimits
+from .gpu.guarding import keeper_of
+from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .llm import ModelAgent
 from .loop import ALIVE_VARIABLE, Loop, Peer
@@ -51,6 +54,7 @@ class ModelWorkerOptions:
     cards: str = ""
     group: str = GROUP
     env_pass: tuple[str, ...] = ()
+    thermal: ThermalLimits | None = None
 
 
 class ModelWorker:
@@ -63,6 +67,7 @@ class ModelWorker:
         self.options = options or ModelWorkerOptions()
         if self.options.cards:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.options.cards
+            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         self.agent = ModelAgent()
         self._specs = self.agent.specs()
         self._ctx: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -73,6 +78,7 @@ class ModelWorker:
             state=place.state,
             alive_fd=inherited_fd(ALIVE_VARIABLE),
             lifeline_fd=lifeline,
+            cards=own_cards(),
         )
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
         self._threads = ThreadRunner(self._run, self.options.slots, self.loop.post, place.logs, timeouts)
@@ -87,6 +93,11 @@ class ModelWorker:
             clock=self.loop.clock,
         )
         self.loop.add((), self.seat)
+        keeper = keeper_of(
+            self.loop, self.loop.cards, uses_any=True, limits=self.options.thermal, budget=False
+        )
+        if keeper is not None:
+            self.loop.add((), keeper)
         self.loop.on_control(self.seat.control)
         self.loop.on_placement(self.seat.report)
 
@@ -153,13 +164,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=PARALLEL)
     parser.add_argument("--cards", default="", help="CUDA_VISIBLE_DEVICES of its models")
     parser.add_argument("--group", default=GROUP, help="one model is loaded at a time in it")
+    parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C")
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
     a = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {a.name} %(levelname)s %(message)s")
     hangs = False
     try:
         processes().become_subreaper()
-        options = ModelWorkerOptions(a.slots, a.cards, a.group, tuple(a.env_pass))
+        limits = ThermalLimits.parse(a.thermal) if a.thermal else None
+        options = ModelWorkerOptions(a.slots, a.cards, a.group, tuple(a.env_pass), limits)
         worker = ModelWorker(place_of(a.name, a.state), options)
         code, hangs = worker.run(), worker.hangs
     except RigbusError as e:

@@ -16,6 +16,7 @@ import zmq
 from ..bus.errors import ConfigError, RigbusError
 from .base import Agent, dispatch, event_methods
 from .context import TaskContext
+from .gpu.guarding import keeper_of
 from .gpu.watch import own_cards
 from .handlers import Spec
 from .lifeline import lifeline_fd
@@ -77,6 +78,9 @@ class AgentWorker:
             lifeline_fd=lifeline_fd() if _supervised() else None,
             cards=own_cards(),
         )
+        keeper = keeper_of(self.loop, self.loop.cards)
+        if keeper is not None:
+            self.loop.add((), keeper)
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
         self._threads = ThreadRunner(self._run, self.slots, self.loop.post, place.logs, timeouts)
         self.loop.add(tuple(t for t, s in self._specs.items() if not s.options.isolated), self._threads)

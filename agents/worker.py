@@ -19,6 +19,8 @@ from ..bus.errors import ConfigError, RigbusError
 from ..bus.paths import find_rig
 from .base import load_agent
 from .expand import ExpandRunner
+from .gpu.guard import ThermalLimits
+from .gpu.guarding import keeper_of
 from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .loop import ALIVE_VARIABLE, Loop, Peer
@@ -45,6 +47,7 @@ class WorkerOptions:
     pools: tuple[str, ...] = ()
     env_pass: tuple[str, ...] = ()
     gpu: str | None = None
+    thermal: ThermalLimits | None = None
     vram_mb: int | None = None  #: MiB of its cards that tasks may take together; None: as its cards say
     kill_grace_s: float = 10.0
     drain_s: float = 20.0
@@ -87,6 +90,10 @@ class Worker:
         self.loop.add(("expand",), ExpandRunner(self.loop, helpers, place.state / "results"))
         self.loop.add(("shell",), shell)
         self.loop.add((), helpers)
+        cards, limits = self.loop.cards, self.options.thermal
+        keeper = keeper_of(self.loop, cards, limits=limits, budget=self.options.vram_mb is None)
+        if keeper is not None:
+            self.loop.add((), keeper)
 
     def config(self) -> WorkerConfig:
         """What this worker offers."""
@@ -160,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", dest="pools", action="append", default=[])
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
     parser.add_argument("--gpu", help="CUDA_VISIBLE_DEVICES of its commands")
+    parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C")
     parser.add_argument("--vram-mb", type=int, help="MiB of its cards that tasks may take together")
     parser.add_argument("--verbose", action="store_true")
     a = parser.parse_args(argv)
@@ -179,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 pools=tuple(a.pools),
                 env_pass=tuple(a.env_pass),
                 gpu=a.gpu,
+                thermal=ThermalLimits.parse(a.thermal) if a.thermal else None,
                 vram_mb=a.vram_mb,
             )
             code = run_worker(a.name, a.state, options)

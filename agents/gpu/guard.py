@@ -64,6 +64,19 @@ class ThermalLimits:
                 "give seconds, stale_s above 0"
             )
 
+    @classmethod
+    def parse(cls, text: str) -> ThermalLimits:
+        """``WARN:CRITICAL:HYSTERESIS`` in °C, as a worker's command line has it.
+
+        Raises:
+            ConfigError: it is not three such numbers.
+        """
+        try:
+            warn_c, critical_c, hysteresis_c = (float(part) for part in text.split(":"))
+        except ValueError:
+            raise ConfigError(f"--thermal {text!r:.40}: give WARN:CRITICAL:HYSTERESIS, as 83:90:4") from None
+        return cls(warn_c=warn_c, critical_c=critical_c, hysteresis_c=hysteresis_c)
+
     @property
     def resume_c(self) -> float:
         """Below this work goes on."""
