@@ -47,12 +47,13 @@ GROUP = "pcie-0"  #: cards that share a link share this token
 class ModelWorkerOptions:
     """``slots``: requests and commands of class llm at once. ``cards``: CUDA_VISIBLE_DEVICES, "" for those of the machine.
 
-    ``group``: one model is loaded at a time in it; "" for any number.
+    ``group``: one model is loaded at a time in it; "" for any number. ``role`` "brain": it holds the brain's models only.
     """
 
     slots: int = PARALLEL
     cards: str = ""
     group: str = GROUP
+    role: str = "worker"
     env_pass: tuple[str, ...] = ()
     thermal: ThermalLimits | None = None
 
@@ -116,7 +117,12 @@ class ModelWorker:
             slots=self.options.slots,
             types=(),
             classes=(),
-            info={"seat": True, "cards": self.options.cards, "group": self.options.group},
+            info={
+                "seat": True,
+                "cards": self.options.cards,
+                "group": self.options.group,
+                "role": self.options.role,
+            },
             threaded=frozenset(self._specs),
             timeouts={s.type: s.options.timeout_s for s in self._specs.values()},
         )
@@ -140,9 +146,8 @@ class ModelWorker:
 
     def _open(self, wanted: Wanted) -> Model:
         logs = self.place.logs
-        name = wanted.model or ""
         return open_model(
-            name, wanted.spec or {}, logs / f"model-{self.place.name}.log" if logs is not None else None
+            wanted.spec or {}, logs / f"{self.place.name}.llama.log" if logs is not None else None
         )
 
     def _offer(self, wanted: Wanted | None, model: Model | None) -> None:
@@ -150,7 +155,7 @@ class ModelWorker:
             self.loop.post(Serve((), ()))
             return
         self.agent.model = model
-        needs = tags(wanted.model or "", wanted.spec or {})
+        needs = tags(wanted.spec or {})
         self.loop.post(Serve(("shell", *self._specs), ("llm",), needs))
 
 
@@ -164,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=PARALLEL)
     parser.add_argument("--cards", default="", help="CUDA_VISIBLE_DEVICES of its models")
     parser.add_argument("--group", default=GROUP, help="one model is loaded at a time in it")
+    parser.add_argument("--role", choices=("worker", "brain"), default="worker")
     parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C")
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
     a = parser.parse_args(argv)
@@ -172,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         processes().become_subreaper()
         limits = ThermalLimits.parse(a.thermal) if a.thermal else None
-        options = ModelWorkerOptions(a.slots, a.cards, a.group, tuple(a.env_pass), limits)
+        options = ModelWorkerOptions(a.slots, a.cards, a.group, a.role, tuple(a.env_pass), limits)
         worker = ModelWorker(place_of(a.name, a.state), options)
         code, hangs = worker.run(), worker.hangs
     except RigbusError as e:

@@ -192,14 +192,6 @@ def idle_class_lines(offered: Iterable[str]) -> list[str]:
     ]
 
 
-def gpu_count() -> int:
-    """How many NVIDIA cards the kernel shows; 0 elsewhere."""
-    try:
-        return sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev"))
-    except OSError:
-        return 0
-
-
 def _user() -> str:
     try:
         return getpass.getuser()

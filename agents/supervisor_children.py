@@ -17,6 +17,7 @@ from typing import Final
 import zmq
 
 from ..bus.paths import RigPaths
+from .cards import ModelSeat
 from .lifeline import Lifeline
 from .process import LinuxProcesses, Processes, Spawn, Sweep, default_launcher, processes
 from .process_api import Child, ExitStatus
@@ -41,23 +42,31 @@ class Running:
 
 
 def rig_specs(
-    workers: int, *, slots: int = 1, gpus: int = 0, extra: Sequence[ChildSpec] = ()
+    cards: Sequence[str | None],
+    *,
+    slots: int = 1,
+    brain_cards: str | None = None,
+    extra: Sequence[ChildSpec] = (),
 ) -> list[ChildSpec]:
     """The processes of a rig: broker, brain, bridge, guard, brain-worker, ``worker-1`` … and ``extra``.
 
-    ``slots``: tasks at once in each worker. With ``gpus`` cards, worker *n* is given card *n* modulo ``gpus``.
+    ``cards``: CUDA_VISIBLE_DEVICES of each worker, as many as there are workers; ``brain_cards`` that of the brain-worker
+    (None: as it is here; "": no card). ``slots``: tasks at once in each worker.
     """
     specs = [
         ChildSpec("broker", ("rigbus", "broker"), Stage.BROKER),
         ChildSpec("brain", ("rigbus", "brain"), Stage.BRAIN),
         ChildSpec("bridge", ("rigbus", "bridge"), Stage.BRIDGE),
         ChildSpec(GUARD, ("rigbus.agents.guard",), Stage.GUARD, leaf=False),
-        _worker_spec("brain-worker", "--class", "brain"),
+        _worker_spec("brain-worker", "--class", "brain", *_gpu(brain_cards)),
     ]
-    for n in range(1, workers + 1):
-        card = ("--gpu", str((n - 1) % gpus)) if gpus else ()
-        specs.append(_worker_spec(f"worker-{n}", "--slots", str(slots), *card))
+    for n, card in enumerate(cards, 1):
+        specs.append(_worker_spec(f"worker-{n}", "--slots", str(slots), *_gpu(card)))
     return [*specs, *extra]
+
+
+def _gpu(cards: str | None) -> tuple[str, ...]:
+    return () if cards is None else ("--gpu", cards)
 
 
 def _worker_spec(name: str, *words: str) -> ChildSpec:
@@ -65,11 +74,14 @@ def _worker_spec(name: str, *words: str) -> ChildSpec:
     return ChildSpec(name, argv, Stage.WORKER, watched=True, leaf=False)
 
 
-def model_worker_spec(name: str, *, cards: str = "") -> ChildSpec:
-    """A worker that holds what the brain places there, on these cards ("": those of the machine)."""
-    words = ["--cards", cards] if cards else []
-    argv = ("rigbus.agents.model_worker", "--name", name, *words)
-    return ChildSpec(name, argv, Stage.WORKER, watched=True, leaf=False)
+def model_worker_spec(seat: ModelSeat, *, env_pass: Sequence[str] = (), thermal: str = "") -> ChildSpec:
+    """A worker that holds what the brain places there."""
+    words = ["--name", seat.name, "--group", seat.group, "--role", seat.role]
+    words += ["--cards", seat.cards] if seat.cards else []
+    words += ["--thermal", thermal] if thermal else []
+    words += [word for value in env_pass for word in ("--env-pass", value)]
+    argv = ("rigbus.agents.model_worker", *words)
+    return ChildSpec(seat.name, argv, Stage.WORKER, watched=True, leaf=False)
 
 
 def agent_spec(

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from .config_models import Card, Gpu, Model, Placement, Table, Thermal, problems, twice
 from .errors import ConfigError
 from .mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S
 from .paths import RigPaths, config_files, default_state, read_toml, rig_paths
@@ -26,25 +27,21 @@ from .wire import LEASE_S
 PREFIX: Final = "RIGBUS_"
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Retention(_Table):
+class Retention(Table):
     """How much history the broker keeps; what still runs, or is waited for, always stays."""
 
     events: int = Field(default=2_000_000, ge=10_000, description="events of the numbered log")
     tasks: int = Field(default=200_000, ge=1_000, description="ended tasks")
 
 
-class Limits(_Table):
+class Limits(Table):
     """Bounds of the broker; past them it answers BUSY. They can be lowered below PROTOCOL §9, not raised."""
 
     live_tasks: int = Field(default=1_000_000, ge=1, le=1_000_000, description="tasks that have not ended")
     batch_tasks: int = Field(default=100_000, ge=1, le=100_000, description="tasks of one batch")
 
 
-class Logs(_Table):
+class Logs(Table):
     """Bounds of what tasks and processes write."""
 
     task_bytes: int = Field(
@@ -56,7 +53,7 @@ class Logs(_Table):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Bridge(_Table):
+class Bridge(Table):
     """What the bridge does in the shared folder."""
 
     reconcile_s: float = Field(
@@ -86,26 +83,7 @@ class Bridge(_Table):
         return value
 
 
-class Model(_Table):
-    """One GGUF model under ``[models.NAME]``."""
-
-    path: Path
-    context: int = Field(default=4096, ge=64, description="tokens of the context window")
-    gpu_layers: int = Field(default=-1, ge=-1, description="layers on the GPU; -1: all")
-
-
-class Placement(_Table):
-    """When models are loaded and unloaded."""
-
-    seats: int | None = Field(default=None, ge=1, le=256, description="model workers; one a card, else one")
-    hot_at_start: int = Field(default=1, ge=0, le=256)
-    max_hot: int | None = Field(default=None, ge=0, le=256)
-    heat_after_s: float = Field(default=2.0, ge=0, le=86_400)
-    cool_after_s: float = Field(default=60.0, ge=0, le=86_400)
-    min_hot_s: float = Field(default=120.0, ge=0, le=86_400)
-
-
-class AgentSpec(_Table):
+class AgentSpec(Table):
     """An agent that ``up`` starts beside the workers: ``[[agents]]``."""
 
     spec: str = Field(description="module:Class")
@@ -131,6 +109,17 @@ class Settings(BaseSettings):
     slots: int = Field(default=1, ge=1, le=1000, description="tasks that one worker runs at once")
     model: Path | None = Field(default=None, description="GGUF file that `up` serves as `generate`")
     models: dict[str, Model] = Field(default_factory=dict)
+    gpus: dict[str, Gpu] = Field(default_factory=dict)
+    worker_gpus: list[Card] | None = Field(
+        default=None, description="the card of each worker; all that are not the brain's when not set"
+    )
+    brain_gpus: list[Card] | None = Field(
+        default=None, description="the brain's cards; those of its model when not set"
+    )
+    share_gpus: bool = Field(
+        default=False, description="two workers, or brain and worker, may be on one card"
+    )
+    thermal: Thermal = Field(default_factory=Thermal)
     placement: Placement = Field(default_factory=Placement)
     agents: list[AgentSpec] = Field(default_factory=list)
     durability: Literal["full", "normal"] = Field(
@@ -196,10 +185,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings, and for each value that is no default where it came from (dotted name -> origin)."""
+    """The settings, and for each value that is no default where it came from (dotted name -> origin).
+
+    ``warnings`` are what can be, but hardly was meant.
+    """
 
     settings: Settings
     origins: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def show(self) -> list[Row]:
         """Every setting with its value and origin (``default`` when nobody set it), in the order of the model."""
@@ -271,14 +264,38 @@ def load(
     origins: dict[str, str] = {}
     by_key: dict[str, _Source] = {}
     for source in reversed(sources):
+        _rename(source)
         _merge(merged, source.values)
         for key, _ in _flat(source.values):
             origins[key] = source.origin_of(key)
             by_key[key] = source
     try:
-        return Loaded(Settings(**merged), origins)
+        settings = Settings(**merged)
     except ValidationError as e:
         raise ConfigError("; ".join(_complaint(error, by_key) for error in e.errors())) from None
+    wrong = problems(
+        settings.models,
+        settings.gpus,
+        settings.placement,
+        settings.worker_gpus,
+        settings.brain_gpus,
+        share_gpus=settings.share_gpus,
+    )
+    said = [f"{_place(key, by_key)}: {what}" for key, what in wrong]
+    if said:
+        raise ConfigError("; ".join(said))
+    return Loaded(settings, origins, tuple(twice(settings.models, settings.model)))
+
+
+def _rename(source: _Source) -> None:
+    """Keys that had another name before."""
+    models = source.values.get("models")
+    for name, model in models.items() if isinstance(models, dict) else ():
+        if isinstance(model, dict) and "context" in model:
+            if "ctx" in model:
+                place = source.name_of(f"models.{name}.context")
+                raise ConfigError(f"{place}: the former name of ctx, which is given too; drop it")
+            model["ctx"] = model.pop("context")
 
 
 def _environment() -> _Source:
@@ -303,7 +320,7 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Paths in a file are relative to that file's folder."""
     for table in (values, *(m for m in _tables(values.get("models")))):
-        for key in ("state", "shared", "model", "path"):
+        for key in ("state", "shared", "model", "path", "api_key_file"):
             if isinstance(table.get(key), str) and table[key]:
                 table[key] = str(folder / Path(table[key]).expanduser())
     return values
@@ -313,16 +330,20 @@ def _tables(value: Any) -> list[dict[str, Any]]:
     return [t for t in value.values() if isinstance(t, dict)] if isinstance(value, dict) else []
 
 
-def _complaint(error: Any, by_key: Mapping[str, _Source]) -> str:
-    """One problem as: place, what, fix."""
-    key = ".".join(str(part) for part in error["loc"])
+def _place(key: str, by_key: Mapping[str, _Source]) -> str:
+    """A key as the source that set it, or a part of it, or the table around it names it."""
     source = by_key.get(key) or next((s for k, s in by_key.items() if k.startswith(f"{key}.")), None)
     if source is None:
         parent = key.rpartition(".")[0]
         source = by_key.get(parent) or next(
             (s for k, s in by_key.items() if parent and k.startswith(parent)), None
         )
-    place = source.name_of(key) if source is not None else key
+    return source.name_of(key) if source is not None else key
+
+
+def _complaint(error: Any, by_key: Mapping[str, _Source]) -> str:
+    """One problem as: place, what, fix."""
+    place = _place(".".join(str(part) for part in error["loc"]), by_key)
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
@@ -331,6 +352,10 @@ def _complaint(error: Any, by_key: Mapping[str, _Source]) -> str:
         )
     if error["type"] == "missing":
         return f"{place}: is missing; add it"
+    if error["type"] == "value_error":  # a rule of ours, which names the value and the fix itself
+        return f"{place}: {error['ctx']['error']}"
+    if error["type"] == "model_type" and error["loc"][0] in {"models", "gpus"}:
+        return f"{place}: is no table; write [{error['loc'][0]}.NAME] and its keys below"
     return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r:.80}"
 
 
@@ -342,6 +367,8 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
         "logs": Logs,
         "bridge": Bridge,
         "models": Model,
+        "gpus": Gpu,
+        "thermal": Thermal,
         "placement": Placement,
         "agents": AgentSpec,
     }

@@ -81,6 +81,11 @@ def config_files(environ: Mapping[str, str] = os.environ, cwd: Path | None = Non
     return [*files, Path("/etc/rigbus/config.toml")]
 
 
+def profiles() -> dict[str, Path]:
+    """The configurations for known rigs that are shipped, by name."""
+    return {file.stem: file for file in Path(__file__).with_name("profiles").glob("*.toml")}
+
+
 def read_toml(file: Path) -> dict[str, Any] | None:
     """One configuration file; None when it does not exist.
 

@@ -125,6 +125,7 @@ def test_the_wheel_carries_its_data(wheel):
     expected |= {
         f"rigbus/{path.relative_to(ROOT)}" for layer in LAYERS for path in (ROOT / layer).rglob("*.sql")
     }
+    expected |= {f"rigbus/{path.relative_to(ROOT)}" for path in (ROOT / "bus" / "profiles").glob("*.toml")}
     expected |= {
         f"rigbus/{path.relative_to(ROOT)}"
         for path in EXAMPLES.rglob("*")

@@ -86,7 +86,16 @@ def settings_of(config: Path | None, **flags: Any) -> dict[str, Any]:
         return settings
     from ..bus.config import load
 
-    return load(flags, config).settings.model_dump(mode="json")
+    loaded = load(flags, config)
+    for warning in loaded.warnings:
+        talk(f"warning: {warning}")
+    return loaded.settings.model_dump(mode="json")
+
+
+def thermal_text(settings: dict[str, Any]) -> str:
+    """The limits of a card's heat as a worker's command line has them."""
+    t = settings["thermal"]
+    return f"{t['warn_c']:g}:{t['critical_c']:g}:{t['hysteresis_c']:g}"
 
 
 def process_log(name: str, level: str = "info") -> None:

@@ -9,9 +9,10 @@ import pwd
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,9 +20,12 @@ from ..bus.errors import ConfigError
 from ..bus.mounts import Mount, mount_of
 from ..bus.paths import RigPaths, config_files, default_state, locate, read_toml, rig_paths
 from .common import print_json, rig_options
-from .doctor_checks import gpu, leftovers, limits, rig, share, sockets, software, state
+from .doctor_checks import gpu, leftovers, limits, models, rig, share, sockets, software, state
 from .doctor_checks.children import Answer, Asked, within
 from .doctor_checks.findings import Finding, exit_code, lines_of, report
+
+if TYPE_CHECKING:
+    from ..bus.config import Loaded
 
 #: How long a folder may take to answer.
 FOLDER_S: Final = 5.0
@@ -58,19 +62,33 @@ def examine(
         "system": software.platform_line(),
     }
     head |= {"mode": "unknown", "state": None, "shared": None}
+    loaded: Loaded | None = None
     if paths is not None:
         more, told = _folders(paths, chosen_state=state_dir is not None, chosen_share=shared is not None)
         found += more
         if told["mode"] != "file" and not any(
             f.check == "configuration" and f.status == "fail" for f in found
         ):
-            found = _settings(found, config)
+            found, loaded = _settings(found, config)
         head |= told
     found += software.judge(
         software.gather(loading.answer() if loading else Answer(127, err="cannot be started"))
     )
-    found += [*limits.judge(limits.gather()), *gpu.judge(gpu.gather(smi.answer() if smi else None))]
+    cards = gpu.gather(smi.answer() if smi else None)
+    found += [*limits.judge(limits.gather()), *gpu.judge(cards)]
+    if loaded is not None and paths is not None:
+        found += _models(loaded, paths.state, cards.rows)
     return found, head
+
+
+def _models(loaded: Loaded, state: Path, rows: Sequence[Sequence[str]]) -> list[Finding]:
+    settings = loaded.settings.model_dump(mode="json")
+    try:
+        facts = within(FOLDER_S, lambda: models.gather(settings, loaded.warnings, state, rows))
+    except TimeoutError:
+        fix = "keep models on a local disk"
+        return [Finding(models.GROUP, "models", "fail", "a folder with a model does not answer", fix)]
+    return list(models.judge(facts))
 
 
 def _started(argv: list[str], timeout_s: float, *, tidies: bool = False) -> Asked | None:
@@ -118,17 +136,17 @@ def _read(config: Path | None) -> list[Path]:
     return [file for file in ([config] if config else config_files()) if read_toml(file) is not None]
 
 
-def _settings(found: list[Finding], config: Path | None) -> list[Finding]:
+def _settings(found: list[Finding], config: Path | None) -> tuple[list[Finding], Loaded | None]:
     """With every setting checked, where a rig is: that loads pydantic, which a machine with only the share is spared."""
     try:
         from ..bus.config import load
 
-        load({}, config)
+        return found, load({}, config)
     except ConfigError as e:
-        return [_unusable(e), *(finding for finding in found if finding.check != "configuration")]
+        rest = [finding for finding in found if finding.check != "configuration"]
+        return [_unusable(e), *rest], None
     except ImportError:
-        pass  # a library that is missing has a finding of its own
-    return found
+        return found, None  # a library that is missing has a finding of its own
 
 
 def _unusable(error: ConfigError) -> Finding:

@@ -13,9 +13,10 @@ import click
 
 from ..bus.errors import ConfigError, RigbusError
 from ..bus.paths import default_state
-from .common import HANDED_ON, print_json, rig_options, settings_of, talk, where
+from .common import HANDED_ON, print_json, rig_options, settings_of, talk, thermal_text, where
 
 if TYPE_CHECKING:
+    from ..agents.cards import Seats
     from ..agents.supervisor_core import ChildSpec
     from ..bus.paths import RigPaths
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     "--workers",
     type=click.IntRange(0, 256),
     metavar="N",
-    help="Workers for commands (default: one per NVIDIA card, else 2).",
+    help="Workers for commands (default: one per NVIDIA card that is not the brain's, else 2).",
 )
 @click.option(
     "--model",
@@ -116,19 +117,21 @@ def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:
     Raises:
         ConfigError: two of them have one name, or the model's file is not there.
     """
-    from ..agents.rigfolder import gpu_count
+    from ..agents.cards import card_uuids, present_cards, seats
     from ..agents.supervisor_children import agent_spec, rig_specs
 
-    gpus = gpu_count()
-    workers = settings["workers"] if settings["workers"] is not None else gpus or 2
+    uuids = card_uuids()
+    seated = seats(settings, present_cards(), uuids)
+    for note in seated.notes:
+        _say(note)
     extra = []
     for entry in settings["agents"]:
         base = entry["name"] or entry["spec"].rpartition(":")[2].rpartition(".")[2].lower()
         for n in range(1, entry["count"] + 1):
             name = base if entry["count"] == 1 else f"{base}-{n}"
             extra.append(agent_spec(name, entry["spec"], cwd=Path.cwd(), slots=entry["slots"]))
-    extra += _model_workers(settings, gpus)
-    specs = rig_specs(workers, slots=settings["slots"], gpus=gpus, extra=extra)
+    extra += _model_workers(settings, seated, uuids)
+    specs = rig_specs(seated.workers, slots=settings["slots"], brain_cards=seated.brain, extra=extra)
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
@@ -138,24 +141,22 @@ def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:
     return specs
 
 
-def _model_workers(settings: dict[str, Any], gpus: int) -> list[ChildSpec]:
-    """One for each card, at least one, where the catalogue has a model.
+def _model_workers(settings: dict[str, Any], seated: Seats, uuids: dict[str, str]) -> list[ChildSpec]:
+    """Where models are held.
 
     Raises:
         ConfigError: --model names no file.
     """
+    from ..agents.cards import model_seats
     from ..agents.supervisor_children import model_worker_spec
 
     if settings["model"] is not None and not Path(settings["model"]).is_file():
         raise ConfigError(
             f"the model {settings['model']} is no file; give the path of a GGUF file with --model"
         )
-    if settings["model"] is None and not settings["models"]:
-        return []
-    seats = (settings.get("placement") or {}).get("seats") or gpus or 1
     return [
-        model_worker_spec(f"model-{n}", cards=str((n - 1) % gpus) if gpus else "")
-        for n in range(1, seats + 1)
+        model_worker_spec(seat, env_pass=settings["env_pass"], thermal=thermal_text(settings))
+        for seat in model_seats(settings, seated, uuids)
     ]
 
 

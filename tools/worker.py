@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .common import config_option, settings_of, state_option, where
+from .common import config_option, settings_of, state_option, thermal_text, where
 
 #: The supervisor of a rig watches its workers itself; an agent alone gets a small parent that does.
 SUPERVISED = "RIGBUS_ALIVE_FD"
@@ -57,7 +57,9 @@ def worker(
     for option, values in (("--class", classes), ("--need", needs), ("--pool", pools)):
         words += [word for value in values for word in (option, value)]
     if agent is None:
-        words += [word for value in settings_of(config)["env_pass"] for word in ("--env-pass", value)]
+        settings = settings_of(config)
+        words += [word for value in settings["env_pass"] for word in ("--env-pass", value)]
+        words += ["--thermal", thermal_text(settings)]
     if gpu is not None:
         words += ["--gpu", gpu]
     main(words)

@@ -6,23 +6,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..models.catalogue import Catalogue
 from .placing import Entry
 
 
-def entries_of(settings: Mapping[str, Any]) -> tuple[dict[str, Entry], str]:
-    """Every model by its name, and the one that is meant where a task names none."""
-    entries: dict[str, Entry] = {}
-    default = ""
-    if settings.get("model"):
-        file = Path(settings["model"])
-        default = file.stem
-        entries[default] = Entry(default, {"path": str(file.absolute())})
-    for name, given in (settings.get("models") or {}).items():
-        spec = {
-            "path": str(given["path"]),
-            "ctx": given["context"],
-            "gpu_layers": given["gpu_layers"],
-        }
-        entries[name] = Entry(name, spec)
-        default = default or name
-    return entries, default
+def entries_of(settings: Mapping[str, Any], state: Path | None = None) -> tuple[dict[str, Entry], str]:
+    """Every model by its name, and the one that is meant where a task names none ("": the least that will do).
+
+    It reads the headers of the models' files. ``state``: where the memory that they took before is remembered.
+    """
+    catalogue = Catalogue.from_settings(settings).probed(state)
+    entries = {
+        e.name: Entry(
+            name=e.name,
+            spec=e.to_map(),
+            tier=e.tier,
+            placement=e.placement,
+            role=e.role,
+            pinned=e.pinned,
+            load_s=catalogue.load_s(e, *(e.split or ("0",))),
+            vram_mb=e.vram_mb,
+        )
+        for e in catalogue
+    }
+    usable = [entries[e.name] for e in catalogue if not e.problem]
+    workers = [e for e in usable if e.role == "worker"] or usable
+    least = min(workers, key=lambda e: (e.tier, e.vram_mb, e.name), default=None)
+    return entries, catalogue.default or (least.name if least is not None else "")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ...bus.wire import pack
 from . import placing
+from .catalogue import entries_of
 from .placing import Action, Ask, Chosen, Done, Failed, Place, Placing, Request, Seat, View, Want
 
 log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
         leases=int(row["leases"]),
         willing=bool(row["willing"]),
         role=str(info.get("role") or "worker"),
+        cards=tuple(card for card in str(info.get("cards") or "").split(",") if card),
     )
 
 
@@ -149,11 +152,13 @@ def _natural(name: str) -> tuple[str, int]:
     return (head, int(tail)) if tail.isdigit() and len(tail) < 10 else (name, 0)
 
 
-def placing_of(settings: Mapping[str, Any]) -> Placing:
-    """The core for a rig's settings (as ``Settings.model_dump`` has them)."""
-    from .catalogue import entries_of
+def placing_of(settings: Mapping[str, Any], state: Path) -> Placing:
+    """The core for a rig's settings (as ``Settings.model_dump`` has them).
 
-    entries, default = entries_of(settings)
+    Raises:
+        ConfigError: two models have one name.
+    """
+    entries, default = entries_of(settings, state)
     wanted = settings.get("placement") or {}
     known = {name: wanted[name] for name in placing.Settings.__dataclass_fields__ if name in wanted}
     return Placing(entries, placing.Settings(**known), default)

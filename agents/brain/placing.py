@@ -49,6 +49,7 @@ class Entry:
     role: str = "worker"
     pinned: bool = False
     load_s: float = 0.0
+    vram_mb: int = 0
 
     @property
     def tags(self) -> frozenset[str]:
@@ -82,6 +83,7 @@ class Seat:
     leases: int = 0
     willing: bool = True
     role: str = "worker"
+    cards: tuple[str, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -258,7 +260,8 @@ class Placing:
     def _fitting(self, model: str, seats: Iterable[Seat]) -> list[Seat]:
         """The workers that a model may go to: the brain's model to the brain's cards, where it has some."""
         entry = self.catalogue[model]
-        seats = list(seats)
+        several = entry.placement == "split_gpu"
+        seats = [s for s in seats if not s.cards or not several or len(s.cards) > 1]
         if entry.role == "brain" and any(s.role == "brain" for s in seats):
             return [s for s in seats if s.role == "brain"]
         return [s for s in seats if s.role != "brain"] if entry.role != "brain" else seats

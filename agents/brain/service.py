@@ -433,9 +433,10 @@ def _unpack(data: bytes) -> Any:
 
 
 def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -> int:
-    """One brain process; the exit code. ``settings`` as ``Settings.model_dump`` has them: which models there are."""
+    """One brain process; the exit code. ``settings``: as ``Settings.model_dump`` has them, for its models; None: no models."""
     rig = find_rig(state)
     started = time.monotonic()
-    code = Brain(rig.paths, rig.endpoints["commands"], placing_of(settings or {})).run()
+    placing = placing_of(settings, rig.paths.state) if settings is not None else None
+    code = Brain(rig.paths, rig.endpoints["commands"], placing).run()
     log.info("brain ended after %.1f s", time.monotonic() - started)
     return code

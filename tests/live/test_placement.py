@@ -23,16 +23,17 @@ write_tiny_gguf = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write
 CONFIG = """\
 [models.small]
 path = "{small}"
-context = 1024
+ctx = 1024
 
 [models.large]
 path = "{large}"
-context = 1024
+ctx = 1024
 
 [models.broken]
 path = "{broken}"
 
 [placement]
+default_model = "small"
 seats = 4
 hot_at_start = {hot}
 heat_after_s = 0.2

@@ -12,7 +12,17 @@ from ..render import clean, colour
 
 Status = Literal["ok", "info", "warn", "fail"]
 
-GROUPS: Final = ("Software", "State folder", "Sockets", "Rig", "Shared folder", "Leftovers", "Limits", "GPU")
+GROUPS: Final = (
+    "Software",
+    "State folder",
+    "Sockets",
+    "Rig",
+    "Shared folder",
+    "Leftovers",
+    "Limits",
+    "GPU",
+    "Models",
+)
 STATUSES: Final[tuple[Status, ...]] = ("ok", "info", "warn", "fail")
 WIDTH: Final = 100
 _CHECK: Final = 16

@@ -15,7 +15,7 @@ from .findings import Finding, Status
 GROUP: Final = "GPU"
 SMI_S: Final = 5.0
 _QUERY: Final = (
-    "--query-gpu=name,driver_version,compute_cap,pcie.link.width.current",
+    "--query-gpu=name,driver_version,compute_cap,pcie.link.width.current,memory.total,uuid",
     "--format=csv,noheader",
 )
 _PASCAL: Final = 7.0
@@ -23,7 +23,8 @@ _PASCAL: Final = 7.0
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """``devices`` are the cards that the kernel shows; ``rows`` nvidia-smi's: name, driver, compute capability, lanes.
+    """``devices`` are the cards that the kernel shows; ``rows`` nvidia-smi's: name, driver, compute capability,
+    lanes, memory, UUID.
 
     ``nvml``: the module pynvml is installed.
     """

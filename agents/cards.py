@@ -1,0 +1,143 @@
+"""Which cards the processes of a rig are given. Pure but for :func:`present_cards` and :func:`card_uuids`.
+
+An index counts as nvidia-smi does, by the order on the PCI bus. CUDA by itself counts the fastest card first, and every
+index moves when a card falls off the bus: so a process is given UUIDs where they are known.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .models.catalogue import Catalogue, brain_cards
+
+DEFAULT_WORKERS: Final = 2  #: where there is no card
+_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
+_UUID: Final = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-f-]{8,})\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """CUDA_VISIBLE_DEVICES of each worker and of the brain's: None leaves it as it is, "" shows no card.
+
+    ``notes``: what people should hear of it.
+    """
+
+    workers: tuple[str | None, ...]
+    brain: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def seats(
+    settings: Mapping[str, Any], present: Sequence[str], uuids: Mapping[str, str] | None = None
+) -> Seats:
+    """The cards by ``workers``, ``worker_gpus``, ``brain_gpus`` and ``share_gpus`` of the settings.
+
+    ``present``: the indexes of the cards that are here; ``uuids``: index -> UUID of those that are known.
+
+    Without ``worker_gpus`` each card that is not the brain's has a worker. A worker beyond the cards has none, unless cards
+    are shared.
+    """
+    known = dict(uuids or {})
+    brain = brain_cards(settings["brain_gpus"], settings["models"])
+    named: Sequence[str] | None = settings["worker_gpus"]
+    taken = {known.get(card, card) for card in brain}
+    cards = list(named) if named is not None else [c for c in present if known.get(c, c) not in taken]
+    count = settings["workers"]
+    if count is None:
+        count = len(cards) or DEFAULT_WORKERS
+    places: list[str | None] = []
+    for n in range(count):
+        if n < len(cards) or (cards and settings["share_gpus"]):
+            card = cards[n % len(cards)]
+            places.append(known.get(card, card))
+        else:
+            places.append("" if present or named is not None else None)
+    return Seats(
+        tuple(places),
+        ",".join(known.get(card, card) for card in brain) if brain else None,
+        tuple(_notes(places, cards, [*cards[:count], *brain], present, known)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSeat:
+    """A model worker: CUDA_VISIBLE_DEVICES ("": as it is), the group of its link, and whose models it holds."""
+
+    name: str
+    cards: str
+    group: str
+    role: str = "worker"
+
+
+def model_seats(
+    settings: Mapping[str, Any], seated: Seats, uuids: Mapping[str, str] | None = None
+) -> list[ModelSeat]:
+    """One for each card that has a worker, and one for the brain's cards where a model is the brain's; none without models.
+
+    Where there is no card: as many as ``[placement] seats``.
+    """
+    catalogue = Catalogue.from_settings(settings).named_both_ways(uuids or {})
+    if not catalogue:
+        return []
+    cards = list(dict.fromkeys(card for card in seated.workers if card))
+    count = len(cards) or settings["placement"]["seats"]
+    places = [*cards, *[""] * (count - len(cards))]
+    found = [
+        ModelSeat(f"model-{n}", card, catalogue.card(card).pcie_group) for n, card in enumerate(places, 1)
+    ]
+    if seated.brain and any(entry.role == "brain" for entry in catalogue):
+        group = catalogue.card(seated.brain.split(",")[0]).pcie_group
+        found.append(ModelSeat("model-brain", seated.brain, group, "brain"))
+    return found
+
+
+def _notes(
+    places: Sequence[str | None],
+    cards: Sequence[str],
+    used: Sequence[str],
+    present: Sequence[str],
+    known: Mapping[str, str],
+) -> Iterator[str]:
+    if len(places) > len(cards) > 0 and "" in places:
+        last = f" to worker-{len(places)}" if len(places) > len(cards) + 1 else ""
+        yield (
+            f"{len(places)} workers on {len(cards)} cards: no card for worker-{len(cards) + 1}{last}; share_gpus = true "
+            "lets several have one"
+        )
+    here = {*present, *known.values()}
+    missing = [card for card in dict.fromkeys(used) if card not in here and (card.isdigit() or known)]
+    if missing:
+        there = f"there are {', '.join(present)}" if present else "there is none"
+        yield f"card {', '.join(missing)} is not here ({there}); see `nvidia-smi -L`, correct worker_gpus or brain_gpus"
+
+
+def present_cards() -> list[str]:
+    """The indexes of the NVIDIA cards that the kernel shows; none elsewhere."""
+    try:
+        names = os.listdir("/dev")
+    except OSError:
+        return []
+    count = sum(name.startswith("nvidia") and name[6:].isdigit() for name in names)
+    return [str(n) for n in range(count)]
+
+
+def card_uuids(driver: Path = _DRIVER) -> dict[str, str]:
+    """Index -> UUID as the driver's files have them; cards that it has not opened yet are left out."""
+    try:
+        folders = sorted(driver.iterdir(), key=lambda folder: folder.name)
+    except OSError:
+        return {}
+    found = {}
+    for index, folder in enumerate(folders):
+        try:
+            said = _UUID.search((folder / "information").read_text("ascii", "replace"))
+        except OSError:
+            continue
+        if said:
+            found[str(index)] = said[1]
+    return found

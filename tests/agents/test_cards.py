@@ -1,0 +1,133 @@
+"""Who gets which card: pure, the driver's files, and the processes that `up` would start."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from rigbus.agents.cards import card_uuids, present_cards, seats
+from rigbus.agents.models.catalogue import brain_cards
+from rigbus.agents.supervisor_children import rig_specs
+from rigbus.bus.config import Settings
+from rigbus.bus.config_models import brain_cards as of_settings
+from rigbus.tools import up
+from rigbus.tools.worker import worker
+
+FIVE = ["0", "1", "2", "3", "4"]
+UUIDS = {n: f"GPU-{n * 8}" for n in FIVE}
+BIG = {"big": {"path": "b.gguf", "role": "brain", "split": ["0", "3"]}}
+
+
+def dumped(**settings):
+    return Settings(**settings).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("given", "present", "workers", "brain"),
+    [
+        ({}, [], (None, None), None),
+        ({"workers": 3}, [], (None,) * 3, None),
+        ({}, FIVE, ("0", "1", "2", "3", "4"), None),
+        ({"workers": 2}, FIVE, ("0", "1"), None),
+        ({"workers": 7}, FIVE, ("0", "1", "2", "3", "4", "", ""), None),
+        ({"workers": 7, "share_gpus": True}, FIVE, ("0", "1", "2", "3", "4", "0", "1"), None),
+        ({"models": BIG}, FIVE, ("1", "2", "4"), "0,3"),
+        ({"brain_gpus": ["2"]}, FIVE, ("0", "1", "3", "4"), "2"),
+        ({"brain_gpus": [], "models": BIG}, ["0"], ("0",), None),
+        ({"brain_gpus": ["0"]}, ["0"], ("", ""), "0"),
+        ({"worker_gpus": ["4", "1"]}, FIVE, ("4", "1"), None),
+        ({"worker_gpus": ["4", "1"], "workers": 1}, FIVE, ("4",), None),
+        ({"worker_gpus": ["4"], "workers": 2}, [], ("4", ""), None),
+        ({"worker_gpus": []}, FIVE, ("", ""), None),
+        ({"workers": 0}, FIVE, (), None),
+    ],
+)
+def test_each_worker_has_a_card_of_its_own(given, present, workers, brain):
+    found = seats(dumped(**given), present)
+    assert (found.workers, found.brain) == (workers, brain)
+
+
+def test_uuids_are_given_where_they_are_known_and_may_be_given():
+    found = seats(dumped(models=BIG), FIVE, UUIDS)
+    assert (found.workers, found.brain) == (
+        ("GPU-11111111", "GPU-22222222", "GPU-44444444"),
+        "GPU-00000000,GPU-33333333",
+    )
+    found = seats(dumped(brain_gpus=["GPU-22222222"]), FIVE, UUIDS)
+    assert len(found.workers) == 4
+    assert "GPU-22222222" not in found.workers
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "present", "said"),
+    [
+        (
+            {"workers": 7},
+            FIVE,
+            "7 workers on 5 cards: no card for worker-6 to worker-7; share_gpus = true lets several have one",
+        ),
+        ({"workers": 6}, FIVE, "6 workers on 5 cards: no card for worker-6; "),
+        ({"worker_gpus": ["1", "7"]}, FIVE, "card 7 is not here (there are 0, 1, 2, 3, 4)"),
+        ({"models": BIG}, [], "card 0, 3 is not here (there is none)"),
+        ({}, FIVE, ""),
+        ({"workers": 7}, [], ""),
+        ({"workers": 7, "share_gpus": True}, FIVE, ""),
+    ],
+)
+def test_what_people_should_hear_is_said(given, present, said):
+    notes = seats(dumped(**given), present).notes
+    assert bool(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_the_brains_cards_are_the_same_of_settings_and_of_plain_data():
+    for given in (
+        {},
+        {"models": BIG},
+        {"models": BIG, "brain_gpus": ["1"]},
+        {"models": BIG, "brain_gpus": []},
+    ):
+        s = Settings(**given)
+        plain = s.model_dump(mode="json")
+        assert of_settings(s.brain_gpus, s.models) == brain_cards(plain["brain_gpus"], plain["models"])
+
+
+def test_the_drivers_files_tell_the_uuids_in_the_order_of_the_bus(tmp_path):
+    for bus, uuid in (
+        ("0000:0a:00.0", "GPU-bbbb2222-1"),
+        ("0000:01:00.0", "GPU-aaaa1111-1"),
+        ("0000:0b:00.0", "GPU-????????-?"),
+    ):
+        (tmp_path / bus).mkdir()
+        text = f"Model: \t\t NVIDIA GeForce GTX 1060 6GB\nIRQ:   \t\t 130\nGPU UUID: \t {uuid}\nDevice Minor: \t 0\n"
+        (tmp_path / bus / "information").write_text(text)
+    (tmp_path / "0000:0c:00.0").mkdir()
+    assert card_uuids(tmp_path) == {"0": "GPU-aaaa1111-1", "1": "GPU-bbbb2222-1"}
+    assert card_uuids(tmp_path / "none") == {}
+
+
+def test_up_starts_the_workers_with_their_cards(monkeypatch, capsys):
+    monkeypatch.setattr("rigbus.agents.cards.present_cards", lambda: FIVE)
+    monkeypatch.setattr("rigbus.agents.cards.card_uuids", lambda: UUIDS)
+    specs = {spec.name: spec.argv for spec in up.specs_of(dumped(models=BIG))}
+    assert specs["brain-worker"][-2:] == ("--gpu", "GPU-00000000,GPU-33333333")
+    workers = [specs[f"worker-{n}"][-1] for n in (1, 2, 3)]
+    assert workers == ["GPU-11111111", "GPU-22222222", "GPU-44444444"]
+    assert "worker-4" not in specs
+    up.specs_of(dumped(workers=6))
+    assert "no card for worker-6;" in capsys.readouterr().err
+
+
+def test_a_worker_without_a_card_is_told_so_and_the_verb_takes_it():
+    specs = {spec.name: spec.argv for spec in rig_specs([None, ""])}
+    assert "--gpu" not in specs["worker-1"] + specs["brain-worker"]
+    assert specs["worker-2"][-2:] == ("--gpu", "")
+    words = list(specs["worker-2"][2:])
+    with click.Context(worker) as context:
+        worker.parse_args(context, words)
+        assert context.params["gpu"] == ""
+
+
+def test_cards_that_are_here_are_counted_from_0():
+    assert present_cards() == [str(n) for n in range(len(present_cards()))]
