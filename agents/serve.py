@@ -78,7 +78,8 @@ class AgentWorker:
             lifeline_fd=lifeline_fd() if _supervised() else None,
             cards=own_cards(),
         )
-        keeper = keeper_of(self.loop, self.loop.cards)
+        models = any(s.options.cls == "llm" for s in self._specs.values())  # they compute on any card
+        keeper = keeper_of(self.loop, self.loop.cards, uses_any=models)
         if keeper is not None:
             self.loop.add((), keeper)
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}

@@ -49,6 +49,7 @@ class WorkerOptions:
     gpu: str | None = None
     thermal: ThermalLimits | None = None
     vram_mb: int | None = None  #: MiB of its cards that tasks may take together; None: as its cards say
+    thermal: ThermalLimits | None = None  #: None: the guard's own
     kill_grace_s: float = 10.0
     drain_s: float = 20.0
     max_log_bytes: int = MAX_LOG_BYTES
@@ -76,6 +77,11 @@ class Worker:
             # The brain's own worker is given no card: what it runs is bookkeeping.
             cards=own_cards() if self.options.classes != ("brain",) else None,
         )
+        keeper = keeper_of(
+            self.loop, self.loop.cards, limits=self.options.thermal, budget=self.options.vram_mb is None
+        )
+        if keeper is not None:
+            self.loop.add((), keeper)
         procs = processes()
         helpers = SpawnedRunner(self.loop, procs, place.state, lambda lease: {}, None)
         shell = ShellRunner(
@@ -90,10 +96,6 @@ class Worker:
         self.loop.add(("expand",), ExpandRunner(self.loop, helpers, place.state / "results"))
         self.loop.add(("shell",), shell)
         self.loop.add((), helpers)
-        cards, limits = self.loop.cards, self.options.thermal
-        keeper = keeper_of(self.loop, cards, limits=limits, budget=self.options.vram_mb is None)
-        if keeper is not None:
-            self.loop.add((), keeper)
 
     def config(self) -> WorkerConfig:
         """What this worker offers."""

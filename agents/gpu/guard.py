@@ -46,7 +46,7 @@ class ThermalLimits:
     critical_c: float = 90.0
     hysteresis_c: float = 4.0
     min_pause_s: float = 10.0
-    stale_s: float = 10.0  #: older samples are unknown
+    stale_s: float = 15.0  #: older samples are unknown; nvidia-smi, the slowest source, is asked every 5 s
 
     def __post_init__(self) -> None:
         if not COLDEST_C < self.warn_c < self.critical_c < HOTTEST_C:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -87,7 +88,7 @@ def test_a_driver_that_hangs_lets_its_sample_grow_old_and_holds_nobody(
             b.cards.age_s = float(age_s)
             assert b.look(1.0) == []
     said = [r.getMessage() for r in caplog.records]
-    assert said == ["GPU 0 has told no temperature for over 10 s: it cannot be guarded"]
+    assert said == ["GPU 0 has told no temperature for over 15 s: it cannot be guarded"]
 
 
 def test_a_hold_whose_readings_end_is_over_after_a_minute() -> None:
@@ -219,3 +220,31 @@ def test_the_size_of_the_card_is_the_budget_of_its_worker(hot: HotRig) -> None:
     why = hot.rig.bus.query("why", id=large)
     assert why["summary"] == "no worker may use 5000 MiB of VRAM: hot may use 4915 MiB"
     hot.rig.bus.cancel([large])
+
+
+@pytest.mark.live
+def test_a_plain_worker_is_guarded_by_the_readings_of_its_own_card_only() -> None:
+    """Whole: RIGBUS_GPU_SOURCE, the watch's thread, the guard, OFFER, `status`."""
+
+    def line(*degrees: float) -> str:
+        cards = [{"index": i, "temperature_c": d, "vram_total_mb": 6144} for i, d in enumerate(degrees)]
+        return json.dumps({"schema": "rigbus.gpu/1", "cards": cards}) + "\n"
+
+    def row(rig: Rig, name: str) -> dict[str, Any]:
+        return next(r for r in rig.bus.query("status")["workers"] if r["id"] == name)
+
+    with Rig.running() as rig:
+        log_file = rig.folder / "cards.jsonl"
+        log_file.write_text(line(70, 71))
+        env = {"RIGBUS_GPU_SOURCE": f"file:{log_file}"}
+        for name, words in (("w0", ["--gpu", "0"]), ("w1", ["--gpu", "1"]), ("cpu", [])):
+            rig._worker(name, words, env)
+        for name in ("w0", "w1", "cpu"):
+            rig.wait_joined(name)
+        rig.wait(lambda: row(rig, "w1")["vram_mb"] == 4915, what="the budget of a card")
+        with log_file.open("a") as log:
+            log.write(line(71, 84))
+        rig.wait(lambda: row(rig, "w1")["held"], what="the worker of the hot card being held")
+        assert row(rig, "w1")["held"] == "GPU 1 is at 84 °C, resumes below 79 °C"
+        assert (row(rig, "w0")["held"], row(rig, "cpu")["held"]) == (None, None)
+        assert row(rig, "cpu")["vram_mb"] is None
