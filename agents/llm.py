@@ -114,6 +114,7 @@ class ModelAgent(Agent):
             as_json=json_schema is not None,
             on_text=lambda text: task.progress(data=text),
             on_wait=self._tell_state,
+            on_queue=self._tell_place,
         )
         if output is not None and result.usage.finish != "cancelled":
             keep_text(Path(output), result.text)
@@ -126,6 +127,11 @@ class ModelAgent(Agent):
             self.task.progress(note=f"the model is loading: {state.share:.0%}")
         elif state.phase == "restarting":
             self.task.progress(note=state.message)
+
+    def _tell_place(self, position: int) -> None:
+        """Where a request stands among those that wait for the model."""
+        before = {0: "this request is the next one", 1: "1 request before this one"}
+        self.task.progress(note=before.get(position, f"{position} requests before this one"))
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> None:

@@ -47,6 +47,17 @@ def read_proc(pid: int) -> Proc | None:
     return Proc(pid, int(fields[1]), int(fields[2]), int(fields[3]), fields[0].decode(), int(fields[19]))
 
 
+def peak_rss_bytes(pid: int) -> int | None:
+    """The most memory that a living process has held at once; None where the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    peaks = [line.split() for line in lines if line.startswith(b"VmHWM:")]  # "VmHWM:   1234 kB"
+    return int(peaks[0][1]) * 1024 if peaks else None
+
+
 def all_procs() -> list[Proc]:
     found = (read_proc(int(name)) for name in os.listdir("/proc") if name.isdigit())
     return [proc for proc in found if proc is not None]

@@ -161,8 +161,11 @@ class Batcher:
 
     # ------------------------------------------------------------ steps
 
-    def step(self) -> Step:
-        """The next step; one without rows when nobody runs or waits. Its rows count as done."""
+    def step(self, *, company: bool = False) -> Step:
+        """The next step; one without rows when nobody runs or waits. Its rows count as done.
+
+        ``company``: somebody outside of this batcher is held up by the step, as one who generates here would be.
+        """
         step = Step(memory=self._cuts)
         self._cuts = []
         while self._waiting and self._admit(self._waiting[0], step):
@@ -173,7 +176,7 @@ class Batcher:
             if member.generates:
                 self._add(member, 1, step)
                 room -= 1
-        room = min(room, self._company if step.rows else self._alone)
+        room = min(room, self._company if step.rows or company else self._alone)
         for member in members:
             if not member.generates and room > 0:
                 count = min(room, member.prompt - member.done)
@@ -193,7 +196,14 @@ class Batcher:
         """Give it a sequence and cells, if there are some."""
         if not self._idle:
             return False
-        own = max(self._idle, key=lambda seq: (_alike(self._idle[seq], member.tokens), not self._idle[seq]))
+        # What is kept is for those who may go on from it: others take an empty sequence, or what is the longest idle.
+        own = max(
+            self._idle,
+            key=lambda seq: (
+                _alike(self._idle[seq], member.tokens) if member.reuse else 0,
+                not self._idle[seq],
+            ),
+        )
         promised = sum(m.cells for m in self._members.values()) + member.cells
         if promised > self._cells:
             return False

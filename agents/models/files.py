@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bus.errors import DefinitionError
-from .protocol import MAX_SCHEMA_BYTES
+from .requests import MAX_SCHEMA_BYTES
 
 
 def read_schema(path: Path) -> dict[str, Any]:

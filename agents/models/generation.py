@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, Generic, TypeVar
 
-from .protocol import Chunk, GenerateRequest, Usage
+from .protocol import Chunk, EmbedRequest, GenerateRequest, Queued, Usage, Vector
+
+Piece = TypeVar("Piece", Chunk, Vector)
 
 
-class HostedGeneration:
-    """See ``model.Generation``. ``sent``: to a child; ``begun``: it is the one that the child works on.
+class _Place:
+    """Stands in the queue of items for the newest position, whichever that is when it is read."""
 
-    ``number`` is the request's own within its model; ``cancel_by`` is when the keeper's patience with a cancel ends.
+
+_PLACE = _Place()
+
+
+class Hosted(Generic[Piece]):
+    """See ``protocol.Generation`` and ``protocol.Embedding``.
+
+    ``number`` is the request's own within its model. For the keeper: ``sent``: to a child; ``begun``: that child computes
+    it; ``resends``: how many children have died before they came to it; ``cancel_by``: when the patience with a cancel ends.
     """
 
     def __init__(
-        self, number: int, request: GenerateRequest, cancel: Callable[[HostedGeneration], None]
+        self,
+        number: int,
+        request: GenerateRequest | EmbedRequest,
+        cancel: Callable[[Hosted[Any]], None],
     ) -> None:
         self.number = number
         self.request = request
         self.sent = False
         self.begun = False
+        self.resends = 0
         self.cancel_by: float | None = None
-        self._items: queue.SimpleQueue[Chunk | Usage | Exception] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Piece | Usage | Exception | _Place] = queue.SimpleQueue()
         self._cancel = cancel
         self._cancelled = False
         self._over = False
+        self._lock = threading.Lock()
+        self._position: int | None = None  # guarded by the lock, as the next one
+        self._told = True  # whether the reader knows it
 
-    def __iter__(self) -> Iterator[Chunk | Usage]:
+    def __iter__(self) -> Iterator[Piece | Usage]:
         return self
 
-    def __next__(self) -> Chunk | Usage:
-        item = self._take(None)
-        if item is None:
-            raise StopIteration
-        return item
+    def __next__(self) -> Piece | Usage:
+        while True:
+            item = self._take(None)
+            if item is not None and not isinstance(item, Queued):
+                return item
 
-    def poll(self, timeout_s: float) -> Chunk | Usage | None:
+    def poll(self, timeout_s: float) -> Piece | Queued | Usage | None:
         return self._take(timeout_s)
 
-    def _take(self, timeout_s: float | None) -> Chunk | Usage | None:
+    def _take(self, timeout_s: float | None) -> Piece | Queued | Usage | None:
         if self._over:
             raise StopIteration
-        try:
-            item = self._items.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        self._over = not isinstance(item, Chunk)
+        until = None if timeout_s is None else monotonic() + timeout_s
+        while True:
+            try:
+                item = self._items.get(timeout=None if until is None else max(0.0, until - monotonic()))
+            except queue.Empty:
+                return None
+            if not isinstance(item, _Place):
+                break
+            with self._lock:
+                self._told = True
+                if self._position is not None:
+                    return Queued(self._position)
+        self._over = isinstance(item, Usage | Exception)
         if isinstance(item, Exception):
             raise item
         return item
@@ -56,6 +84,27 @@ class HostedGeneration:
             self._cancelled = True
             self._cancel(self)
 
-    def put(self, item: Chunk | Usage | Exception) -> None:
-        """For the keeper."""
+    # ------------------------------------------------------------ for the keeper
+
+    def put(self, item: Piece | Usage | Exception) -> None:
+        """The next item; the last one is a Usage or an error."""
         self._items.put(item)
+
+    def place(self, position: int | None) -> None:
+        """Where it stands among those that wait; None: it does not wait any more."""
+        with self._lock:
+            if position == self._position:
+                return
+            self._position = position
+            tell = self._told and position is not None
+            self._told = self._told and not tell
+        if tell:
+            self._items.put(_PLACE)
+
+
+class HostedGeneration(Hosted[Chunk]):
+    """A text on its way."""
+
+
+class HostedEmbedding(Hosted[Vector]):
+    """Vectors on their way."""

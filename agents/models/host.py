@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Final
 
 from ...bus.errors import DefinitionError
-from .generation import HostedGeneration
+from .generation import HostedEmbedding, HostedGeneration
 from .keeper import Keeper, Patience
-from .protocol import PARALLEL, GenerateRequest, LoadOptions, ModelInfo, ModelState
+from .protocol import (
+    MAX_PROMPT_CHARS,
+    PARALLEL,
+    QUEUE,
+    EmbedRequest,
+    EmbedResult,
+    GenerateRequest,
+    LoadOptions,
+    ModelInfo,
+    ModelState,
+    gather,
+)
 
 __all__ = ["ModelHost", "Patience"]
 
-MAX_PROMPT_CHARS: Final = 1 << 20
-
 
 class ModelHost:
-    """One model in one child process. See ``model.Model`` for the methods.
+    """One model in one child process. See ``protocol.Model`` for the methods.
 
     ``log_path``: where llama.cpp's own lines go (None: only the last of them are kept, for messages). ``name``
     defaults to the file's name without ``.gguf``.
@@ -32,6 +41,7 @@ class ModelHost:
         gpu_layers: int = -1,
         threads: int = 0,
         parallel: int = PARALLEL,
+        queue: int = QUEUE,
         log_path: Path | None = None,
         patience: Patience | None = None,
     ) -> None:
@@ -45,6 +55,7 @@ class ModelHost:
                 gpu_layers=gpu_layers,
                 threads=threads,
                 parallel=parallel,
+                queue=queue,
             ),
             log_path,
             patience or Patience(),
@@ -65,7 +76,7 @@ class ModelHost:
         return self._keeper.pid
 
     def start(self) -> None:
-        self._keeper.begin()
+        self._keeper.begin(by_hand=True)
 
     def load(self, timeout_s: float | None = None) -> ModelInfo:
         self.start()
@@ -76,9 +87,18 @@ class ModelHost:
         if size > MAX_PROMPT_CHARS:
             raise DefinitionError(f"generate: the prompt has {size} characters; at most {MAX_PROMPT_CHARS}")
         generation = HostedGeneration(next(self._numbers), request, self._keeper.cancel)
-        self.start()
+        self._keeper.begin()
         self._keeper.ask(generation)
         return generation
+
+    def embedding(self, request: EmbedRequest) -> HostedEmbedding:
+        embedding = HostedEmbedding(next(self._numbers), request, self._keeper.cancel)
+        self._keeper.begin()
+        self._keeper.ask(embedding)
+        return embedding
+
+    def embed(self, texts: Sequence[str]) -> EmbedResult:
+        return gather(self.embedding(EmbedRequest(texts=texts)), self.name)
 
     def close(self) -> None:
         self._keeper.end()

@@ -9,38 +9,29 @@ from __future__ import annotations
 import logging
 import os
 import select
-import sys
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 from ...bus.errors import DefinitionError, WaitTimeout
-from ..pipe import PIPE_VARIABLE, BrokenPipeFrame, Pipe
-from ..process import TOKEN_VARIABLE, Child, ExitStatus, Processes, Spawn, SpawnError, Sweep, processes
-from .files import check_llama, check_model_file
-from .generation import HostedGeneration
-from .protocol import (
-    Chunk,
-    LoadOptions,
-    ModelClosed,
-    ModelCrashed,
-    ModelInfo,
-    ModelState,
-    Usage,
-)
+from ..pipe import BrokenPipeFrame
+from ..process import TOKEN_VARIABLE, ExitStatus, Processes, SpawnError, processes
+from .crash_budget import CRASHES, WINDOW_S, CrashBudget
+from .generation import Hosted
+from .model_process import SWEEP_POLL_S, ModelProcess
+from .open_requests import OpenRequests
+from .protocol import GenerateRequest, LoadOptions, ModelClosed, ModelCrashed, ModelInfo, ModelState, Usage
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
-_SWEEP_POLL_S: Final = 0.02
 _END_S: Final = 1.0  # between the end of a child's pipe and its own
 _IDLE_POLL_S: Final = 60.0
-_LAST_WORDS_LINES: Final = 3
 _MODELS = count(1)
 
 
@@ -63,35 +54,41 @@ class Keeper:
 
     def __init__(self, options: LoadOptions, log_path: Path | None, patience: Patience) -> None:
         self.state = ModelState("new")
-        self.pid: int | None = None
         self._options = options
         self._log_path = log_path
         self._patience = patience
         self._token = f"{os.environ.get(TOKEN_VARIABLE) or f'model:{os.getpid()}'}.m{next(_MODELS)}"
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._inbox: deque[tuple[str, HostedGeneration | None]] = deque()
+        self._inbox: deque[tuple[str, Hosted[Any] | None]] = deque()
         self._wake_out = self._wake_in = -1
         self._info: ModelInfo | None = None
         self._error: Exception | None = None  # why it is not ready
         self._failed_mark: tuple[int, int] | None = None
+        self._given_up = False  # it failed by its crashes, not by its file
         self._crashes_ever = 0
         # Of the keeper's thread alone:
-        self._child: Child | None = None
-        self._pipe: Pipe | None = None
-        self._sweep: Sweep | None = None
-        self._open: dict[int, HostedGeneration] = {}  # asked and not answered, in their order
+        self._process: ModelProcess | None = None
+        self._open = OpenRequests(options.name, options.parallel, options.queue)
         self._heard_at = 0.0
         self._spawn_at: float | None = None
-        self._crashes = 0
+        self._budget = CrashBudget()
+        self._fault: Exception | None = None  # of this thread itself
+        self._peak_rss_bytes = 0  # of all its children so far
         self._doomed = ""  # why we ended the child ourselves
         self._broken = ""  # why the child says that it ends
         self._end_by: float | None = None  # its pipe has ended, so it should too
         self._refusal = False  # this child has said that the model cannot be loaded
 
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return None if process is None else process.pid
+
     # ------------------------------------------------------------ from other threads
 
-    def begin(self) -> None:
+    def begin(self, *, by_hand: bool = False) -> None:
+        """Load it, if it is not loaded or lost for good. ``by_hand``: somebody wants it although it was given up."""
         with self._changed:
             if self._thread is None and self.state.phase == "new":
                 self.state = ModelState("loading")
@@ -102,8 +99,11 @@ class Keeper:
                     target=self._run, name=f"model-{self._options.name}", daemon=True
                 )
                 self._thread.start()
-            elif self.state.phase == "failed" and self._file_mark() != self._failed_mark:
-                self.state = ModelState("loading")  # somebody has repaired or replaced the file
+            elif self.state.phase == "failed" and (
+                (by_hand and self._given_up) or self._file_mark() != self._failed_mark
+            ):
+                # Somebody has repaired or replaced the file, or what made it crash.
+                self.state = ModelState("loading", peak_rss_bytes=self._peak_rss_bytes)
                 self._post("again", None)
 
     def wait_loaded(self, timeout_s: float | None) -> ModelInfo:
@@ -121,11 +121,11 @@ class Keeper:
                 return self._info
             raise self._closed() if self.state.phase == "closed" else self._error or self._closed()
 
-    def ask(self, generation: HostedGeneration) -> None:
-        self._post("ask", generation)
+    def ask(self, request: Hosted[Any]) -> None:
+        self._post("ask", request)
 
-    def cancel(self, generation: HostedGeneration) -> None:
-        self._post("cancel", generation)
+    def cancel(self, request: Hosted[Any]) -> None:
+        self._post("cancel", request)
 
     def end(self) -> None:
         with self._changed:
@@ -138,13 +138,13 @@ class Keeper:
         if thread is not threading.current_thread():
             thread.join()
 
-    def _post(self, what: str, generation: HostedGeneration | None) -> None:
+    def _post(self, what: str, request: Hosted[Any] | None) -> None:
         with self._changed:
             if self._thread is None or self.state.phase == "closed":
-                if what == "ask" and generation is not None:
-                    generation.put(self._closed())
+                if what == "ask" and request is not None:
+                    request.put(self._closed())
                 return
-            self._inbox.append((what, generation))
+            self._inbox.append((what, request))
             try:
                 os.write(self._wake_in, b"!")
             except BlockingIOError:
@@ -161,7 +161,7 @@ class Keeper:
                 pass
         except Exception as e:
             log.exception("model %s: its keeper failed", self._options.name)
-            self._error = ModelCrashed(
+            self._fault = ModelCrashed(
                 f"model {self._options.name}: a fault of rigbus ended it: {e!r}; see the log"
             )
         finally:
@@ -171,33 +171,25 @@ class Keeper:
         self._wait(control)
         if not self._take_inbox():
             return False
-        self._hear()
-        if self._child is not None:
-            self._child.read_output()
-            self._child.read_entry()
-            status = self._child.poll_exit()
-            if status is not None and self._sweep is None:
-                self._hear()  # what it said before its end
-                self._sweep = control.kill_tree(self._child)
-            if self._sweep is not None and self._sweep.step() and self._child.status is not None:
-                self._buried(self._child.status)
         now = monotonic()
-        self._watch(control, now)
-        if self._spawn_at is not None and now >= self._spawn_at and self._child is None:
+        if (process := self._process) is not None:
+            self._hear(process)
+            if process.read():
+                self._hear(process)  # what it said before its end
+                process.kill()
+            if (status := process.buried()) is not None:
+                self._buried(status)
+            else:
+                self._watch(process, now)
+        elif self._spawn_at is not None and now >= self._spawn_at:
             self._spawn(control)
         return True
 
     def _wait(self, control: Processes) -> None:
         poller = select.poll()
         poller.register(self._wake_out, select.POLLIN)
-        if self._child is not None:
-            for fd in self._child.fds:
-                # An ended child's descriptor stays readable: while it is swept, the clock is enough.
-                if self._sweep is None or fd != self._child.exit_fd:
-                    poller.register(fd, select.POLLIN)
-        if self._pipe is not None and not self._pipe.ended:
-            unsent = not self._pipe.push()
-            poller.register(self._pipe.fileno(), select.POLLIN | (select.POLLOUT if unsent else 0))
+        if self._process is not None:
+            self._process.register(poller)
         poller.poll(1000 * self._patience_left(control))
         try:
             os.read(self._wake_out, 4096)
@@ -206,15 +198,15 @@ class Keeper:
 
     def _patience_left(self, control: Processes) -> float:
         """Seconds until something is due."""
-        if self._sweep is not None:
-            return _SWEEP_POLL_S
+        if self._process is not None and self._process.dying:
+            return SWEEP_POLL_S
         now = monotonic()
         due = [now + _IDLE_POLL_S]
-        if self._child is None and self._spawn_at is not None:
+        if self._process is None and self._spawn_at is not None:
             due.append(self._spawn_at)
-        elif self._child is not None:
-            due += [t for t in (self._silent_by(), self._end_by) if t is not None]
-            due += [g.cancel_by for g in self._open.values() if g.cancel_by is not None]
+        elif self._process is not None:
+            limits = (self._silent_by(), self._end_by, self._open.next_cancel_by())
+            due += [t for t in limits if t is not None]
             if control.poll_s is not None:
                 due.append(now + control.poll_s)
         return max(0.0, min(due) - now)
@@ -222,95 +214,85 @@ class Keeper:
     def _take_inbox(self) -> bool:
         """False when the end was asked for."""
         while self._inbox:
-            what, generation = self._inbox.popleft()
+            what, request = self._inbox.popleft()
             if what == "close":
                 return False
             if what == "again":
+                self._budget.answered()
                 self._spawn_at = monotonic()
-            elif generation is not None:
-                self._asked(generation) if what == "ask" else self._stop(generation)
+            elif request is not None:
+                self._asked(request) if what == "ask" else self._stop(request)
         return True
 
     # ------------------------------------------------------------ requests
 
-    def _asked(self, generation: HostedGeneration) -> None:
+    def _asked(self, request: Hosted[Any]) -> None:
         if self.state.phase == "failed":
-            generation.put(self._error or self._closed())
+            request.put(self._error or self._closed())
+        elif self._open.add(request) and self.state.phase == "ready":
+            self._send(request)
+
+    def _send(self, request: Hosted[Any]) -> None:
+        if self._process is None:
             return
-        self._open[generation.number] = generation
-        if self.state.phase == "ready":
-            self._send(generation)
+        if not self._open.at_work:
+            self._heard_at = monotonic()  # it was silent because it had nothing to do
+        asked = request.request
+        verb = "generate" if isinstance(asked, GenerateRequest) else "embed"
+        try:
+            self._process.pipe.send({verb: request.number, "request": asked.to_map()})
+        except (ValueError, OverflowError, TypeError, RecursionError) as e:
+            # What it is checked for does not know all that a message can be too large, too deep or too odd for.
+            self._open.answer(
+                request.number,
+                DefinitionError(f"{verb}: the request cannot be sent to the model: {e!s:.200}"),
+            )
+        else:
+            request.sent = True
 
-    def _send(self, generation: HostedGeneration) -> None:
-        if self._pipe is not None:
-            if not any(g.sent for g in self._open.values()):
-                self._heard_at = monotonic()  # it was silent because it had nothing to do
-            generation.sent = True
-            self._pipe.send({"generate": generation.number, "request": generation.request.to_map()})
-
-    def _stop(self, generation: HostedGeneration) -> None:
-        if generation.number not in self._open:
+    def _stop(self, request: Hosted[Any]) -> None:
+        if request not in self._open:
             return
-        if not generation.sent or self._pipe is None:
-            self._answered(generation.number, Usage(finish="cancelled"))
-        elif generation.cancel_by is None:
-            self._pipe.send({"cancel": generation.number})
-            generation.cancel_by = monotonic() + self._patience.cancel_s
-
-    def _answered(self, number: int, item: Usage | Exception) -> None:
-        generation = self._open.pop(number, None)
-        if generation is not None:
-            generation.put(item)
+        if not request.sent or self._process is None:
+            self._open.answer(request.number, Usage(finish="cancelled"))
+        elif request.cancel_by is None:
+            self._process.pipe.send({"cancel": request.number})
+            request.cancel_by = monotonic() + self._patience.cancel_s
 
     # ------------------------------------------------------------ the child speaks
 
-    def _hear(self) -> None:
-        if self._pipe is None or self._end_by is not None:
+    def _hear(self, process: ModelProcess) -> None:
+        if self._end_by is not None:
             return
         try:
-            messages = self._pipe.receive()
-        except BrokenPipeFrame as e:
-            self._broken = f"its pipe carried what is no message: {e}"
-            self._pipe.ended = True
+            for message in process.pipe.receive():
+                self._heard_at = monotonic()
+                self._take(message)
+        except (BrokenPipeFrame, KeyError, TypeError, ValueError) as e:
+            self._broken = f"its pipe carried what is no message: {e!r:.200}"
+            process.pipe.ended = True
             return
-        for message in messages:
-            self._heard_at = monotonic()
-            self._take(message)
-        if self._pipe.ended:
+        if process.pipe.ended:
             self._end_by = monotonic() + _END_S
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "chunk" in message:
-            generation = self._open.get(message["chunk"])
-            if generation is not None and message["text"]:
-                generation.put(Chunk(message["text"]))
-        elif "usage" in message:
-            number = message.pop("usage")
-            self._crashes = 0
-            self._answered(number, Usage(**message))
-        elif "begun" in message:
-            generation = self._open.get(message["begun"])
-            if generation is not None:
-                generation.begun = True
+        if self._open.heard(message):
+            if message.get("finish") in {"stop", "length"}:
+                self._budget.answered()
         elif "loading" in message:
             self._set(ModelState("loading", float(message["loading"])))
         elif "ready" in message:
             self._info = ModelInfo(**message["ready"])
+            self._error = None
             self._set(ModelState("ready", 1.0, self._info.description))
             log.info("model %s is ready after %.1f s", self._options.name, self._info.load_s)
-            for generation in self._open.values():
-                self._send(generation)
+            for request in self._open:
+                self._send(request)
         elif "refused" in message:
-            self._refused(message["refused"], str(message["message"]))
+            self._refusal = True
+            self._fail(DefinitionError(str(message["message"])))
         elif "broken" in message:
             self._broken = str(message["broken"])
-
-    def _refused(self, number: int | None, text: str) -> None:
-        if number is not None:
-            self._answered(number, DefinitionError(text))
-        else:
-            self._refusal = True
-            self._fail(DefinitionError(text))
 
     # ------------------------------------------------------------ the child lives and dies
 
@@ -320,44 +302,24 @@ class Keeper:
         self._end_by = None
         self._refusal = False
         self._heard_at = monotonic()
-        pipe = Pipe()
         try:
-            check_model_file(Path(self._options.path))
-            check_llama()
-            fd = pipe.theirs.fileno()
-            spec = Spawn(
-                argv=[sys.executable, "-P", "-m", "rigbus.agents.models.child"],
-                env={
-                    **os.environ,
-                    PIPE_VARIABLE: str(fd),
-                },  # all of it: CUDA is found through LD_LIBRARY_PATH
-                token=self._token,
-                cwd=Path("/"),
-                log_path=self._log_path,
-                pass_fds=(fd,),
-            )
-            self._child = control.spawn(spec)
+            self._process = ModelProcess(control, self._options, self._token, self._log_path)
         except DefinitionError as e:
             self._fail(e)
         except SpawnError as e:
             self._crashed(f"cannot be started: {e}")
-        if self._child is None:
-            pipe.close()
-            return
-        pipe.theirs.close()
-        self._pipe = pipe
-        self.pid = self._child.pid
-        if self.state.phase != "loading":
-            self._set(ModelState("loading"))
-        pipe.send({"load": asdict(self._options)})
+        else:
+            if self.state.phase != "loading":
+                self._set(ModelState("loading"))
 
-    def _watch(self, control: Processes, now: float) -> None:
-        """End a child that hangs, or that does not obey a cancel."""
-        if self._child is None or self._sweep is not None:
+    def _watch(self, process: ModelProcess, now: float) -> None:
+        """Measure a child; end one that hangs, or that does not obey a cancel."""
+        if process.dying:
             return
+        self._note_memory(process.measure(now))
         if now >= self._silent_by():
             self._doomed = f"gave no sign of life for {now - self._heard_at:.0f} s"
-        elif any(g.cancel_by is not None and now >= g.cancel_by for g in self._open.values()):
+        elif (by := self._open.next_cancel_by()) is not None and now >= by:
             self._doomed = f"did not obey a cancel within {self._patience.cancel_s:g} s"
         elif self._broken:
             self._doomed = self._broken
@@ -365,13 +327,13 @@ class Keeper:
             self._doomed = "closed its pipe and lives on"
         else:
             return
-        self._sweep = control.kill_tree(self._child)
+        process.kill()
 
     def _silent_by(self) -> float:
         """When silence means that the child hangs. An idle one may be silent for ever."""
         if self.state.phase == "loading":
             return self._heard_at + self._patience.load_silent_s
-        if any(g.sent for g in self._open.values()):
+        if self._open.at_work:
             return self._heard_at + self._patience.silent_s
         return float("inf")
 
@@ -385,68 +347,72 @@ class Keeper:
 
     def _put_away(self) -> str:
         """Close what belonged to the child; its last words for a message."""
-        child, self._child, self._sweep, self.pid = self._child, None, None, None
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            pipe.close()
-        if child is None:
+        process, self._process = self._process, None
+        if process is None:
             return ""
-        lines = child.finish_output().text().strip().splitlines()[-_LAST_WORDS_LINES:]
-        child.close()
-        return "; its last words: " + " | ".join(line[:200] for line in lines) if lines else ""
+        self._note_memory(process.peak_rss_bytes)
+        return process.close()
 
     def _crashed(self, what: str) -> None:
         loading = self.state.phase != "ready"
-        self._crashes += 1
         self._crashes_ever += 1
-        delay_s = min(BACKOFF_MAX_S, self._patience.backoff_s * 2 ** min(self._crashes - 1, 10))
-        text = f"model {self._options.name} {what}; it is started again in {delay_s:g} s"
+        spent = self._budget.crashed(monotonic())
+        text = f"model {self._options.name} {what}"
+        if spent:
+            text += (
+                f"; that was {CRASHES} times within {WINDOW_S / 60:g} minutes without an answer, so it is given up until "
+                "its file changes or somebody starts it again"
+            )
+        else:
+            power = min(self._budget.in_a_row - 1, 10)
+            delay_s = min(BACKOFF_MAX_S, self._patience.backoff_s * 2**power)
+            text += f"; it is started again in {delay_s:g} s"
+            self._spawn_at = monotonic() + delay_s
         log.warning("%s", text)
-        self._spawn_at = monotonic() + delay_s
-        alone = sum(generation.begun for generation in self._open.values()) <= 1
-        self._error = ModelCrashed(text, alone=alone)
-        for generation in list(self._open.values()):
-            if generation.cancel_by is not None:
-                self._answered(generation.number, Usage(finish="cancelled"))
-            elif generation.begun or loading:
-                self._answered(generation.number, ModelCrashed(text, alone=alone))
-            else:
-                generation.sent = False  # it had waited behind another one: the next child gets it
-        self._set(ModelState("restarting", 0.0, text))
+        self._open.died(text, loading=loading)
+        error = ModelCrashed(text, alone=False)
+        if spent:
+            self._fail(error)
+        else:
+            self._error = error
+            self._set(ModelState("restarting", 0.0, text))
 
-    def _fail(self, error: DefinitionError) -> None:
-        """It can never load as it is: no restart until the file changes."""
+    def _fail(self, error: DefinitionError | ModelCrashed) -> None:
+        """No restart until the file changes; where it was given up by its crashes, until somebody asks for it."""
         log.error("%s", error)
         self._error = error
+        self._given_up = isinstance(error, ModelCrashed)
         self._failed_mark = self._file_mark()
-        for number in list(self._open):
-            self._answered(number, error)
+        self._open.answer_all(error)
         self._set(ModelState("failed", 0.0, str(error)))
+
+    def _note_memory(self, peak_rss_bytes: int) -> None:
+        if peak_rss_bytes > self._peak_rss_bytes:
+            self._peak_rss_bytes = peak_rss_bytes
+            self._set(self.state)
 
     def _shut(self, control: Processes) -> None:
         """End the child, then everybody who waits."""
-        if self._child is not None:
-            sweep = self._sweep or control.kill_tree(self._child)
-            poller = select.poll()  # nothing to poll for: a clock
-            while not sweep.step():
-                poller.poll(1000 * _SWEEP_POLL_S / 5)
+        if self._process is not None:
+            self._process.kill_and_wait()
         self._put_away()
         with self._changed:
-            self.state = ModelState("closed")
+            self.state = ModelState("closed", peak_rss_bytes=self._peak_rss_bytes)
             self._inbox, left = deque(), self._inbox
             os.close(self._wake_in)
             os.close(self._wake_out)
             self._changed.notify_all()
-        asked = [g for what, g in left if what == "ask" and g is not None]
-        for generation in [*self._open.values(), *asked]:
-            generation.put(self._error if isinstance(self._error, ModelCrashed) else self._closed())
-        self._open.clear()
+        error = self._fault or self._closed()
+        self._open.answer_all(error)
+        for what, request in left:
+            if what == "ask" and request is not None:
+                request.put(error)
 
     # ------------------------------------------------------------ small things
 
     def _set(self, state: ModelState) -> None:
         with self._changed:
-            self.state = state
+            self.state = replace(state, peak_rss_bytes=self._peak_rss_bytes)
             self._changed.notify_all()
 
     def _closed(self) -> ModelClosed:

@@ -7,20 +7,67 @@ it; a caller never asks which one it has.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from ...bus.errors import DefinitionError, RigbusError
+from .requests import (
+    MAX_PROMPT_CHARS,
+    MAX_SCHEMA_BYTES,
+    MAX_SEED,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    MAX_TEXTS,
+    MAX_TOKENS,
+    ROLES,
+    EmbedRequest,
+    GenerateRequest,
+    check_text,
+)
 
-MAX_SCHEMA_BYTES: Final = 64 * 1024
+__all__ = [
+    "MAX_PARALLEL",
+    "MAX_PROMPT_CHARS",
+    "MAX_QUEUE",
+    "MAX_SCHEMA_BYTES",
+    "MAX_SEED",
+    "MAX_STOPS",
+    "MAX_STOP_CHARS",
+    "MAX_TEXTS",
+    "MAX_TOKENS",
+    "PARALLEL",
+    "QUEUE",
+    "ROLES",
+    "Begun",
+    "Chunk",
+    "Declined",
+    "EmbedRequest",
+    "EmbedResult",
+    "Embedding",
+    "Finish",
+    "GenerateRequest",
+    "GenerateResult",
+    "Generation",
+    "LoadOptions",
+    "Model",
+    "ModelBusy",
+    "ModelClosed",
+    "ModelCrashed",
+    "ModelInfo",
+    "ModelState",
+    "Phase",
+    "Queued",
+    "Usage",
+    "Vector",
+    "collect",
+    "gather",
+]
+
 PARALLEL: Final = 8
 MAX_PARALLEL: Final = 64
-MAX_STOPS: Final = 16
-MAX_STOP_CHARS: Final = 256
-MAX_SEED: Final = 2**32 - 2  #: llama.cpp's seed has 32 bits, and its largest value means "any"
-ROLES: Final = ("system", "user", "assistant", "tool")
+QUEUE: Final = 64  #: requests that may wait beside those that run
+MAX_QUEUE: Final = 4096
 
 Finish = Literal["stop", "length", "cancelled"]
 Phase = Literal["new", "loading", "ready", "restarting", "failed", "closed"]
@@ -38,104 +85,43 @@ class ModelCrashed(RigbusError):
         self.error_class = "crash" if alone else "infra"
 
 
+class ModelBusy(RigbusError):
+    """So many requests wait for the model already that this one was not taken. Later it may be: class ``infra``."""
+
+    error_class: ClassVar[str] = "infra"
+
+
 class ModelClosed(RigbusError):
     """The model was unloaded while the request waited or ran. Nobody's fault: class ``infra``."""
 
     error_class: ClassVar[str] = "infra"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateRequest:
-    """One text to generate.
-
-    Give ``prompt`` or ``messages`` (``{"role", "content"}`` each), not both. A prompt counts as one user message
-    where the model has a chat template; a model without one continues the prompt as it is. ``temperature`` 0 takes
-    the likeliest token each time; the same ``seed`` (0 to 2^32-2) gives the same text again (alone; in the company of
-    other requests llama.cpp computes in larger batches, which round differently), None is any seed. ``stop``: the text
-    ends before the first of these strings. ``json_schema``: the text is JSON of the schema's types, properties, enums and
-    lengths, as long as ``max_tokens`` does not end it before; the bounds of numbers are not in llama.cpp's grammar.
-
-    Raises:
-        DefinitionError: a field is wrong; the message names it and the fix.
-    """
-
-    prompt: str | None = None
-    messages: Sequence[Mapping[str, str]] | None = None
-    max_tokens: int = 256
-    temperature: float = 0.8
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    json_schema: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.prompt is None and self.messages is None:
-            raise DefinitionError('generate: neither "prompt" nor "messages" is given; give one of them')
-        if self.prompt is not None and self.messages is not None:
-            raise DefinitionError('generate: both "prompt" and "messages" are given; give one of them')
-        if self.messages is not None:
-            _check_messages(self.messages)
-        if self.max_tokens < 1:
-            raise DefinitionError(f'generate: field "max_tokens" is {self.max_tokens}; at least 1')
-        if not math.isfinite(self.temperature) or not 0.0 <= self.temperature <= 100.0:
-            raise DefinitionError(f'generate: field "temperature" is {self.temperature}; give 0 to 100')
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise DefinitionError(
-                f'generate: field "seed" is {self.seed}; give 0 to {MAX_SEED}, or leave it out'
-            )
-        _check_stops(self.stop)
-        if self.json_schema is not None:
-            _check_schema(self.json_schema)
-
-    def to_map(self) -> dict[str, Any]:
-        """As plain data, for the pipe; ``GenerateRequest(**map)`` is the way back."""
-        return {
-            "prompt": self.prompt,
-            "messages": None if self.messages is None else [dict(m) for m in self.messages],
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "stop": list(self.stop),
-            "json_schema": self.json_schema,
-        }
-
-
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    if not messages:
-        raise DefinitionError('generate: field "messages" is empty; give at least one {"role", "content"}')
-    for i, message in enumerate(messages):
-        where = f"generate: messages[{i}]"
-        if set(message) != {"role", "content"}:
-            raise DefinitionError(f'{where} has the fields {sorted(message)}; it takes "role" and "content"')
-        if message["role"] not in ROLES:
-            raise DefinitionError(f"{where}: role {message['role']!r}; one of {', '.join(ROLES)}")
-
-
-def _check_stops(stops: Sequence[str]) -> None:
-    if isinstance(stops, str):
-        raise DefinitionError('generate: field "stop" must be a list of strings')
-    if len(stops) > MAX_STOPS:
-        raise DefinitionError(f'generate: field "stop" has {len(stops)} strings; at most {MAX_STOPS}')
-    for stop in stops:
-        if not 0 < len(stop) <= MAX_STOP_CHARS:
-            raise DefinitionError(
-                f'generate: field "stop": {stop[:20]!r} has {len(stop)} characters; 1 to {MAX_STOP_CHARS}'
-            )
-
-
-def _check_schema(schema: Mapping[str, Any]) -> None:
-    if not isinstance(schema, Mapping):
-        raise DefinitionError(f'generate: field "json_schema" is {type(schema).__name__}; give an object')
-    try:
-        size = len(json.dumps(schema))
-    except (TypeError, ValueError, RecursionError) as e:
-        raise DefinitionError(f'generate: field "json_schema" is no JSON: {e}') from e
-    if size > MAX_SCHEMA_BYTES:
-        raise DefinitionError(f'generate: field "json_schema" has {size} bytes; at most {MAX_SCHEMA_BYTES}')
-
-
 @dataclass(frozen=True, slots=True)
 class Begun:
     """The request has left the queue. Between an engine and its host only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The request turned out to be one that can never end. Between an engine and its host only."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits: ``position`` others that came before it wait, too; 0 for the next one to begin."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The embedding of text ``index`` of an :class:`EmbedRequest`, of length 1."""
+
+    index: int
+    values: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +183,33 @@ class GenerateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedResult:
+    """A vector for each text, in their order; fewer where the request was cancelled.
+
+    ``usage``: ``prompt_tokens`` of all texts, ``prefill_s`` for reading them; nothing is generated.
+    """
+
+    vectors: list[list[float]]
+    model: str
+    usage: Usage
+
+    def to_map(self) -> dict[str, Any]:
+        """As plain data: ``{"vectors", "model", "usage", "timings"}``."""
+        u = self.usage
+        return {
+            "vectors": self.vectors,
+            "model": self.model,
+            "usage": {"prompt_tokens": u.prompt_tokens},
+            "timings": {"queued_s": u.queued_s, "prefill_s": u.prefill_s, "load_s": u.load_s},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """``ctx`` 0: the model's own, at most 4096. ``gpu_layers`` -1: all that llama.cpp can. ``threads`` 0: by cores.
 
     ``parallel``: requests at once. They share the context: each may have all of it, and waits for its part.
+    ``queue``: how many more may wait; one beyond is a ModelBusy.
 
     Raises:
         DefinitionError: a number is out of its range.
@@ -212,10 +221,15 @@ class LoadOptions:
     gpu_layers: int = -1
     threads: int = 0
     parallel: int = PARALLEL
+    queue: int = QUEUE
 
     def __post_init__(self) -> None:
         if not 1 <= self.parallel <= MAX_PARALLEL:
             raise DefinitionError(f"model {self.name}: parallel is {self.parallel}; give 1 to {MAX_PARALLEL}")
+        check_text(f"model {self.name!r}: its path", self.path)
+        check_text("model: its name", self.name)
+        if not 0 <= self.queue <= MAX_QUEUE:
+            raise DefinitionError(f"model {self.name}: queue is {self.queue}; give 0 to {MAX_QUEUE}")
         for field, value, least in (
             ("ctx", self.ctx, 0),
             ("gpu_layers", self.gpu_layers, -1),
@@ -229,7 +243,8 @@ class LoadOptions:
 class ModelInfo:
     """What is loaded.
 
-    ``ctx``: tokens of prompt and answer together, of all ``parallel`` requests; ``load_s``: start of the process to ready.
+    ``ctx``: tokens of prompt and answer together, of all ``parallel`` requests; ``dimensions``: numbers in a vector of
+    ``embed``; ``load_s``: start of the process to ready.
     """
 
     name: str
@@ -239,6 +254,7 @@ class ModelInfo:
     parameters: int = 0
     size_bytes: int = 0
     chat_template: bool = False
+    dimensions: int = 0
     load_s: float = 0.0
 
     def to_map(self) -> dict[str, Any]:
@@ -248,25 +264,33 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """Where a model stands. ``share`` 0 to 1 of the loading; ``message`` says why, where there is a why."""
+    """Where a model stands. ``share`` 0 to 1 of the loading; ``message`` says why, where there is a why.
+
+    ``peak_rss_bytes``: the most memory of the machine (not of a GPU) that its process has held so far, as measured every
+    few seconds; 0 where nobody knows. It stays when the process has gone.
+    """
 
     phase: Phase
     share: float = 0.0
     message: str = ""
+    peak_rss_bytes: int = 0
 
 
 class Generation(Protocol):
     """One running answer: chunks, then exactly one ``Usage``. Read by one thread; ``cancel`` comes from any.
 
-    Errors come out of ``poll`` and ``next``: DefinitionError (can never run), ModelCrashed, ModelClosed.
+    Errors come out of ``poll`` and ``next``: DefinitionError (can never run), ModelBusy, ModelCrashed, ModelClosed.
     """
 
     def __iter__(self) -> Iterator[Chunk | Usage]: ...
 
     def __next__(self) -> Chunk | Usage: ...
 
-    def poll(self, timeout_s: float) -> Chunk | Usage | None:
+    def poll(self, timeout_s: float) -> Chunk | Queued | Usage | None:
         """The next item, or None when none has come within ``timeout_s``.
+
+        A ``Queued`` comes, before any chunk, whenever the request's place among those that wait has changed; who reads
+        late hears of the last place only. Iteration leaves it out.
 
         Raises:
             StopIteration: the ``Usage`` was taken already.
@@ -276,8 +300,23 @@ class Generation(Protocol):
         """Stop within a token. The ``Usage`` still follows, with ``finish`` "cancelled". Harmless when it ended."""
 
 
+class Embedding(Protocol):
+    """One request for vectors on its way: a ``Vector`` a text, in any order, then exactly one ``Usage``.
+
+    Else as :class:`Generation`, whose errors and whose cancel it has.
+    """
+
+    def __iter__(self) -> Iterator[Vector | Usage]: ...
+
+    def __next__(self) -> Vector | Usage: ...
+
+    def poll(self, timeout_s: float) -> Vector | Queued | Usage | None: ...
+
+    def cancel(self) -> None: ...
+
+
 class Model(Protocol):
-    """A model that generates text. Every method may be called from any thread."""
+    """A model that generates text and embeds it. Every method may be called from any thread."""
 
     name: str
 
@@ -289,7 +328,10 @@ class Model(Protocol):
     def state(self) -> ModelState: ...
 
     def start(self) -> None:
-        """Begin to load and return at once. Harmless when it has begun."""
+        """Begin to load and return at once. Harmless when it has begun.
+
+        A model that was given up, since it crashed again and again, is tried anew: somebody asks for it.
+        """
 
     def load(self, timeout_s: float | None = None) -> ModelInfo:
         """``start``, and wait until it is ready.
@@ -302,6 +344,17 @@ class Model(Protocol):
     def generate(self, request: GenerateRequest) -> Generation:
         """Ask for a text; returns at once. A model that is still loading answers when it is ready."""
 
+    def embedding(self, request: EmbedRequest) -> Embedding:
+        """Ask for vectors; returns at once, as ``generate``."""
+
+    def embed(self, texts: Sequence[str]) -> EmbedResult:
+        """The vectors of ``texts``: :meth:`embedding`, read to its end.
+
+        Raises:
+            DefinitionError: a text is empty, no text, or longer than the context: the message names its index; or the
+                model makes no vectors. ModelBusy, ModelCrashed, ModelClosed.
+        """
+
     def close(self) -> None:
         """Unload: when this returns the memory is free. What runs ends with ModelClosed. Harmless twice."""
 
@@ -313,14 +366,16 @@ def collect(
     as_json: bool = False,
     on_text: Callable[[str], None] = lambda text: None,
     on_wait: Callable[[], None] = lambda: None,
+    on_queue: Callable[[int], None] = lambda position: None,
     wait_s: float = 1.0,
 ) -> GenerateResult:
     """Read a generation to its end: ``on_text`` gets each piece, ``on_wait`` is called per ``wait_s`` of silence.
 
-    ``as_json``: a schema was asked for; the result's ``json`` is the text's value, None where the text was cut off.
+    ``on_queue`` gets the request's place among those that wait, when it changes. ``as_json``: a schema was asked for; the
+    result's ``json`` is the text's value, None where the text was cut off.
 
     Raises:
-        DefinitionError, ModelCrashed, ModelClosed: as the generation. An error of a callback cancels it.
+        DefinitionError, ModelBusy, ModelCrashed, ModelClosed: as the generation. An error of a callback cancels it.
     """
     parts: list[str] = []
     try:
@@ -329,14 +384,15 @@ def collect(
             match item:
                 case None:
                     on_wait()
+                case Queued(position):
+                    on_queue(position)
                 case Chunk(text):
                     parts.append(text)
                     on_text(text)
                 case Usage():
                     text = "".join(parts)
-                    return GenerateResult(
-                        text=text, model=model, usage=item, json=_value(text) if as_json else None
-                    )
+                    value = _value(text) if as_json and item.finish == "stop" else None
+                    return GenerateResult(text=text, model=model, usage=item, json=value)
     finally:
         generation.cancel()
 
@@ -344,5 +400,35 @@ def collect(
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def gather(
+    embedding: Embedding,
+    model: str,
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+    on_queue: Callable[[int], None] = lambda position: None,
+    wait_s: float = 1.0,
+) -> EmbedResult:
+    """Read an embedding to its end; the callbacks are those of :func:`collect`.
+
+    Raises:
+        DefinitionError, ModelBusy, ModelCrashed, ModelClosed: as the embedding. An error of a callback cancels it.
+    """
+    vectors: dict[int, list[float]] = {}
+    try:
+        while True:
+            item = embedding.poll(wait_s)
+            match item:
+                case None:
+                    on_wait()
+                case Queued(position):
+                    on_queue(position)
+                case Vector(index, values):
+                    vectors[index] = values
+                case Usage():
+                    return EmbedResult(vectors=[vectors[i] for i in sorted(vectors)], model=model, usage=item)
+    finally:
+        embedding.cancel()

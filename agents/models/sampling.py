@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np  # llama-cpp-python has it
 
 from ...bus.errors import DefinitionError
-from .llama import EngineBroken, Llama
+from .context import EngineBroken
+from .llama import Llama
 from .protocol import GenerateRequest
 
 # The converter lets line ends and other control characters into strings, which JSON does not.
@@ -34,14 +35,22 @@ class Sampler:
 
     def __init__(self, llama: Llama, request: GenerateRequest) -> None:
         self._llama = llama
-        self._grammar = _grammar(llama, request.json_schema) if request.json_schema is not None else None
         self._chain = _chain(llama.api, request)
+        self._grammar = None
+        if request.json_schema is not None:
+            llama.forgive()  # the errors of others are no reason why llama.cpp cannot read this grammar
+            try:
+                self._grammar = _grammar(llama, request.json_schema)
+            except BaseException:
+                self.close()
+                raise
 
     def next(self, row: int) -> int:
         """The token after the step's row ``row``.
 
         Raises:
-            EngineBroken: the logits are no numbers, or the grammar allows nothing.
+            DefinitionError: the grammar allows nothing any more: this request cannot end, others can go on.
+            EngineBroken: the logits are no numbers. Nobody's are to be trusted then: all sequences share the memory.
         """
         api = self._llama.api
         if np.isnan(self._logits(row).sum()):
@@ -77,7 +86,10 @@ class Sampler:
         api.llama_sampler_apply(self._grammar, ctypes.byref(array))
         api.llama_sampler_apply(self._chain, ctypes.byref(array))
         if not 0 <= array.selected < array.size or math.isinf(array.data[array.selected].logit):
-            raise EngineBroken("the grammar of its JSON schema allows no token here")
+            raise DefinitionError(
+                "json_schema: the text has come to where its grammar allows no token of this model; loosen its patterns, "
+                "enums or lengths"
+            )
         return int(array.data[array.selected].id)
 
     def close(self) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from ...bus.errors import DefinitionError
-from .protocol import Chunk, Finish, GenerateRequest, ModelClosed, ModelInfo, ModelState, Usage
+from .protocol import (
+    Chunk,
+    EmbedRequest,
+    EmbedResult,
+    Finish,
+    GenerateRequest,
+    ModelClosed,
+    ModelInfo,
+    ModelState,
+    Queued,
+    Usage,
+    Vector,
+    gather,
+)
 from .text import TextStream
 
+DIMENSIONS: Final = 8
 _WORD = re.compile(r"\s*\S+|\s+")
 
 
@@ -64,17 +81,57 @@ class ScriptedGeneration:
             return text
         return self._text.end()
 
-    def poll(self, timeout_s: float) -> Chunk | Usage | None:
+    def poll(self, timeout_s: float) -> Chunk | Queued | Usage | None:
         return next(self)
 
     def cancel(self) -> None:
         self._cancelled.set()
 
 
+class ScriptedEmbedding:
+    """Vectors by :func:`scripted_vector`, a text at a time, when they are read."""
+
+    def __init__(self, model: ScriptedModel, request: EmbedRequest) -> None:
+        self._model = model
+        self._texts = deque(enumerate(request.texts))
+        self._tokens = sum(len(_WORD.findall(text)) for text in request.texts)
+        self._cancelled = threading.Event()
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Vector | Usage]:
+        return self
+
+    def __next__(self) -> Vector | Usage:
+        if self._ended:
+            raise StopIteration
+        if self._model.state.phase == "closed":
+            self._ended = True
+            raise ModelClosed(f"model {self._model.name} was closed during this request; load it again")
+        if self._texts and not self._cancelled.is_set():
+            index, text = self._texts.popleft()
+            return Vector(index, scripted_vector(text))
+        self._ended = True
+        return Usage(prompt_tokens=self._tokens, finish="cancelled" if self._texts else "stop")
+
+    def poll(self, timeout_s: float) -> Vector | Queued | Usage | None:
+        return next(self)
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+
+def scripted_vector(text: str) -> list[float]:
+    """``DIMENSIONS`` numbers of length 1 that depend on the text alone."""
+    values = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]]
+    length = math.hypot(*values)
+    return [value / length for value in values]
+
+
 class ScriptedModel:
     """Answers each request with the next of ``answers``; an exception among them is raised instead.
 
-    ``asked`` holds the requests in their order. A request beyond the last answer is a DefinitionError.
+    ``asked`` holds the requests in their order, ``embedded`` those for vectors. A request beyond the last answer is a
+    DefinitionError; for vectors there is always one.
     """
 
     def __init__(
@@ -82,6 +139,7 @@ class ScriptedModel:
     ) -> None:
         self.name = name
         self.asked: list[GenerateRequest] = []
+        self.embedded: list[EmbedRequest] = []
         self._answers = deque(answers)
         self._ctx = ctx
         self._state = ModelState("new")
@@ -109,7 +167,7 @@ class ScriptedModel:
         self.start()
         if not self.ready:
             raise ModelClosed(f"model {self.name} is closed; make another one")
-        return ModelInfo(name=self.name, ctx=self._ctx, description="scripted answers")
+        return ModelInfo(name=self.name, ctx=self._ctx, description="scripted answers", dimensions=DIMENSIONS)
 
     def generate(self, request: GenerateRequest) -> ScriptedGeneration:
         self.start()
@@ -123,6 +181,15 @@ class ScriptedModel:
                     f"model {self.name}: request {len(self.asked)} has no answer in the script; add one"
                 )
         return ScriptedGeneration(self, request, answer)
+
+    def embedding(self, request: EmbedRequest) -> ScriptedEmbedding:
+        self.start()
+        with self._lock:
+            self.embedded.append(request)
+        return ScriptedEmbedding(self, request)
+
+    def embed(self, texts: Sequence[str]) -> EmbedResult:
+        return gather(self.embedding(EmbedRequest(texts=texts)), self.name)
 
     def close(self) -> None:
         with self._lock:

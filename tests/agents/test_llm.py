@@ -13,7 +13,7 @@ import pytest
 
 from rigbus.agents.context import TaskContext
 from rigbus.agents.llm import ModelAgent
-from rigbus.agents.models.protocol import Chunk, GenerateRequest, Model, ModelState, Usage
+from rigbus.agents.models.protocol import Chunk, GenerateRequest, Model, ModelState, Queued, Usage
 from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.agents.runners import run_handler
 from rigbus.agents.worker_events import Lease, Outcome
@@ -163,6 +163,30 @@ def test_who_waits_for_a_loading_model_hears_how_far_it_is() -> None:
     thread.join(5)
     assert attempt.listener.notes[0] == "the model is loading: 25%"
     assert value_of(outcomes[0])["finish"] == "cancelled"
+
+
+class Waiting:
+    """Waits behind two others, then one, then none."""
+
+    def __init__(self) -> None:
+        self._items = iter([Queued(2), Queued(1), Queued(0), Chunk("x"), Usage()])
+
+    def poll(self, timeout_s: float) -> Chunk | Queued | Usage | None:
+        return next(self._items)
+
+    def cancel(self) -> None: ...
+
+
+def test_who_waits_behind_others_hears_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedModel()
+    monkeypatch.setattr(model, "generate", lambda request: Waiting())
+    attempt = Attempt(model)
+    assert value_of(attempt.run(prompt="x"))["text"] == "x"
+    assert attempt.listener.notes == [
+        "2 requests before this one",
+        "1 request before this one",
+        "this request is the next one",
+    ]
 
 
 def test_a_cancelled_task_stops_its_generation() -> None:

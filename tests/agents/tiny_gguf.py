@@ -28,9 +28,23 @@ def byte_tokens() -> list[str]:
 
 
 def write_tiny_gguf(
-    path: Path, *, seed: int = 7, ctx: int = 8192, ends: bool = False, template: str | None = CHAT_TEMPLATE
+    path: Path,
+    *,
+    seed: int = 7,
+    ctx: int = 8192,
+    ends: bool = False,
+    template: str | None = CHAT_TEMPLATE,
+    nan: str | None = None,
+    mute: str = "",
+    pooling: int | None = None,
+    causal: bool = True,
 ) -> Path:
-    """Write the model; the same arguments give the same bytes. ``ends``: it soon says its end token."""
+    """Write the model; the same arguments give the same bytes. ``ends``: it soon says its end token.
+
+    ``nan``: its weights are no numbers, "" for all that it computes, else for prompts that have this character.
+    ``mute``: a character that its vocabulary lacks. ``pooling``: how its vectors are made (llama.cpp's enum), as its
+    file says. ``causal``: False for a file that says that it only reads.
+    """
     import gguf
     import numpy as np
 
@@ -40,6 +54,8 @@ def write_tiny_gguf(
         return random.normal(0.0, scale, shape).astype(np.float32)
 
     tokens = [*byte_tokens(), *SPECIAL, "th"]
+    if mute:
+        tokens[ord(mute)] = "~~"
     w = gguf.GGUFWriter(str(path), "llama")
     w.add_name("tiny")
     w.add_context_length(ctx)
@@ -59,11 +75,17 @@ def write_tiny_gguf(
     w.add_bos_token_id(256)
     w.add_eos_token_id(END_TOKEN)
     w.add_add_bos_token(False)
+    if not causal:
+        w.add_causal_attention(False)
+    if pooling is not None:
+        w.add_pooling_type(gguf.PoolingType(pooling))
     if template is not None:
         w.add_chat_template(template)
 
     embedding = noise(len(tokens), EMBEDDING)
     embedding[:, 0] = 4.0
+    if nan is not None:
+        embedding[ord(nan) if nan else slice(None), 1] = np.nan
     output = noise(len(tokens), EMBEDDING)
     printable = [i for i in range(256) if 0x20 <= i < 0x7F]
     output[:, 0] = 0.0

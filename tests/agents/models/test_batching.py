@@ -164,6 +164,25 @@ def test_without_reuse_the_whole_prompt_is_computed() -> None:
     assert [row.token for row in run.step().rows] == [1, 2, 3]
 
 
+def test_a_request_without_reuse_leaves_what_is_kept_for_others() -> None:
+    run = Run(sequences=3)
+    run.ask(1, [1, 2, 3, 4], 2)
+    run.finish()
+    for number in (2, 3):
+        run.ask(number, [1, 2, 9], 2, reuse=False)
+        run.finish()
+    run.ask(4, [1, 2, 3, 4, 5], 2)
+    run.step()
+    assert run.batcher.known(4) == 4
+
+
+def test_a_step_is_short_where_somebody_outside_is_held_up() -> None:
+    run = Run(cells=2000, batch=512)
+    run.batcher.pace(1000)
+    run.ask(1, list(range(1000)), 5)
+    assert len(run.batcher.step(company=True).rows) == 1000 * COMPANY_S
+
+
 def test_what_nobody_uses_makes_room_the_oldest_first() -> None:
     run = Run(sequences=3, cells=100, batch=100)
     for number, token in ((1, 10), (2, 20)):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import runpy
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,53 +11,28 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from helpers import ROOT, Processes, wait_for
+from helpers import Processes, wait_for
+from modelparts import Make, alive, ask, first_text, write_tiny_gguf
 
 from rigbus.agents.models.host import ModelHost, Patience
 from rigbus.agents.models.protocol import (
     Chunk,
+    EmbedRequest,
     GenerateRequest,
     GenerateResult,
-    Generation,
     LoadOptions,
     Model,
     ModelClosed,
     ModelCrashed,
     Usage,
+    Vector,
     collect,
 )
 from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.bus.errors import DefinitionError, RigbusError, WaitTimeout
 
-write_tiny_gguf = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
 llm = pytest.mark.llm
 LONG = " ".join(f"word{n}" for n in range(6000))
-Make = Callable[..., ModelHost]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that never ends by itself."""
-    path: Path = write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
-    return path
-
-
-@pytest.fixture
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    """Hosts that are closed at the end; no child outlives them."""
-    made: list[ModelHost] = []
-
-    def host(path: Path | None = None, **options: object) -> ModelHost:
-        options.setdefault("log_path", tmp_path / "model.log")
-        options.setdefault("patience", Patience(backoff_s=0.05))
-        made.append(ModelHost(path or request.getfixturevalue("tiny"), **options))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield host
-    for each in made:
-        pid = each.pid
-        each.close()
-        assert pid is None or not alive(pid)
 
 
 @pytest.fixture(scope="session")
@@ -84,24 +59,6 @@ def fresh(request: pytest.FixtureRequest) -> Model:
         return ScriptedModel([LONG] * 20)
     made: Model = request.getfixturevalue("make")(ctx=8192)
     return made
-
-
-def ask(model: Model, prompt: str = "hello", **options: object) -> GenerateResult:
-    return collect(model.generate(GenerateRequest(prompt=prompt, **options)), model.name)  # type: ignore[arg-type]
-
-
-def first_text(generation: Generation) -> str:
-    item = next(generation)
-    assert isinstance(item, Chunk)
-    return item.text
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # ------------------------------------------------------------ every model
@@ -204,6 +161,47 @@ def test_a_closed_model_refuses_and_ends_what_runs(fresh: Model) -> None:
         ask(fresh)
     with pytest.raises(ModelClosed):
         fresh.load(1)
+
+
+def test_each_text_becomes_a_vector_of_length_one(model: Model) -> None:
+    width = model.load(30).dimensions
+    texts = ["a fox", "a dog and an owl", "a fox"]
+    result = model.embed(texts)
+    assert [len(vector) for vector in result.vectors] == [width] * 3
+    assert all(math.hypot(*vector) == pytest.approx(1.0, abs=1e-5) for vector in result.vectors)
+    assert result.vectors[0] == pytest.approx(result.vectors[2], abs=1e-4)
+    assert result.vectors[0] != pytest.approx(result.vectors[1], abs=1e-2)
+    assert result.model == model.name
+    assert result.usage.prompt_tokens >= 3
+    value = result.to_map()
+    assert sorted(value) == ["model", "timings", "usage", "vectors"]
+    assert value["usage"] == {"prompt_tokens": result.usage.prompt_tokens}
+
+
+def test_an_embedding_says_each_vector_and_ends_with_its_usage(model: Model) -> None:
+    *vectors, usage = model.embedding(EmbedRequest(texts=[f"text {n}" for n in range(20)]))
+    assert sorted(v.index for v in vectors if isinstance(v, Vector)) == list(range(20))
+    assert isinstance(usage, Usage)
+    assert (usage.finish, usage.completion_tokens) == ("stop", 0)
+
+
+def test_a_cancelled_embedding_ends_early(model: Model) -> None:
+    model.load(30)
+    embedding = model.embedding(EmbedRequest(texts=["some words " * 20] * 500))
+    assert isinstance(next(embedding), Vector)
+    embedding.cancel()
+    *vectors, usage = embedding
+    assert isinstance(usage, Usage)
+    assert usage.finish == "cancelled"
+    assert len(vectors) < 499
+    assert len(model.embed(["next"]).vectors) == 1
+
+
+def test_a_closed_model_embeds_nothing(fresh: Model) -> None:
+    assert len(fresh.embed(["x"]).vectors) == 1
+    fresh.close()
+    with pytest.raises(ModelClosed):
+        fresh.embed(["x"])
 
 
 # ------------------------------------------------------------ requests

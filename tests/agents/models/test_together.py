@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, wait_for
+from helpers import wait_for
+from modelparts import first_text, usage_of
 
 from rigbus.agents.models.host import ModelHost, Patience
 from rigbus.agents.models.protocol import (
-    Chunk,
     GenerateRequest,
     GenerateResult,
-    Generation,
     ModelCrashed,
-    Usage,
+    Queued,
     collect,
 )
 from rigbus.bus.errors import DefinitionError
 
-write_tiny_gguf = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
 pytestmark = pytest.mark.llm
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = write_tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +37,6 @@ def ask(host: ModelHost, prompt: str = "hello", **options: Any) -> GenerateResul
     return collect(
         host.generate(GenerateRequest(prompt=prompt, **options)), host.name, as_json="json_schema" in options
     )
-
-
-def first_text(generation: Generation) -> str:
-    item = next(generation)
-    assert isinstance(item, Chunk)
-    return item.text
-
-
-def usage_of(generation: Generation) -> Usage:
-    *_, last = generation
-    assert isinstance(last, Usage)
-    return last
 
 
 # ------------------------------------------------------------ together
@@ -92,6 +71,7 @@ def test_more_requests_than_sequences_wait_their_turn(host: ModelHost) -> None:
 def test_requests_that_need_the_whole_context_run_one_after_the_other(host: ModelHost) -> None:
     generations = [host.generate(GenerateRequest(prompt="x", max_tokens=100_000)) for _ in range(2)]
     first_text(generations[0])
+    assert generations[1].poll(5) == Queued(0)
     assert generations[1].poll(0.05) is None
     for generation in generations:
         generation.cancel()
