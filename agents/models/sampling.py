@@ -7,7 +7,6 @@ vocabulary of 150,000 the weighing of all costs more than a step of a small mode
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,12 +16,10 @@ import numpy as np  # llama-cpp-python has it
 
 from ...bus.errors import DefinitionError
 from .context import EngineBroken
+from .grammar import to_gbnf
 from .llama import Llama
 from .protocol import GenerateRequest
 
-# The converter lets line ends and other control characters into strings, which JSON does not.
-_LOOSE_CHAR = r'char ::= [^"\\] |'
-_JSON_CHAR = r'char ::= [^"\\\x7F\x00-\x1F] |'
 TOP_K, TOP_P, MIN_P = 40, 0.95, 0.05  # llama.cpp's own defaults
 
 
@@ -118,13 +115,8 @@ def _chain(api: Any, request: GenerateRequest) -> Any:
 
 
 def _grammar(llama: Llama, schema: Mapping[str, Any]) -> Any:
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        text = json_schema_to_gbnf(json.dumps(schema)).replace(_LOOSE_CHAR, _JSON_CHAR)
-    except Exception as e:  # the converter raises whatever a malformed schema leads it to
-        raise DefinitionError(f"json_schema: llama.cpp has no grammar for it: {e!r:.300}; simplify it") from e
-    grammar = llama.api.llama_sampler_init_grammar(llama.vocab, text.encode(), b"root")
+    text = to_gbnf(schema)
+    grammar = llama.api.llama_sampler_init_grammar(llama.vocab, text.encode("ascii"), b"root")
     if not grammar:
         raise DefinitionError(f"json_schema: llama.cpp cannot read its grammar: {llama.why()}; simplify it")
     return grammar
