@@ -105,7 +105,8 @@ class Grammar:
         weights = self._np.ones(END + 1)
         weights[[self._r.tokens[byte] for byte in range(0x20, 0x7F)]] = 5
         weights[[self._r.tokens[byte] for byte in STRUCTURE]] = 20
-        weights[[self._r.tokens[byte] for byte in OVERLONG]] = 0
+        weights[[self._r.tokens[byte] for byte in OVERLONG]] = 1e-9  # only where nothing else may follow
+        weights[256:END] = 0  # control tokens
         weights[END] = 40
         found = bytearray()
         while len(found) < most:

@@ -4,4 +4,7 @@
 `keeper` is the thread that keeps it (`model_process` is the process to it, `open_requests` who waits for what,
 `crash_budget` when it gives up), `child` the process, `engine` what runs in it (`batching` decides the steps, `sampling`
 the tokens, `embedding` the vectors; `llama` and `context` are llama.cpp). `scripted` is for tests.
+
+`grammar` turns a JSON schema into llama.cpp's rules: `schema_parts` reads the schema, `grammar_simple`, `grammar_values`
+and `grammar_pattern` (by `grammar_regex`) make the rules of strings and numbers, `gbnf` writes them.
 """

@@ -22,7 +22,7 @@ CHARACTERS: Final[Ranges] = ((0, 0xD7FF), (0xE000, 0x10FFFF))
 #: What stands for itself in a JSON string: all but control characters, the quote and the backslash.
 PLAIN: Final[Ranges] = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF))
 
-MAX_BYTES: Final = 512 * 1024  #: of a grammar's text; llama.cpp reads as much in about 0.2 s
+MAX_BYTES: Final = 512 * 1024  #: of a grammar's text; llama.cpp reads as much in some 20 ms
 MAX_PARTS: Final = 50_000  #: rules that llama.cpp makes of the repetitions
 MAX_TIMES: Final = 65_536  #: of one repetition
 # llama.cpp makes a rule for each optional repetition and refuses 2,000 of them. Above this many we count by blocks.

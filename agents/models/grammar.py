@@ -23,9 +23,8 @@ from .grammar_simple import Simple
 from .grammar_values import anything, comma, listed, space, text
 from .schema_parts import MAX_DEPTH, Document, Node, Part, json_text, pointer, refuse
 
-MAX_OPTIONAL: Final = (
-    256  #: properties one after the other that are not required: llama.cpp weighs them all at once
-)
+#: Properties one after the other that are not required: llama.cpp weighs them all at once.
+MAX_OPTIONAL: Final = 256
 MAX_WAYS: Final = 512  #: of a union; llama.cpp compares each with each
 
 

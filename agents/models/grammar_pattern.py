@@ -139,8 +139,10 @@ def automaton(pattern: str, max_work: int = MAX_WORK) -> Deterministic:
                 states.append(following)
             found.setdefault(numbers[following], []).extend(parts)
         made.append([(ranges(parts), number) for number, parts in found.items()])
-        if len(states) > MAX_STATES or work > max_work:
-            raise BadPattern("so many ways to match a text that a grammar of them is too large")
+        if len(states) > MAX_STATES:
+            raise BadPattern(f"its automaton has more than {MAX_STATES} states")
+        if work > max_work:
+            raise BadPattern(f"the automata of the schema's patterns take more than {MAX_WORK} steps to make")
     return Deterministic(made, [nfa.end in state or nfa.sink in state for state in states], work)
 
 

@@ -33,8 +33,8 @@ class GenerateRequest:
     where the model has a chat template; a model without one continues the prompt as it is. ``temperature`` 0 takes
     the likeliest token each time; the same ``seed`` (0 to 2^32-2) gives the same text again (alone; in the company of
     other requests llama.cpp computes in larger batches, which round differently), None is any seed. ``stop``: the text
-    ends before the first of these strings. ``json_schema``: the text is JSON of the schema's types, properties, enums and
-    lengths, as long as ``max_tokens`` does not end it before; the bounds of numbers are not in llama.cpp's grammar. The
+    ends before the first of these strings. ``json_schema``: the text is JSON of the schema, but for the keywords
+    that ``grammar.unchecked`` lists, as long as ``max_tokens`` does not end it before. The
     request keeps a copy of it in JSON's own types.
 
     Raises:
