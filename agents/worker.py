@@ -47,7 +47,6 @@ class WorkerOptions:
     pools: tuple[str, ...] = ()
     env_pass: tuple[str, ...] = ()
     gpu: str | None = None
-    thermal: ThermalLimits | None = None
     vram_mb: int | None = None  #: MiB of its cards that tasks may take together; None: as its cards say
     thermal: ThermalLimits | None = None  #: None: the guard's own
     kill_grace_s: float = 10.0

@@ -13,6 +13,7 @@ from time import monotonic
 import pytest
 from helpers import Processes, wait_for
 from modelparts import Make, alive, ask, first_text, write_tiny_gguf
+from served import remote_of
 
 from rigbus.agents.models.host import ModelHost, Patience
 from rigbus.agents.models.protocol import (
@@ -43,22 +44,35 @@ def shared(tiny: Path) -> Iterator[ModelHost]:
     host.close()
 
 
-@pytest.fixture(params=["scripted", pytest.param("llama", marks=llm)])
-def model(request: pytest.FixtureRequest) -> Model:
+KINDS = [
+    "scripted",
+    "remote-scripted",
+    pytest.param("llama", marks=llm),
+    pytest.param("remote-llama", marks=llm),
+]
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     """Each implementation of the protocol; every request to it may become long."""
-    if request.param == "scripted":
-        return ScriptedModel([LONG] * 20)
-    made: Model = request.getfixturevalue("shared")
-    return made
+    yield from kind_of_model(request, lambda: request.getfixturevalue("shared"))
 
 
-@pytest.fixture(params=["scripted", pytest.param("llama", marks=llm)])
-def fresh(request: pytest.FixtureRequest) -> Model:
+@pytest.fixture(params=KINDS)
+def fresh(request: pytest.FixtureRequest) -> Iterator[Model]:
     """As ``model``, not loaded yet, for this test alone."""
-    if request.param == "scripted":
-        return ScriptedModel([LONG] * 20)
-    made: Model = request.getfixturevalue("make")(ctx=8192)
-    return made
+    yield from kind_of_model(request, lambda: request.getfixturevalue("make")(ctx=8192))
+
+
+def kind_of_model(request: pytest.FixtureRequest, llama: Callable[[], Model]) -> Iterator[Model]:
+    """A remote one is the other, behind our own endpoint: so each side of it meets the other."""
+    kind: str = request.param
+    model = ScriptedModel([LONG] * 20) if kind.endswith("scripted") else llama()
+    if kind.startswith("remote"):
+        with remote_of(model) as remote:
+            yield remote
+    else:
+        yield model
 
 
 # ------------------------------------------------------------ every model

@@ -1,0 +1,219 @@
+"""A small HTTP/1.1 server for this machine's own commands: bounded in connections, bytes and time; it notices a client
+that has gone.
+
+One thread accepts, and watches the connections whose client waits; each connection has a thread that reads and writes
+it (``exchange.py``). The watcher only peeks.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+from .exchange import LOOPBACK, Exchange, Limits, Watch
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 64
+_ACCEPT_PAUSE_S: Final = 1.0  # after EMFILE
+_JOIN_S: Final = 5.0
+_RDHUP: Final = getattr(select, "POLLRDHUP", 0)
+_FULL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+    b'{"error":{"message":"too many connections; try again","type":"server_error","param":null,"code":"busy"}}'
+)
+
+
+class LoopbackServer:
+    """Serves HTTP on an ephemeral port of 127.0.0.1 from ``start`` to ``close``; ``serve`` answers each request.
+
+    ``serve`` runs in the connection's thread; an ApiError that it raises becomes the answer.
+    """
+
+    def __init__(self, serve: Callable[[Exchange], None], limits: Limits | None = None) -> None:
+        self.serve = serve
+        self.limits = limits or Limits()
+        self._lock = threading.Lock()
+        self._listener: socket.socket | None = None
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._closing = False
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self._watched: dict[int, Watch] = {}
+        self._loop: threading.Thread | None = None
+        self.port = 0
+
+    def start(self) -> None:
+        """Bind and listen. Once."""
+        self._listener = socket.create_server((LOOPBACK, 0), backlog=_BACKLOG)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        self._loop = threading.Thread(target=self._run, args=(self._listener,), name="loopback", daemon=True)
+        self._loop.start()
+
+    def close(self) -> None:
+        """End every connection. Harmless twice."""
+        with self._lock:
+            self._closing = True
+            for sock in self._open.values():
+                _shut(sock)
+            threads = list(self._open)
+        self._wake()
+        if self._loop is not None:
+            self._loop.join(_JOIN_S)
+        until_s = monotonic() + _JOIN_S
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until_s - monotonic()))
+
+    # ------------------------------------------------------------ the accepting thread
+
+    def _run(self, listener: socket.socket) -> None:
+        accept_at_s = 0.0
+        try:
+            while not self._closing:
+                poller = select.poll()
+                poller.register(self._wake_out, select.POLLIN)
+                pause_s = accept_at_s - monotonic()
+                if pause_s <= 0:
+                    poller.register(listener, select.POLLIN)
+                with self._lock:
+                    for fd, watch in self._watched.items():
+                        poller.register(fd, watch.events)
+                for fd, _events in poller.poll(1000 * pause_s if pause_s > 0 else None):
+                    if fd == listener.fileno():
+                        accept_at_s = self._accept(listener)
+                    elif fd == self._wake_out.fileno():
+                        _drain(self._wake_out)
+                    else:
+                        self._look(fd)
+        finally:
+            listener.close()
+            with self._lock:
+                left = list(self._watched.values())
+            for watch in left:
+                _tell(watch)
+            self._wake_out.close()
+            self._wake_in.close()
+
+    def _accept(self, listener: socket.socket) -> float:
+        """When to accept again: at once, or after a pause where the system gives no socket."""
+        try:
+            sock, _address = listener.accept()
+        except BlockingIOError:
+            return 0.0
+        except OSError as e:
+            log.warning("the model's endpoint cannot accept: %s; next try in %g s", e, _ACCEPT_PAUSE_S)
+            return monotonic() + _ACCEPT_PAUSE_S
+        with self._lock:
+            full = len(self._open) >= self.limits.connections or self._closing
+            if not full:
+                thread = threading.Thread(
+                    target=self._serve, args=(sock,), name="loopback-client", daemon=True
+                )
+                self._open[thread] = sock
+                thread.start()
+        if full:
+            sock.setblocking(False)
+            try:
+                sock.send(_FULL)
+            except OSError:
+                pass  # it has gone already
+            sock.close()
+        return 0.0
+
+    def _look(self, fd: int) -> None:
+        """Is the client of ``fd`` gone? Under the lock, so that its thread cannot close the socket meanwhile."""
+        with self._lock:
+            watch = self._watched.get(fd)
+            if watch is None:
+                return
+            try:
+                gone = not watch.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                gone = watch.events != select.POLLIN
+            except OSError:
+                gone = True
+            if not gone:
+                # It has sent more (the next request): only its end is of interest now.
+                gone = watch.events != select.POLLIN
+                watch.events = _RDHUP
+            if gone:
+                del self._watched[fd]
+        if gone:
+            _tell(watch)
+
+    # ------------------------------------------------------------ the threads of connections
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            Exchange(sock, (LOOPBACK, 0), self)
+        except OSError as e:
+            log.debug("a client of the model's endpoint: %s", e)
+        except Exception:
+            log.exception("the model's endpoint failed in a connection")
+        finally:
+            with self._lock:
+                self._open.pop(threading.current_thread(), None)
+            _shut(sock)  # a close alone waits for the poll that still looks at it
+            sock.close()
+
+    @contextmanager
+    def watch(self, sock: socket.socket, on_gone: Callable[[], None]) -> Iterator[Watch]:
+        """Meanwhile ``on_gone`` is called, in the accepting thread, as soon as the client closes."""
+        watch = Watch(sock, on_gone)
+        fd = sock.fileno()
+        with self._lock:
+            closing = self._closing
+            if not closing:
+                self._watched[fd] = watch
+        if closing:
+            _tell(watch)
+        self._wake()
+        try:
+            yield watch
+        finally:
+            with self._lock:
+                if self._watched.get(fd) is watch:
+                    del self._watched[fd]
+
+    def abort(self, sock: socket.socket) -> None:
+        """From any thread: end a connection. Its thread, or its watch, sees that as the client's end."""
+        with self._lock:
+            if sock in self._open.values():
+                _shut(sock)
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"!")
+        except OSError:
+            pass  # it is awake already, or has ended
+
+
+def _tell(watch: Watch) -> None:
+    watch.gone.set()
+    try:
+        watch.on_gone()
+    except Exception:  # of one request; the server goes on for the others
+        log.exception("the model's endpoint: what ends a request failed")
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended by itself
+
+
+def _drain(sock: socket.socket) -> None:
+    try:
+        sock.recv(4096)
+    except BlockingIOError:
+        pass
