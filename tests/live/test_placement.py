@@ -86,6 +86,15 @@ def hot(bus: Client) -> dict[str, str]:
     return {name: p["model"] for name, p in seats(bus).items() if p["phase"] == "hot"}
 
 
+def first(bus: Client) -> str:
+    """The worker that was hot at start: whichever joined the rig first."""
+    return next(name for name, model in hot(bus).items() if model == "small")
+
+
+def others(bus: Client) -> list[str]:
+    return sorted(set(seats(bus)) - {first(bus)})
+
+
 def rigbus(rig: LiveRig, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rigbus", *words],
@@ -105,25 +114,26 @@ def asks(bus: Client) -> list[dict[str, Any]]:
 def test_one_is_hot_at_start_and_its_load_is_a_task_that_is_done(rig: LiveRig) -> None:
     with rig.client() as bus:
         wait_for(lambda: hot(bus), timeout_s=20, what="a model to be hot")
-        assert hot(bus) == {"model-1": "small"}
+        assert list(hot(bus).values()) == ["small"]
         assert sorted(seats(bus)) == ["model-1", "model-2", "model-3", "model-4"]
         (ask,) = wait_for(lambda: [a for a in asks(bus) if a["state"] == "done"], what="its task to end")
-        assert (ask["type"], ask["key"]) == ("load_llm", "model-1:1")
+        assert (ask["type"], ask["key"]) == ("load_llm", f"{first(bus)}:1")
 
 
 def test_load_and_unload_by_hand(rig: LiveRig) -> None:
-    said = rigbus(rig, "load", "large", "--worker", "model-3")
-    assert said.returncode == 0, said.stderr
-    assert "large is hot on model-3" in said.stdout
     with rig.client() as bus:
+        name = others(bus)[0]
+        said = rigbus(rig, "load", "large", "--worker", name)
+        assert said.returncode == 0, said.stderr
+        assert f"large is hot on {name}" in said.stdout
         assert (
             bus.call("generate", {"prompt": "hi", "max_tokens": 3, "model": "large"}, timeout_s=20)["model"]
             == "large"
         )
         gone = rigbus(rig, "unload", "large", "--json")
         assert gone.returncode == 0, gone.stderr
-        assert json.loads(gone.stdout)["note"] == "model-3 is cold"
-        assert seats(bus)["model-3"]["phase"] == "cold"
+        assert json.loads(gone.stdout)["note"] == f"{name} is cold"
+        assert seats(bus)[name]["phase"] == "cold"
 
 
 def test_a_request_goes_to_the_worker_that_holds_its_model_and_why_says_where_it_is(rig: LiveRig) -> None:
@@ -140,19 +150,21 @@ def test_what_cannot_be_is_said(rig: LiveRig) -> None:
     unknown = rigbus(rig, "load", "huge")
     assert unknown.returncode == 6
     assert "there is no model 'huge'; there are: broken, large, small" in unknown.stderr
-    broken = rigbus(rig, "load", "broken", "--worker", "model-4")
+    with rig.client() as bus:
+        name = others(bus)[0]
+    broken = rigbus(rig, "load", "broken", "--worker", name)
     assert broken.returncode == 6
     assert "broken.gguf" in broken.stderr
     with rig.client() as bus:
-        assert seats(bus)["model-4"]["phase"] == "failed"
-    again = rigbus(rig, "load", "large", "--worker", "model-4")
+        assert seats(bus)[name]["phase"] == "failed"
+    again = rigbus(rig, "load", "large", "--worker", name)
     assert again.returncode == 0, "a failed worker takes the next one"
     assert rigbus(rig, "unload", "large").returncode == 0
 
 
 def test_loads_of_one_group_never_overlap(rig: LiveRig) -> None:
     with rig.client() as bus, rig.client() as eyes:
-        metas = [{"model": "large", "worker": f"model-{n}"} for n in (2, 3, 4)]
+        metas = [{"model": "large", "worker": name} for name in others(bus)]
         ids = bus.submit([Task(type="load_llm", cls="meta", meta=meta) for meta in metas])
         most = 0
 
@@ -166,38 +178,41 @@ def test_loads_of_one_group_never_overlap(rig: LiveRig) -> None:
         assert [r.ok for r in bus.results(ids, timeout_s=20)] == [True] * 3
         away = bus.submit([Task(type="unload_llm", cls="meta", meta=meta) for meta in metas])
         assert [r.ok for r in bus.results(away, timeout_s=20)] == [True] * 3
-        assert hot(bus) == {"model-1": "small"}
+        assert list(hot(bus).values()) == ["small"]
 
 
 def test_nothing_is_unloaded_under_a_request(rig: LiveRig) -> None:
     with rig.client() as bus:
+        name = first(bus)
         (long,) = bus.submit(
             [Task(type="generate", payload={"prompt": "hi", "max_tokens": 900, "temperature": 2.0})]
         )
         wait_for(lambda: bus.query("task", id=long)["rows"][0]["state"] == "leased", what="it to run")
-        (gone,) = bus.submit([Task(type="unload_llm", cls="meta", meta={"worker": "model-1"})])
+        (gone,) = bus.submit([Task(type="unload_llm", cls="meta", meta={"worker": name})])
         (text,) = bus.results([long], timeout_s=30)
         assert text.ok
         assert text.attempts == 1
         (cold,) = bus.results([gone], timeout_s=20)
         assert cold.ok
-        (back,) = bus.submit([Task(type="load_llm", cls="meta", meta={"worker": "model-1"})])
+        (back,) = bus.submit([Task(type="load_llm", cls="meta", meta={"worker": name})])
         assert next(iter(bus.results([back], timeout_s=20))).ok, "without a name the default is meant"
 
 
 def test_a_file_in_the_share_loads_a_model(rig: LiveRig) -> None:
     queue = rig.shared / "tasks" / "queue"
     queue.mkdir(parents=True, exist_ok=True)
+    with rig.client() as bus:
+        name = others(bus)[0]
     task = {
         "task_id": "warm-it",
         "type": "meta",
         "command": "load_llm",
         "llm_model": "large",
-        "worker": "model-2",
+        "worker": name,
     }
     (queue / "warm-it.json").write_text(json.dumps(task))
     with rig.client() as bus:
-        wait_for(lambda: hot(bus).get("model-2") == "large", timeout_s=30, what="the file to be obeyed")
+        wait_for(lambda: hot(bus).get(name) == "large", timeout_s=30, what="the file to be obeyed")
         wait_for(
             lambda: list((rig.shared / "tasks" / "complete").glob("warm-it*")),
             timeout_s=20,
@@ -208,15 +223,16 @@ def test_a_file_in_the_share_loads_a_model(rig: LiveRig) -> None:
 
 def test_placements_outlive_broker_brain_and_worker(rig: LiveRig) -> None:
     with rig.client() as bus:
-        before = seats(bus)["model-1"]["generation"]
-        for name in ("brain", "broker", "model-1"):
+        held = first(bus)
+        before = seats(bus)[held]["generation"]
+        for name in ("brain", "broker", held):
             rig.kill(name)
         wait_for(
-            lambda: (seats(bus).get("model-1") or {}).get("phase") == "hot",
+            lambda: (seats(bus).get(held) or {}).get("phase") == "hot",
             timeout_s=40,
             what="it to be hot again",
         )
-        assert seats(bus)["model-1"]["generation"] == before, "the same placement, not a new one"
+        assert seats(bus)[held]["generation"] == before, "the same placement, not a new one"
         assert bus.call("generate", {"prompt": "hi", "max_tokens": 3}, timeout_s=30)["model"] == "small"
 
 
