@@ -41,7 +41,7 @@ class Agent:
 
     slots: ClassVar[int] = 1
     kill_grace_s: ClassVar[float] = 10.0
-    needs: Sequence[str] = ()
+    needs: ClassVar[Sequence[str]] = ()
     pools: ClassVar[Sequence[str]] = ()
 
     _state: Path | None = None
@@ -56,6 +56,10 @@ class Agent:
 
     def on_stop(self) -> None:
         """Called once when the agent has drained; not when it is killed."""
+
+    def offers(self) -> Sequence[str]:
+        """The capabilities that it offers when it joins, after ``on_start``: ``needs``. For those known only then."""
+        return self.needs
 
     # ------------------------------------------------------------ for handlers
 

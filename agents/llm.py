@@ -1,9 +1,9 @@
-"""``ModelAgent``: one local model on the bus, as the handler ``generate`` (task class ``llm``).
+"""``ModelAgent``: one local model on the bus, as the handlers `generate`, `parse`, `decide`, `embed` (class ``llm``).
 
     python -m rigbus.agents.llm --model FILE.gguf        # or: rigbus up --model FILE.gguf
     rigbus call generate prompt="…"
 
-The text streams as PROGRESS, a string a chunk, while it is made. The model itself lives in a child process (see
+The text of `generate` streams as PROGRESS, a string a chunk, while it is made. The model itself lives in a child process (see
 ``models/host.py``); this process stays small and keeps its leases whatever llama.cpp does.
 """
 
@@ -14,14 +14,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from ..bus.errors import ConfigError, DefinitionError
-from .base import Agent, agent_ref, handler
-from .models.files import check_llama, check_model_file, read_schema
+from ..bus.tags import offered_tags
+from .base import agent_ref
+from .llm_tasks import ModelTasks
+from .models.files import check_llama, check_model_file
 from .models.host import ModelHost
-from .models.keeping import keep_text
-from .models.protocol import PARALLEL, GenerateRequest, Model, collect
+from .models.protocol import PARALLEL, Model
 
 MODEL_VARIABLE: Final = "RIGBUS_MODEL"  #: the GGUF file, where no command line names it
 CTX_VARIABLE: Final = "RIGBUS_MODEL_CTX"
@@ -30,8 +31,10 @@ THREADS_VARIABLE: Final = "RIGBUS_MODEL_THREADS"
 PARALLEL_VARIABLE: Final = "RIGBUS_MODEL_PARALLEL"
 
 
-class ModelAgent(Agent):
+class ModelAgent(ModelTasks):
     """Serves one model. ``model_file`` of a subclass, else RIGBUS_MODEL, names it; ``ctx`` 0 is the model's own.
+
+    ``tier`` and ``placement`` are what a plan's ``llm_min_tier`` and ``llm_placement`` are compared with.
 
     ``slots`` requests run at once: the model computes a token for each of them in every step (see ``models/batching.py``).
 
@@ -44,8 +47,8 @@ class ModelAgent(Agent):
     gpu_layers: ClassVar[int] = -1
     threads: ClassVar[int] = 0
     slots: ClassVar[int] = PARALLEL
-
-    model: Model
+    tier: ClassVar[int] = 1
+    placement: ClassVar[str] = "single_gpu"
 
     def open_model(self) -> Model:
         """The model to serve; not loaded yet. For a subclass to override.
@@ -67,71 +70,13 @@ class ModelAgent(Agent):
 
     def on_start(self) -> None:
         self.model = self.open_model()
-        self.needs = (*self.needs, f"model:{self.model.name}")
         self.model.start()
 
     def on_stop(self) -> None:
         self.model.close()
 
-    @handler("generate", cls="llm")
-    def generate(
-        self,
-        prompt: str | None = None,
-        messages: list[dict[str, str]] | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.8,
-        seed: int | None = None,
-        stop: str | list[str] | None = None,
-        json_schema: dict[str, Any] | str | None = None,
-        model: str | None = None,
-        output: str | None = None,
-    ) -> dict[str, Any]:
-        """One text (see ``GenerateRequest``): ``{"text", "json", "model", "finish", "usage", "timings"}``.
-
-        ``json`` is what the text says, where a ``json_schema`` (or the path of its file on this machine) was given and the
-        text is whole. ``output``: a file that gets
-        the text, too; a plan's may be relative to its batch.
-        """
-        if model is not None and model != self.model.name:
-            raise DefinitionError(
-                f'generate: field "model": there is no {model!r} here; leave it out, or name {self.model.name!r}'
-            )
-        request = GenerateRequest(
-            prompt=prompt,
-            messages=messages,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            stop=[stop] if isinstance(stop, str) else stop or (),
-            json_schema=read_schema(Path(json_schema)) if isinstance(json_schema, str) else json_schema,
-        )
-        task = self.task
-        generation = self.model.generate(request)
-        task.when_cancelled(generation.cancel)
-        result = collect(
-            generation,
-            self.model.name,
-            as_json=json_schema is not None,
-            on_text=lambda text: task.progress(data=text),
-            on_wait=self._tell_state,
-            on_queue=self._tell_place,
-        )
-        if output is not None and result.usage.finish != "cancelled":
-            keep_text(Path(output), result.text)
-        return result.to_map()
-
-    def _tell_state(self) -> None:
-        """A sign of life for whoever waits while the model loads; a model that is ready and silent gives none."""
-        state = self.model.state
-        if state.phase == "loading":
-            self.task.progress(note=f"the model is loading: {state.share:.0%}")
-        elif state.phase == "restarting":
-            self.task.progress(note=state.message)
-
-    def _tell_place(self, position: int) -> None:
-        """Where a request stands among those that wait for the model."""
-        before = {0: "this request is the next one", 1: "1 request before this one"}
-        self.task.progress(note=before.get(position, f"{position} requests before this one"))
+    def offers(self) -> Sequence[str]:
+        return [*self.needs, *offered_tags(self.model.name, tier=self.tier, placement=self.placement)]
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> None:
@@ -140,7 +85,7 @@ class ModelAgent(Agent):
 
         parser = argparse.ArgumentParser(
             prog="rigbus.agents.llm",
-            description="Serve a GGUF model as the task type `generate`.",
+            description="Serve a GGUF model as the task types `generate`, `parse`, `decide` and `embed`.",
             epilog="Also --state DIR, --name NAME and --slots N, as every agent.",
             allow_abbrev=False,
         )

@@ -25,7 +25,7 @@ from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .llm import ModelAgent
 from .loop import ALIVE_VARIABLE, Loop, Peer
-from .models.opening import open_model, tags
+from .models.opening import offer_of, open_model
 from .models.protocol import PARALLEL, Model
 from .models.seat import Seat
 from .models.seat_core import Wanted
@@ -155,8 +155,8 @@ class ModelWorker:
             self.loop.post(Serve((), ()))
             return
         self.agent.model = model
-        needs = tags(wanted.spec or {})
-        self.loop.post(Serve(("shell", *self._specs), ("llm",), needs))
+        types, needs = offer_of(wanted.spec or {})
+        self.loop.post(Serve(("shell", *types), ("llm",), needs))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -219,7 +219,7 @@ def failure_of(error: BaseException, spec: Spec, duration_s: float) -> Outcome:
     if isinstance(error, Unreachable):
         return ev.failed("infra", f"{spec.type}: {error}", duration_s=duration_s)
     error_class = getattr(error, "error_class", None)  # an agent that knows whose fault it was says so
-    if isinstance(error, RigbusError) and error_class in {"crash", "infra", "definition"}:
+    if isinstance(error, RigbusError) and error_class in {"task", "crash", "infra", "definition"}:
         return ev.failed(error_class, f"{spec.type}: {error}", duration_s=duration_s)
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:

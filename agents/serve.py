@@ -98,7 +98,7 @@ class AgentWorker:
             slots=self.slots,
             types=tuple(self._specs),
             classes=tuple(dict.fromkeys(s.options.cls for s in specs)) or ("cpu",),
-            needs=tuple(dict.fromkeys([*self.agent.needs, *(n for s in specs for n in s.options.needs)])),
+            needs=tuple(dict.fromkeys([*self.agent.offers(), *(n for s in specs for n in s.options.needs)])),
             pools=tuple(self.agent.pools),
             kill_grace_s=self.agent.kill_grace_s,
             info={"agent": type(self.agent).__name__},

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from .model import Batch, Session, Shape, Task
 from .states import TaskState
+from .tags import MODEL_TYPES, is_model_tag, tags_fix
 
 AGE_S = 60.0
 FREE_CREDIT: Final = "free credit"  #: the last predicate
@@ -31,7 +32,7 @@ OFFERED: Final = (
     "VRAM",
 )  #: the first predicates: what its OFFER covers
 _LLM: Final = "pip install 'rigbus[llm]', then rigbus up --model FILE.gguf"
-_TYPE_FIX: Final = {"generate": _LLM, "shell": "rigbus up, or rigbus worker"}
+_TYPE_FIX: Final = {**dict.fromkeys(MODEL_TYPES, _LLM), "shell": "rigbus up, or rigbus worker"}
 _CLASS_FIX: Final = {"llm": _LLM, "brain": "rigbus up starts the brain-worker"}
 
 
@@ -219,7 +220,7 @@ def _offered(shape: Shape, worker: Session) -> list[Predicate]:
             worker.needs.issuperset(shape.needs),
             f"{name} has {_words(worker.needs) or 'no capabilities'}",
             f"has {_words(shape.needs)}" if shape.needs else "any",
-            "rigbus worker" + "".join(f" --need {need}" for need in sorted(shape.needs)),
+            _needs_fix(shape.needs),
         ),
         Predicate(
             "view",
@@ -297,6 +298,14 @@ def _willing(shape: Shape, worker: Session, paused: bool, rig_paused: bool) -> l
             else "wait, or start another worker that runs it",
         ),
     ]
+
+
+def _needs_fix(needs: Iterable[str]) -> str:
+    """What would give the rig a worker with all of these capabilities; those of a model come with the model."""
+    own = "".join(f" --need {need}" for need in sorted(needs) if not is_model_tag(need))
+    of_model = [need for need in needs if is_model_tag(need)]
+    parts = [f"rigbus worker{own}"] if own or not of_model else []
+    return "; ".join([*parts, *([tags_fix(of_model)] if of_model else [])])
 
 
 def class_fix(cls: str) -> str:

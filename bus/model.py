@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from .states import STATE_NAMES, TERMINAL, BatchState, TaskState
-from .wire import MODEL_TYPES, Verb
+from .tags import MODEL_TYPES
+from .wire import Verb
 
 NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "rigbus")
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}

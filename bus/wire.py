@@ -82,10 +82,6 @@ _VERBS: Final[dict[bytes, Verb]] = {v.value.encode(): v for v in Verb}
 _VERB_BYTES: Final[dict[Verb, bytes]] = {v: v.value.encode() for v in Verb}
 
 
-#: Types of tasks that a loaded model answers.
-MODEL_TYPES: Final = frozenset({"generate", "parse", "decide", "embed"})
-
-
 @dataclass(slots=True)
 class Envelope:
     """One message. ``peer`` is the ROUTER's name for the connection, empty on a DEALER."""

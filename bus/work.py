@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgpack
 
 from .errors import BadFrame, DefinitionError
-from .wire import MAX_BATCH, MAX_DEPTH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, MODEL_TYPES, pack
+from .tags import MODEL_TYPES
+from .wire import MAX_BATCH, MAX_DEPTH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, pack
 
 RIGBUS: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "rigbus")
 MESSAGE_BYTES: Final = 4 << 20  #: payloads of one SUBMIT

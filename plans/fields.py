@@ -234,6 +234,65 @@ def read_prose(field: Field) -> str:
     return span
 
 
+MAX_TEMPERATURE: Final = 100.0
+MAX_MODEL_CHARS: Final = 200
+MAX_SEED: Final = 2**32 - 2  #: llama.cpp's seed has 32 bits, and its largest value means "any"
+
+
+def read_temperature(field: Field) -> float:
+    """A number from 0 to 100."""
+    text = unquote(field.text)
+    number = float(text) if re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", text) else -1.0
+    if not 0 <= number <= MAX_TEMPERATURE:
+        raise FieldError(
+            f"{field.written} is {text[:40]!r}, not a number from 0 to {MAX_TEMPERATURE:g}",
+            f"write e.g. `{field.name}: 0.7` (0: always the likeliest)",
+        )
+    return number
+
+
+def read_seed(field: Field) -> int:
+    """A whole number of 32 bits."""
+    text = unquote(field.text)
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > MAX_SEED:
+        raise FieldError(
+            f"{field.written} is {text[:40]!r}, not a whole number from 0 to {MAX_SEED}",
+            f"write e.g. `{field.name}: 1`, or drop the line for any",
+        )
+    return int(text)
+
+
+def read_texts(field: Field) -> list[str]:
+    """Texts as they stand: a JSON list, nested bullets, or one text alone. Unlike in names, commas part nothing."""
+    if field.items:
+        return [unquote(item) for item in field.items]
+    text = field.text
+    inner = text.strip("`").strip() if text.startswith("`") else text
+    if not inner.startswith("["):
+        return [read_word(field)]
+    try:
+        texts = json.loads(inner)
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one for one in texts):
+        raise FieldError(f"{field.written} is no list of texts", 'write a JSON list, e.g. ["yes", "no"]')
+    return [str(one) for one in texts]
+
+
+def read_model_name(field: Field) -> str:
+    """The name of a model in the catalogue, or a variable that holds it; not one of an item."""
+    text = read_word(field)
+    if "{ITEM" in text:
+        raise FieldError(
+            f"{field.written} names {{ITEM…}}", "all tasks of a template have one model: write its name"
+        )
+    if len(text) > MAX_MODEL_CHARS:
+        raise FieldError(
+            f"{field.written} has {len(text)} characters, at most {MAX_MODEL_CHARS}", "write a model's name"
+        )
+    return text
+
+
 #: Field → its reader, for those whose value goes into the model as it is read.
 READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "type": read_plain_name,
@@ -252,7 +311,7 @@ READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "pool": read_plain_name,
     "needs": read_list,
     "priority": read_priority,
-    "llm_model": read_word,
+    "llm_model": read_model_name,
     "llm_min_tier": read_integer,
     "llm_placement": lambda field: read_choice(field, ("single_gpu", "split_gpu")),
     "vram_policy": lambda field: read_choice(field, ("default", "infer", "fixed")),
@@ -260,6 +319,13 @@ READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "prompt": read_prose,
     "json_schema": read_schema,
     "output": read_word,
+    "text": read_prose,
+    "input": read_word,
+    "choices": read_texts,
+    "max_tokens": read_integer,
+    "temperature": read_temperature,
+    "seed": read_seed,
+    "stop": read_texts,
 }
 #: Fields that the parser reads by hand, because they set more than one thing or depend on another.
 SPECIAL: Final = ("executor", "task_class", "depends_on", "foreach")

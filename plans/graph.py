@@ -116,7 +116,8 @@ def graph_of(plan: Plan) -> Graph:
 
 
 def _node(plan: Plan, task: PlanTask) -> Node:
-    what = task.command or (json.dumps(task.argv, ensure_ascii=False) if task.argv else task.prompt or "")
+    words = json.dumps(task.argv, ensure_ascii=False) if task.argv else task.prompt or task.text or task.input
+    what = task.command or words or ""
     facts = [f"{task.id} (line {task.line})", what[:MAX_TIP_CHARS]]
     waits = [*task.depends_on, *(f"{one.template} of the same item" for one in task.item_depends_on)]
     facts.append(f"after: {', '.join(waits)}" if waits else "starts at once")

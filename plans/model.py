@@ -110,6 +110,16 @@ class PlanTask(_Frozen):
     #: The schema itself, or the path of a JSON file that holds it.
     json_schema: dict[str, Any] | str | None = None
     output: str | None = None
+    #: What `parse` and `embed` read: the text itself, or (any of a model's types) the path of a text file.
+    text: str | None = None
+    input: str | None = None
+    #: What `decide` chooses from.
+    choices: list[str] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    #: The answer ends before the first of these texts.
+    stop: list[str] | None = None
 
     @property
     def vram_mb(self) -> int | None:
@@ -125,7 +135,9 @@ class PlanTask(_Frozen):
 
     def texts(self) -> list[tuple[str, str]]:
         """(field, text) of everything in which a variable may stand."""
-        found = [("command", self.command), ("prompt", self.prompt), ("output", self.output)]
+        names = ("command", "prompt", "text", "input", "output", "llm_model")
+        found = [(name, getattr(self, name)) for name in names]
+        found += [("choices", choice) for choice in self.choices or []]
         found += [("argv", word) for word in self.argv or []]
         found += [("requires", path) for path in self.requires]
         found += [("produces", path) for path in self.produces]

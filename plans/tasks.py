@@ -20,9 +20,9 @@ from .fields import (
 from .keys import is_plain_name, slug
 from .markdown import Field, code_span, read_fields, unquote
 from .model import DEFAULT_VRAM_MB, Foreach, PlanTask
+from .model_tasks import MODEL_TYPES, check_model_task, settle_model_class
 from .sections import Group
 
-_MODEL_TYPES: Final = ("generate", "parse", "decide")
 _OWN_TYPES: Final = ("execute_plan", "expand")
 
 
@@ -110,6 +110,7 @@ def _build(
             faults.error(field.line, error.what, error.fix, mark=field.value[:60] or field.written)
     _warn_command_remark(fields.get("command"), faults)
     _settle_type(values, fields, unknown, faults)
+    check_model_task(values, fields, faults)
     _settle_class(values, fields, faults)
     _settle_vram(values, fields, faults)
     _refuse_mixed_models(values, fields, faults)
@@ -151,8 +152,6 @@ def _settle_type(
         faults.error(line, f"task {name!r} has both a command and an argv", "keep one of them")
     elif kind == "shell" and not has_work:
         _refuse_no_command(name, line, unknown, faults)
-    elif kind in _MODEL_TYPES and "prompt" not in fields:
-        faults.error(line, f"task {name!r} of type {kind} has no prompt", "add `- **prompt**: …`")
     elif kind != "shell" and has_work:
         faults.warning(line, f"the command of {name!r} is not used by the type {kind}", "drop one of them")
 
@@ -256,7 +255,10 @@ def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: Faul
     if executor == "brain" or task_class == "brain":
         values.update(executor="brain", task_class="brain")
         return
-    if task_class is None and not written and values.get("type", "shell") not in ("shell", *_MODEL_TYPES):
+    if values.get("type") in MODEL_TYPES:
+        settle_model_class(values, fields, faults)
+        return
+    if task_class is None and not written and values.get("type", "shell") != "shell":
         # Who offers a handler's type runs it; its class decides nothing, so there is nothing to say.
         task_class = "cpu"
         values["task_class_inferred"] = True
@@ -274,9 +276,6 @@ def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: Faul
 
 
 def _inferred(values: dict[str, Any]) -> tuple[str, str]:
-    kind = values.get("type", "shell")
-    if kind in _MODEL_TYPES:
-        return "llm", f"its type is {kind}"
     found, word = infer_class(values.get("command") or " ".join(values.get("argv") or []))
     return found, f"its command holds {word!r}" if word else "the default"
 
@@ -292,7 +291,7 @@ def _warn_unused(values: dict[str, Any], fields: dict[str, Field], faults: Fault
                 "drop it, or use script",
                 mark=field.written,
             )
-        elif key.startswith("llm_") and task_class != "llm":
+        elif key.startswith("llm_") and task_class != "llm" and values.get("type") not in MODEL_TYPES:
             faults.warning(
                 field.line,
                 f"{key} has no effect on a {task_class} task",

@@ -33,6 +33,10 @@ _PLAIN: Final = (
     "pool",
     "priority",
     "output",
+    "input",
+    "max_tokens",
+    "temperature",
+    "seed",
     "llm_model",
     "llm_min_tier",
     "llm_placement",
@@ -96,8 +100,12 @@ def _task_lines(task: PlanTask) -> Iterator[str]:
             yield f"- **{name}**: {_plain(task.id, name, value)}"
     if task.json_schema is not None:
         yield _schema(task.json_schema)
-    if task.prompt is not None:
-        yield _block("prompt", "text", task.prompt)
+    for name in ("choices", "stop"):
+        if (texts := getattr(task, name)) is not None:
+            yield f"- **{name}**: {_json(texts)}"
+    for name in ("prompt", "text"):
+        if (text := getattr(task, name)) is not None:
+            yield _block(name, "text", text)
     if task.argv is not None:
         yield f"- **argv**: {_json(task.argv)}"
     if task.command is not None:

@@ -28,11 +28,13 @@ GOOD = HEAD + task("one", "echo hi")
 
 
 @contextmanager
-def own_rig(tmp_path_factory: pytest.TempPathFactory, *, workers: int = 2) -> Iterator[LiveRig]:
-    """A rig for a whole module: started once, stopped at the end."""
+def own_rig(
+    tmp_path_factory: pytest.TempPathFactory, *, workers: int = 2, model: Path | None = None
+) -> Iterator[LiveRig]:
+    """A rig for a whole module, with a model where a file is named: started once, stopped at the end."""
     with short_folder() as folder:
         processes = Processes(tmp_path_factory.mktemp("processes"))
-        rig = LiveRig(folder, processes, workers=workers)
+        rig = LiveRig(folder, processes, workers=workers, model=model)
         try:
             rig.start()
             yield rig

@@ -27,13 +27,20 @@ class LiveRig:
     """One rig on one state folder; it can be killed whole and started again."""
 
     def __init__(
-        self, folder: Path, processes: Processes, *, workers: int = 2, env: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        processes: Processes,
+        *,
+        workers: int = 2,
+        env: Mapping[str, str] | None = None,
+        model: Path | None = None,
     ) -> None:
         self.state = folder / "state"
         self.shared = folder / "share"
         self.shared.mkdir(exist_ok=True)
         self.processes = processes
         self.workers = workers
+        self.model = model
         self.env = {"RIGBUS_STATE": str(self.state), "RIGBUS_SHARED": str(self.shared), **(env or {})}
         self.paths = rig_paths(self.state, self.shared)
         self.up: subprocess.Popen[bytes] | None = None
@@ -42,9 +49,17 @@ class LiveRig:
 
     def start(self, *, timeout_s: float = 30.0) -> dict[str, Any]:
         """``rigbus up --json``; its ready object."""
-        up = self.up = self.processes.start(
-            [sys.executable, "-m", "rigbus", "up", "--json", "--workers", str(self.workers)], env=self.env
-        )
+        words: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "rigbus",
+            "up",
+            "--json",
+            "--workers",
+            str(self.workers),
+        ]
+        words += [] if self.model is None else ["--model", self.model]
+        up = self.up = self.processes.start(words, env=self.env)
 
         def ready() -> dict[str, Any] | None:
             assert up.poll() is None, f"`up` ended with {up.returncode}:\n{self.processes.output(up)}"

@@ -276,7 +276,9 @@ def _show_dry_run(checked: plan_source.Checked, as_json: bool) -> int:
             "class": "brain" if t.executor == "brain" else t.task_class,
             "depends_on": [*t.depends_on, *(d.template for d in t.item_depends_on)],
             "foreach": f"{t.foreach.source}:{t.foreach.json_path}" if t.foreach else None,
-            "command": shlex.join(t.argv) if t.argv is not None else t.command or t.prompt,
+            "command": shlex.join(t.argv)
+            if t.argv is not None
+            else t.command or t.prompt or t.text or t.input,
         }
         for t in plan.tasks
     ]

@@ -16,10 +16,11 @@ def entries_of(settings: Mapping[str, Any], state: Path | None = None) -> tuple[
     It reads the headers of the models' files. ``state``: where the memory that they took before is remembered.
     """
     catalogue = Catalogue.from_settings(settings).probed(state)
+    judged = any(e.role == "brain" for e in catalogue)
     entries = {
         e.name: Entry(
             name=e.name,
-            spec=e.to_map(),
+            spec=e.to_map() | {"brain_elsewhere": judged and e.role != "brain"},
             tier=e.tier,
             placement=e.placement,
             role=e.role,

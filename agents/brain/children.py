@@ -52,7 +52,7 @@ class Children:
             self._after = self._edges(before or {})
         except ItemsError as e:
             raise self._bad_list(e) from None
-        spec = spec_of(plan, self.task, run, template)
+        spec = spec_of(plan, self.task, run, template, self._values)
         spec["feeds"] = [[template, "end" if self.task.on_failure == "continue" else "success"]]
         spec["meta"]["template"] = template
         self._spec = spec

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from ...bus.wire import MODEL_TYPES
+from ...bus.tags import MODEL_TYPES, offered_tags
 
 LOAD: Final = "load_llm"
 UNLOAD: Final = "unload_llm"
@@ -54,8 +54,7 @@ class Entry:
     @property
     def tags(self) -> frozenset[str]:
         """What its worker offers."""
-        tiers = [f"tier:{n}" for n in range(1, self.tier + 1)]
-        return frozenset([f"model:{self.name}", *tiers, f"placement:{self.placement}", f"role:{self.role}"])
+        return frozenset(offered_tags(self.name, tier=self.tier, placement=self.placement, role=self.role))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from ...bus.tags import MODEL_TYPES
 from ...bus.wire import MAX_BATCH, MAX_PAYLOAD_BYTES, pack
 from ...plans.check import check_plan
 from ...plans.environment import encode_value, fill, lookup
@@ -21,6 +22,7 @@ from ...plans.model import PRIORITY_LEVELS, Foreach, Plan, PlanTask
 from ...plans.placeholders import ValueFault, is_item
 from ...plans.values import Rewritten, rewrite_argv, rewrite_batch, rewrite_command, variables_in
 from ...plans.variables import find_variables, substitute
+from .asking import agent_payload, asked_texts, model_needs, needs_view
 
 #: Bounds of one message: its payloads, and its header, which is one frame (PROTOCOL §9: 1 MiB).
 CHUNK_BYTES: Final = 2 << 20
@@ -119,7 +121,7 @@ def declare(plan: Plan, run: Run) -> list[Message]:
             messages.append(Message())
         after = [edge_on(by_id[name], name) for name in task.depends_on]
         if task.foreach is None:
-            spec = spec_of(plan, task, run, task.id) | {"after": after}
+            spec = spec_of(plan, task, run, task.id, values) | {"after": after}
             messages[-1].add(spec, payload_of(task, run, values, ()))
             continue
         messages[-1].add(*_expand_task(plan, task, run, after, values))
@@ -184,7 +186,7 @@ def item_fields(task: PlanTask) -> list[str]:
     if task.command is not None:
         asked = [v.name for v in variables_in(task.command) if v.context != "comment"]
     else:
-        texts = [*(task.argv or ()), task.prompt or "", task.output or ""]
+        texts = [*(task.argv or ()), *asked_texts(task)]
         asked = [name for text in texts for name, _ in find_variables(text)]
     names += [name.partition(".")[2] for name in asked if is_item(name)]
     return list(dict.fromkeys(names))
@@ -234,13 +236,19 @@ def _priority(plan: Plan, task: PlanTask, run: Run) -> int:
 
 def _class(task: PlanTask) -> str | None:
     """The class a worker must offer. A handler's type says enough where the plan names none."""
+    if task.type in MODEL_TYPES:
+        return "llm"
     if task.executor == "brain":
         return "brain"
     return None if task.type != "shell" and task.task_class_inferred else task.task_class
 
 
-def spec_of(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
-    """The bus's spec of one task; times in seconds."""
+def spec_of(plan: Plan, task: PlanTask, run: Run, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The bus's spec of one task; times in seconds.
+
+    Raises:
+        Unplannable: a value cannot be put into the name of its model.
+    """
     attempts = task.max_attempts or plan.settings.max_attempts
     policy: dict[str, Any] = {}
     if attempts is not None:
@@ -256,15 +264,19 @@ def spec_of(plan: Plan, task: PlanTask, run: Run, key: str) -> dict[str, Any]:
         "policy": policy,
         "meta": _meta(task) | _abort(plan, task) | {"name": key},
     }
-    if task.type == "shell":
+    if task.type == "shell" or needs_view(task):
         spec["view"] = run.state_id
     for name in ("pool", "queue_timeout_s", "no_progress_s"):
         if (value := getattr(task, name)) is not None:
             spec[name] = value
     if spec["class"] == "script" and task.vram_mb is not None:
         spec["vram_mb"] = task.vram_mb
-    if task.needs:
-        spec["needs"] = list(task.needs)
+    try:
+        needs = [*task.needs, *model_needs(task, values)]
+    except ValueFault as e:
+        raise Unplannable(f"plan.md:{task.line_of('llm_model')}: task {task.id!r}: {e}") from None
+    if needs:
+        spec["needs"] = list(dict.fromkeys(needs))
     if task.evaluate:
         spec["review"] = True
     return spec
@@ -278,11 +290,16 @@ def _meta(task: PlanTask) -> dict[str, Any]:
         meta["command"] = cut(task.command, _META_TEXT)
     elif task.argv is not None:
         meta["command"] = cut(shlex.join(task.argv), _META_TEXT)
+    elif task.prompt is not None:
+        meta["prompt"] = cut(task.prompt, _META_TEXT)
+    for name in ("llm_model", "llm_min_tier", "llm_placement"):
+        if (value := getattr(task, name)) is not None:
+            meta[name] = value
     if task.task_class == "script" and task.vram_estimate_mb is not None:
         meta |= {"vram_estimate_mb": task.vram_estimate_mb, "vram_estimate_source": "plan:explicit"}
     if task.on_failure is not None:
         meta["on_failure"] = task.on_failure
-    if task.task_class_inferred:
+    if task.task_class_inferred and task.type == "shell":
         meta["fix_applied"] = f"inferred task_class={task.task_class!r} from command"
     return meta
 
@@ -304,7 +321,8 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 def payload_of(
     task: PlanTask, run: Run, values: Mapping[str, Any], items: Sequence[Any], made: Rewritten | None = None
 ) -> dict[str, Any]:
-    """The payload of a task: for `shell` its command with the environment that carries the values.
+    """The payload of a task: for `shell` its command with the environment that carries the values, else that of
+    :func:`agent_payload`.
 
     ``made`` is :func:`rewritten` for as many items, where the caller has it already.
 
@@ -313,7 +331,7 @@ def payload_of(
     """
     try:
         if task.type != "shell":
-            return _other_payload(task, run, values, items)
+            return agent_payload(task, run, values, items)
         if task.argv is None:
             made = made or rewritten(task, values, len(items))
             return _shell_payload(run, command=made.command, env=fill(made.slots, values, items))
@@ -354,7 +372,10 @@ def _shell_payload(
 
 
 def _unplannable(task: PlanTask, fault: ValueFault) -> Unplannable:
-    name = "argv" if task.argv is not None else "command"
+    written = (
+        name for name in ("argv", "command", "prompt", "text", "input") if getattr(task, name) is not None
+    )
+    name = next(written, "id")
     return Unplannable(f"plan.md:{task.line_of(name)}: task {task.id!r}: {fault}")
 
 
@@ -365,30 +386,6 @@ def _argv_values(argv: Sequence[str], values: Mapping[str, Any], items: Sequence
         for name, _ in find_variables(word):
             if is_item(name) and items:
                 out[name] = encode_value(lookup(items[0], name.partition(".")[2]))
-    return out
-
-
-def _other_payload(
-    task: PlanTask, run: Run, values: Mapping[str, Any], items: Sequence[Any]
-) -> dict[str, Any]:
-    """The payload of a handler's task: its prompt and output with the values put in as text (no shell reads them)."""
-    out: dict[str, Any] = {}
-    for name in ("prompt", "output"):
-        text = getattr(task, name)
-        if text is not None:
-            words = rewrite_argv([text], _argv_values([text], values, items))
-            out[name] = words[0] if words else ""
-    if out.get("output"):
-        # As in a command, a name is in the folder of the batch.
-        out["output"] = str(PurePosixPath(run.batch_path) / out["output"])
-    if isinstance(task.json_schema, str):
-        out["json_schema"] = str(
-            PurePosixPath(run.staged) / task.json_schema
-        )  # as it was when it was submitted
-    elif task.json_schema is not None:
-        out["json_schema"] = task.json_schema
-    if task.llm_model is not None:
-        out["model"] = task.llm_model
     return out
 
 

@@ -12,4 +12,7 @@ and `grammar_pattern` (by `grammar_regex`) make the rules of strings and numbers
 
 `endpoint` serves a model, whichever it is, to the commands of its worker: `loopback` and `exchange` are its HTTP, `grants`
 say who may ask.
+
+`answers` makes questions of the task types parse and decide and reads their answers, which `validation` checks by a schema that
+`schemas` has read; `reading` and `keeping` are a task's files.
 """

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ...bus.errors import BadFrame, DefinitionError
+from ...bus.tags import offered_tags, offered_types
 from .entries import Entry
 from .host import ModelHost
 from .protocol import Model
+from .remote import RemoteModel
 
 
 def open_model(spec: Mapping[str, Any], log_path: Path | None) -> Model:
@@ -19,6 +21,16 @@ def open_model(spec: Mapping[str, Any], log_path: Path | None) -> Model:
         DefinitionError: the spec is no model's, or it cannot be opened here.
     """
     entry = entry_of(spec)
+    if entry.url is not None:
+        return RemoteModel(
+            entry.url,
+            entry.remote_model or entry.name,
+            name=entry.name,
+            key_env=entry.api_key_env or "",
+            key_file=Path(entry.api_key_file) if entry.api_key_file else None,
+            ctx=entry.ctx,
+            parallel=entry.parallel,
+        )
     options = entry.load_options()
     return ModelHost(
         Path(options.path),
@@ -43,8 +55,8 @@ def entry_of(spec: Mapping[str, Any]) -> Entry:
         raise DefinitionError(f"a placement that is no model's: {e}") from None
 
 
-def tags(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tasks may need of a worker that holds this model: ``model:NAME``, ``tier:1`` up to its own, its placement and role."""
+def offer_of(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a worker that holds this model offers: task types, and what tasks may need of it."""
     entry = entry_of(spec)
-    tiers = [f"tier:{n}" for n in range(1, entry.tier + 1)]
-    return (f"model:{entry.name}", *tiers, f"placement:{entry.placement}", f"role:{entry.role}")
+    types = offered_types(entry.role, brain_elsewhere=bool(spec.get("brain_elsewhere")))
+    return types, offered_tags(entry.name, tier=entry.tier, placement=entry.placement, role=entry.role)

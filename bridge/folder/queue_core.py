@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ...bus.tags import MODEL_TYPES
 from ...bus.wire import MAX_META_BYTES, MAX_PAYLOAD_BYTES, pack
 from .drafts import Invalid
 from .intake_core import Settings, parse_object
@@ -29,11 +30,11 @@ MAX_DEPENDENCIES: Final = 1000
 #: It names files of the lanes, so no dots: readers cut at the first one.
 TASK_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 WORDS: Final = ("low", "normal", "high", "urgent")
-#: Prompts go to the handler ``generate``; what the earlier system called its kinds travels with them.
+#: Prompts go to a model. `decide` is the brain's model's where there is one; `parse` needs a schema to be more than a prompt.
 LLM_TYPES: Final = frozenset({"generate", "decide", "parse", "transform"})
 CLASSES: Final = frozenset({"cpu", "script", "llm", "brain"})
-_MODEL_TYPES: Final = frozenset({"resource", "meta", "system"})
 _PLACEMENTS: Final = frozenset({"load_llm", "unload_llm"})
+_LOAD_TYPES: Final = frozenset({"resource", "meta", "system"})
 _MODEL_COMMANDS: Final = frozenset(
     {"load_llm", "unload_llm", "load_split_llm", "unload_split_llm", "cleanup_split_runtime"}
     | {"reset_gpu_runtime", "reset_split_runtime", "orchestrator_full_reset"}
@@ -199,7 +200,7 @@ def _resume(config: Mapping[str, Any], notes: list[str]) -> str:
 def _task_order(task_id: str, type_: str, fields: dict[str, Any]) -> TaskOrder:
     command = fields.get("command")
     class_ = _text(fields, "task_class", 40, "").lower()
-    models = type_ in _MODEL_TYPES or class_ in ("resource", "meta")
+    models = type_ in _LOAD_TYPES or class_ in ("resource", "meta")
     op = next((word for word in (type_, str(command).strip()) if word in _PLACEMENTS), None)
     # what their kill_plan writes is meant for workers that it has just restarted: ours load by themselves
     if op is not None and fields.get("created_by") != "kill_plan":
@@ -275,14 +276,21 @@ def _llm_task(type_: str, fields: dict[str, Any], notes: list[str]) -> tuple[dic
     context = fields.get("context", "")
     if not isinstance(context, str):
         context = json.dumps(context, ensure_ascii=False)
-    if type_ != "generate":
-        notes.append(f"{type_} is a prompt like any other here: the handler `generate` answers it.")
     whole = f"{context}\n\n{prompt}" if context.strip() else prompt
-    spec: dict[str, Any] = {"type": "generate", "class": "llm"}
+    payload: dict[str, Any] = {"prompt": whole}
+    schema = fields.get("json_schema")
+    if schema is not None:
+        if not isinstance(schema, dict):
+            raise _wrong("json_schema", schema, 'an object: {"type": "object", …}')
+        payload["json_schema"] = schema
+    if type_ not in MODEL_TYPES or (type_ == "parse" and schema is None):
+        notes.append(f"{type_} is a prompt like any other here: the handler `generate` answers it.")
+        type_ = "generate"
+    spec: dict[str, Any] = {"type": type_, "class": "llm"}
     timeout_s = _seconds(fields, "timeout_seconds")
     if timeout_s:
         spec["timeout_s"] = timeout_s
-    return spec, {"prompt": whole}
+    return spec, payload
 
 
 def _names(fields: Mapping[str, Any], batch: str) -> tuple[str, ...]:

@@ -105,11 +105,21 @@ class TestWhatAFileAsksFor:
         assert (found.spec["class"], found.spec["timeout_s"], found.spec["priority"]) == ("cpu", 7.0, 8)
         assert found.spec["meta"]["file_id"] == ID
 
-    @pytest.mark.parametrize("type_", ["generate", "decide", "parse", "transform"])
-    def test_prompts_go_to_the_handler_generate(self, type_: str) -> None:
+    @pytest.mark.parametrize(
+        ("type_", "handler"),
+        [("generate", "generate"), ("decide", "decide"), ("parse", "generate"), ("transform", "generate")],
+    )
+    def test_prompts_go_to_a_model(self, type_: str, handler: str) -> None:
         found = order(type=type_, task_id=ID, prompt="why?", context="rain")
-        assert (found.spec["type"], found.spec["class"]) == ("generate", "llm")
+        assert (found.spec["type"], found.spec["class"]) == (handler, "llm")
         assert found.payload == {"prompt": "rain\n\nwhy?"}
+        assert ("a prompt like any other" in found.note) is (type_ != handler)
+
+    def test_a_parse_with_a_schema_is_one(self) -> None:
+        found = order(type="parse", task_id=ID, prompt="when?", json_schema={"type": "integer"})
+        assert found.spec["type"] == "parse"
+        assert found.payload["json_schema"] == {"type": "integer"}
+        assert found.note == ""
 
     @pytest.mark.parametrize(
         ("given", "names"),
@@ -161,6 +171,7 @@ class TestWhatAFileAsksFor:
             ({"type": "resource", "command": "load_split_llm"}, "load_split_llm", "--model"),
             ({"type": "system", "command": "orchestrator_full_reset"}, "orchestrator", "--model"),
             ({"type": "generate"}, "prompt is missing", "add"),
+            ({"type": "parse", "prompt": "x", "json_schema": "s"}, "json_schema is", "an object"),
             ({**SUBMITTED, "config": []}, "config is []", "object"),
             ({**SUBMITTED, "config": {"BATCH_ID": "../x"}}, "BATCH_ID", "letters"),
             ({**SUBMITTED, "config": {"BATCH_ID": 7}}, "BATCH_ID", "letters"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from harness import STATE_ID, Harness, error_of, spec
 
+from rigbus.bus.tags import tags_fix
 from rigbus.bus.wire import Verb, pack
 
 Answer = dict[str, Any]
@@ -260,6 +261,11 @@ REASONS: dict[str, tuple[Callable[[Scene], str], str, list[tuple[str, str]]]] = 
         lambda s: s.one(needs=["cuda", "big"]),
         "no worker has big, cuda: w1 has no capabilities",
         [("needs", "rigbus worker --need big --need cuda")],
+    ),
+    "no worker with the model": (
+        lambda s: s.one(needs=["model:qwen", "quiet"]),
+        "no worker has model:qwen, quiet: w1 has no capabilities",
+        [("needs", f"rigbus worker --need quiet; {tags_fix(['model:qwen'])}")],
     ),
     "no worker with the view": (
         lambda s: s.one(view="e" * 32),

@@ -25,13 +25,20 @@ TEXT = PAGE.read_text(encoding="utf-8")
 TOKENS = MarkdownIt("commonmark").enable("table").parse(TEXT)
 
 
+KINDS = ("runs", "runs with a model", "parsed", "refused")
+
+
 @dataclass(frozen=True)
 class Example:
-    """A fenced plan of the page; ``mark`` is the remark before it: ``runs``, ``parsed`` or ``refused: …``."""
+    """A fenced plan of the page; ``mark`` is the remark before it, one of KINDS; ``refused: …`` has the words."""
 
     line: int
     mark: str
     text: str
+
+    @property
+    def kind(self) -> str:
+        return self.mark.partition(":")[0]
 
     @property
     def title(self) -> str:
@@ -43,15 +50,15 @@ class Example:
 
 
 def examples(kind: str) -> list[Example]:
-    """The plans of the page whose remark begins with ``kind``."""
+    """The plans of the page of one kind."""
     found = []
     for before, fence in pairwise(TOKENS):
         if fence.type == "fence" and fence.info == "markdown":
             mark = re.fullmatch(r"<!-- (.*) -->\s*", before.content)
             assert mark, f"line {fence.map[0] + 1}: a plan without a remark before it"
             found.append(Example(fence.map[0] + 1, mark[1], fence.content))
-    assert {one.mark.split(":")[0] for one in found} == {"runs", "parsed", "refused"}
-    return [one for one in found if one.mark.startswith(kind)]
+    assert {one.kind for one in found} == set(KINDS)
+    return [one for one in found if one.kind == kind]
 
 
 def commands() -> list[list[str]]:
@@ -90,7 +97,9 @@ def faults_of(text: str) -> list[PlanFault]:
     return [*plan.warnings, *check_plan(plan, {})[1]]
 
 
-@pytest.mark.parametrize("example", examples("runs") + examples("parsed"), ids=lambda one: one.title)
+@pytest.mark.parametrize(
+    "example", [one for kind in KINDS[:3] for one in examples(kind)], ids=lambda one: one.title
+)
 def test_a_plan_of_the_page_has_neither_errors_nor_warnings(example):
     assert [str(fault) for fault in faults_of(example.text)] == []
 

@@ -23,6 +23,7 @@ from rigbus.plans import (
     write_plan,
 )
 from rigbus.plans.markdown import unquote
+from rigbus.plans.model_tasks import MODEL_TYPES
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "plans" / "examples").glob("*/plan.md"))
 
@@ -41,6 +42,10 @@ CORPUS = {
         "### b\n- **prompt**: `tell`\n- **type**: decide\n- **json_schema**: `s/x.json`\n- **output**: \"o ut\"\n"
         "### c\n- **type**: parse\n- **prompt**:\n  ~~~\n\n  in\n  ```\n  x\n  ```\n  ~~~\n"
         "- **json_schema**: {\"a\": [1, \"ü\"]}\n"
+        "### ca\n- **type**: decide\n- prompt: which\n- choices: `yes`\n- stop:\n  - `END`\n  - \"two  blanks\"\n- seed: 0\n"
+        "### cb\n- **type**: decide\n- prompt: which\n- choices: [\"a, b\", \"c\"]\n- temperature: 0\n- max_tokens: 1_000\n"
+        "### cc\n- **type**: embed\n- **text**:\n  ```\n  one\n\n  two\n  ```\n- **output**: v.json\n"
+        "### cd\n- **type**: generate\n- **prompt**: x\n- **input**: `{PLAN_PATH}/a b.txt`\n- **llm_model**: {M}\n"
         "### d\n- **argv**:\n  - echo\n  - `a  b`\n  - \"c\"\n- **task_class**: Script\n"
         "- **vram_estimate_mb**: 2_048\n- **priority**: 9\n"
         "- **needs**: x, `y`\n### e\n- **type**: shout\n- **command**: `not used`\n- **pool**: `p`\n- **evaluate**: yes\n"
@@ -108,16 +113,37 @@ schemas = st.none() | st.dictionaries(st.text(signs, max_size=5), json_values, m
 
 
 @st.composite
+def model_fields(draw: st.DrawFn, kind: str) -> dict[str, Any]:
+    """Fields of a task that a model answers, with one of those that would exclude each other."""
+    values: dict[str, Any] = {
+        "prompt": draw(prompts),
+        "json_schema": draw(st.just({"a": 1}) if kind == "parse" else schemas),
+        "max_tokens": draw(counts),
+        "temperature": draw(st.none() | st.integers(0, 10**5).map(lambda n: n / 1000)),
+        "seed": draw(st.none() | st.integers(0, 2**32 - 2)),
+        "stop": draw(
+            st.none() | st.lists(st.text(signs, min_size=1, max_size=5).filter(str.strip), min_size=1)
+        ),
+        draw(st.sampled_from(["text", "input"])): draw(words),
+    }
+    values["stop"] = values["stop"] and values["stop"][:16]
+    if values["json_schema"] is None:
+        values["choices"] = draw(st.none() | st.lists(words, min_size=1, max_size=3, unique=True))
+    return values
+
+
+@st.composite
 def tasks(draw: st.DrawFn, name: str, before: list[PlanTask]) -> PlanTask:
-    kind = draw(st.sampled_from(["shell", "shell", "argv", "generate", "shout"]))
+    kind = draw(st.sampled_from(["shell", "shell", "argv", "generate", "parse", "decide", "embed", "shout"]))
     values: dict[str, Any] = {"id": name, "type": "shell" if kind == "argv" else kind}
     if kind == "shell":
         values["command"] = draw(commands)
     elif kind == "argv":
         values["argv"] = draw(st.lists(st.text(signs, min_size=1, max_size=9), min_size=1, max_size=3))
     else:
-        values |= {"prompt": draw(prompts), "json_schema": draw(schemas)}
-    values["task_class"] = draw(st.sampled_from(["cpu", "script", "llm", "brain", "meta"]))
+        values |= draw(model_fields(kind))
+    classes = ["llm", "brain"] if kind in MODEL_TYPES else ["cpu", "script", "llm", "brain", "meta"]
+    values["task_class"] = draw(st.sampled_from(classes))
     values["executor"] = "brain" if values["task_class"] == "brain" else "worker"
     if values["task_class"] == "script" and (estimate := draw(counts)) is not None:
         values |= {"vram_estimate_mb": estimate, "vram_policy": draw(st.sampled_from(["infer", "fixed"]))}

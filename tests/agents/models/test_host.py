@@ -208,9 +208,11 @@ def test_a_cancelled_embedding_ends_early(model: Model) -> None:
     embedding.cancel()
     *vectors, usage = embedding
     assert isinstance(usage, Usage)
-    at_once = isinstance(model, RemoteModel)  # a server's vectors are one answer
-    assert usage.finish == ("stop" if at_once else "cancelled")
-    assert at_once or len(vectors) < 499
+    at_once = isinstance(
+        model, RemoteModel
+    )  # a server's vectors are one answer: the cancel may come too late
+    assert usage.finish == "cancelled" or at_once
+    assert len(vectors) < 499 or usage.finish == "stop"
     assert len(model.embed(["next"]).vectors) == 1
 
 
