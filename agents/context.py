@@ -46,6 +46,7 @@ class TaskContext:
         id, key, name, type, batch_id: the task's. attempt: 1 for the first. priority: 0 to 9.
         parent: id of the task whose handler called this one, None for others.
         meta: what the submitter attached. timeout_s: of this attempt, None when it has none.
+        feedback: why the result of an earlier attempt was rejected, empty where none was (docs/evaluation.md).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TaskContext:
         self.attempt = lease.attempt
         self.priority = lease.priority
         self.meta: Mapping[str, Any] = lease.meta
+        self.feedback = lease.feedback or ""
         self.timeout_s = timeout_s if timeout_s is not None else lease.timeout_s
         self._deadline_s = lease.deadline_s
         self._begun_at = monotonic()

@@ -29,6 +29,7 @@ from .models.answers import (
     shown_choices,
     shown_schema,
 )
+from .models.feedback import with_feedback
 from .models.files import read_schema
 from .models.keeping import keep_text
 from .models.protocol import GenerateRequest, GenerateResult, Model, collect
@@ -67,6 +68,7 @@ class ModelTasks(Agent):
         """
         self._check_model("generate", model)
         prompt, asked = add_parts(prompt, messages, [self._material("generate", None, input, plan)])
+        prompt, asked = with_feedback(prompt, asked, self.task.feedback)
         request = _request(
             "generate", prompt, asked, max_tokens, temperature, seed, stop, _schema(json_schema)
         )
@@ -108,6 +110,7 @@ class ModelTasks(Agent):
                 )
             prompt = PARSE_TASK
         prompt, asked = add_parts(prompt, messages, [material, shown_schema(schema or {})])
+        prompt, asked = with_feedback(prompt, asked, self.task.feedback)
         request = _request("parse", prompt, asked, max_tokens, temperature, seed, stop, schema)
         return self._keep(self._answer("parse", request, Schema(schema or {})), output)
 
@@ -143,6 +146,7 @@ class ModelTasks(Agent):
         asked: Messages | None = messages
         if prompt is not None or messages is not None:  # else the request says that the question is missing
             prompt, asked = add_parts(prompt, messages, [material, told])
+        prompt, asked = with_feedback(prompt, asked, self.task.feedback)
         wanted = decision_schema(choices) if schema is None else schema
         request = _request("decide", prompt, asked, max_tokens, temperature, seed, stop, wanted)
         checked = Schema(checked_decision(wanted) if schema is None else wanted)

@@ -153,6 +153,7 @@ class AgentWorker:
             "deadline_s": lease.deadline_s,
             "meta": dict(lease.meta),
             "priority": lease.priority,
+            "feedback": lease.feedback,
         }
         return {
             "agent": self._ref,

@@ -205,6 +205,8 @@ class ShellRunner(ProcessRunner):
             "RIGBUS_ATTEMPT": str(lease.attempt),
             "RIGBUS_BATCH_ID": lease.batch,
         }
+        if lease.feedback is not None:
+            extra["RIGBUS_FEEDBACK"] = lease.feedback  # empty at first, so that `set -u` does not mind
         for name, key in (("PLAN_PATH", "view"), ("BATCH_PATH", "batch_path")):
             if plan and plan.get(key):
                 extra[f"RIGBUS_{name}"] = extra[f"RIGBUS_V_{name}"] = plan[key]

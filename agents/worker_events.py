@@ -40,6 +40,7 @@ class Lease:
     meta: Mapping[str, Any] = field(default_factory=dict)
     priority: int = 5
     last_stuck: Any = None
+    feedback: str | None = None  #: None where results are not judged, empty where none was rejected yet
 
     @classmethod
     def from_wire(cls, row: Mapping[str, Any], payload: bytes) -> Lease:
@@ -67,6 +68,7 @@ class Lease:
                 meta=row.get("meta") or {},
                 priority=row.get("priority", 5),
                 last_stuck=row.get("last_stuck"),
+                feedback=row.get("feedback"),
             )
         except (KeyError, TypeError, ValueError) as e:
             raise BadFrame(f"a lease without its fields: {e!r}", rule="§4") from None

@@ -33,6 +33,7 @@ class Asking(Placements):
             "task": self._task,
             "why": lambda s, e: self.why(e.header.get("id")),
             "workers": lambda s, e: {"workers": [self.worker_row(w) for w in self.workers()]},
+            "evaluations": self._evaluations,
             "facts": self._facts,
             "placement": self.placement_view,
             "wait": self._wait,
@@ -213,6 +214,11 @@ class Asking(Placements):
         task = self.find_task(env.header.get("id"))
         return {"rows": [task.row()], "_fill": True, "_attempts": task.no}
 
+    def _evaluations(self, session: Session, env: Envelope) -> dict[str, Any]:
+        """Every judgement of a task's results, with what was judged."""
+        task = self.find_task(env.header.get("id"))
+        return {"id": task.id, "_evaluations": task.no}
+
     def _facts(self, session: Session, env: Envelope) -> dict[str, Any]:
         scope, key = env.header.get("scope"), env.header.get("key")
         return {
@@ -279,14 +285,19 @@ class Asking(Placements):
         rows: list[dict[str, Any]] = []
         for task in self._in_order(max(cursor, 0)):
             batch = task.batch
-            if batch.mirror and (
-                not attn or (batch.state not in BATCH_ENDED and (self.wants_brain(task) or task.hold))
-            ):
+            if self._is_due(task) if attn else (batch.mirror and not task.policy.aside):
                 if len(rows) == limit:
                     page["cursor"] = rows[-1]["no"]
                     break
                 rows.append(task.row())
         return page | {"rows": rows, "_fill": bool(h.get("full", not attn))}
+
+    def _is_due(self, task: Task) -> bool:
+        """Whether the brain has something to do about a task: of batches that are no plans, only to judge it."""
+        batch = task.batch
+        if batch.kind != "plan":
+            return task.state in (TaskState.REVIEW, TaskState.FAILED)
+        return batch.state not in BATCH_ENDED and (self.wants_brain(task) or task.hold)
 
     def _fitting(self, batches: Iterable[Batch]) -> list[dict[str, Any]]:
         """The rows of the first batches that go into one message; at least one."""

@@ -18,6 +18,7 @@ _HEX: Final = frozenset("0123456789abcdef")
 _EXTRA: Final[tuple[tuple[str, Any], ...]] = (("exit", int), ("duration_s", (int, float)), ("log", str))
 _POLICY_INTS: Final = ("task", "crash", "infra")
 _SPEC_TIMES: Final = ("timeout_s", "queue_timeout_s", "no_progress_s")
+_POLICY_FLAGS: Final = (("review", "review"), ("escalate", "escalate"), ("aside", "judges"))
 _NOTHING: Final[dict[str, Any]] = {}
 #: 16 TiB: more than any machine's cards have together
 MAX_VRAM_MB: Final = 2**24
@@ -239,7 +240,10 @@ def policy_of(spec: dict[str, Any]) -> Policy:
     for name in _SPEC_TIMES:
         if name in spec and (n := number(spec, name, 0.001, 1e9)) is not None:
             values[name] = n
-    return intern_policy(**values, review=bool(spec.get("review")), escalate=bool(spec.get("escalate")))
+    for flag, name in _POLICY_FLAGS:
+        if spec.get(name):
+            values[flag] = True
+    return intern_policy(**values)
 
 
 def edge_refs(spec: dict[str, Any], name: str) -> list[tuple[str, bool]]:

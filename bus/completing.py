@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,25 +57,34 @@ class Completer:
             self._rows(send, send.rows_of)
         if send.attempts_of:
             send.header["attempts"] = self.store.attempts(send.attempts_of)
+        if send.evaluations_of:
+            send.header["evaluations"] = self.store.evaluations(send.evaluations_of)
 
     def _leases(self, send: Send, nos: list[int]) -> None:
         found = {no: hit for no in nos if (hit := self.payloads.pop(no)) is not None}
         missing = [no for no in nos if no not in found]
         if missing:
             found |= self.store.payloads(missing)
-        for lease, no in zip(send.header["leases"], nos, strict=True):
+        again = [no for lease, no in _both(send, nos) if "feedback" in lease and lease["attempt"] > 1]
+        judged = self.store.last_evaluations(again)
+        for lease, no in _both(send, nos):
             meta, payload = found.get(no, (None, b""))
             if meta:
                 lease["meta"] = meta
+            if no in judged:
+                lease["feedback"] = judged[no]["note"]
             send.body.append(payload)
 
     def _rows(self, send: Send, nos: list[int]) -> None:
         details = self.store.details(nos)
+        judged = self.store.last_evaluations(row["no"] for row in send.header["rows"] if row.get("review"))
         body: list[bytes] = []
         for row in send.header["rows"]:
             meta, result, ref, ref_bytes = details.get(row["no"], (None, None, None, None))
             if meta:
                 row["meta"] = meta
+            if row["no"] in judged:
+                row["evaluation"] = judged[row["no"]]
             if ref:
                 row["ref"] = {"sha256": ref, "bytes": ref_bytes}
             body.append(result or b"")
@@ -105,6 +115,11 @@ class Completer:
             message = f"the result file {path} cannot be read: {e.strerror}"
             send.header = {"code": "not_found", "message": message}
             return b""
+
+
+def _both(send: Send, nos: list[int]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The leases of a LEASE with their tasks' numbers."""
+    return zip(send.header["leases"], nos, strict=True)
 
 
 def _fit(send: Send) -> None:

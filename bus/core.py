@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import BadFrame, Conflict, DefinitionError, NotFound, Refused
+from .judging import Verdict
 from .lifecycle import DEADLINE_PASSED
 from .model import Batch, Fact, Send, Session, Task, called_from
 from .operating import Operating
@@ -187,6 +188,7 @@ class Core(Operating):
         if send.header.pop("_fill", False) and rows:
             send.rows_of = [r["no"] for r in rows]
         send.attempts_of = send.header.pop("_attempts", 0)
+        send.evaluations_of = send.header.pop("_evaluations", 0)
 
     def tick(self, now: float, wall: float) -> None:
         """Fire the timers that are due. Call it before each commit and when ``next_timer`` passes."""
@@ -220,12 +222,13 @@ class Core(Operating):
         task, attempt, state = ref
         if task.attempt != attempt or task.state is not state:
             return
-        if not self.brain:  # the verdict deadline runs while a brain is attached
+        # the verdict deadline runs while a brain is attached, and does not overtake a slow model
+        if not self.brain or (state is TaskState.REVIEW and self.is_being_judged(task)):
             self.timer(self.now + self.verdict_s, "verdict", ref)
         elif state is TaskState.REVIEW:
-            self.apply_verdict(task, "accept", "unjudged: no verdict came in time")
+            self.apply_verdict(Verdict(task, "accept", self.why_unjudged(task)))
         else:
-            self.apply_verdict(task, "dead", "no verdict came in time")
+            self.apply_verdict(Verdict(task, "dead", "no verdict came in time"))
 
     def _on_lease(self, worker: Session) -> None:
         if self.sessions.get(worker.id) is worker:
@@ -294,8 +297,9 @@ class Core(Operating):
         gone = purgeable(batch, most)
         for task in gone:
             del self.tasks[task.no], self.ids[task.id], batch.keys[task.key]
-            batch.counts[task.state] -= 1
-            batch.total -= 1
+            if not task.policy.aside:
+                batch.counts[task.state] -= 1
+                batch.total -= 1
             self.counts[task.state] -= 1
             self.changes.tasks.pop(task.no, None)
             self.changes.purge_tasks.append(task.no)

@@ -212,8 +212,13 @@ class Explaining(Judging):
     def _judged(self, task: Task, out: dict[str, Any], est: Estimator) -> None:
         text = "waits for the brain's verdict" + ("" if self.brain else f"; {_NO_BRAIN}")
         out["reasons"].append(text)
+        judges = self.judges_of(task)
+        if judges:
+            why = self._why_task(judges[0], est)
+            out["reasons"].append(f"{judges[0].key} judges it, which is {why['state']}: {why['summary']}")
+            out["summary"] = out["reasons"][-1]
         left = self._verdict_left(task)
-        if left is not None and self.brain:
+        if left is not None and self.brain and not (judges and self.is_being_judged(task)):
             becomes = "accepted" if task.state is TaskState.REVIEW else "dead"
             out["reasons"].append(f"without one it is {becomes} in {seconds(left)}")
         if task.state is TaskState.FAILED and task.error:

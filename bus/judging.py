@@ -5,10 +5,10 @@ The whole message is checked, then the whole of it is applied.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .checks import maps, texts, whole
+from .checks import MAX_INT, maps, texts, whole
 from .errors import DefinitionError, Refused
 from .model import Batch, Session, Task
 from .states import TaskEvent, TaskState
@@ -16,7 +16,25 @@ from .submitting import Made, Submitting
 from .wire import MAX_FACT_BYTES, MAX_KEY_BYTES, Envelope, pack
 
 VERDICTS: Final = frozenset({"accept", "reject", "retry", "dead"})
+MAX_EVALUATION_BYTES: Final = 4 << 10
+MAX_SAMPLE_BYTES: Final = 24 << 10
 _MAX_REASON: Final = 4000
+_NOTHING: Final[dict[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is said of one task. ``evaluation`` and ``sample`` (what was judged) are kept for whoever asks.
+
+    ``attempt``: whose result it is about, 0 where that is not said.
+    """
+
+    task: Task
+    word: str
+    note: str = ""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 0
 
 
 @dataclass(slots=True)
@@ -29,7 +47,7 @@ class _Order:
     closes: list[Batch]
     ends: list[tuple[Batch, str]]
     unfit: list[tuple[Task, str]]
-    verdicts: list[tuple[Task, str, str]]
+    verdicts: list[Verdict]
     facts: list[tuple[str, str, Any]]
 
 
@@ -74,8 +92,8 @@ class Judging(Submitting):
                 self.touch_batch(task.batch)
         for batch, error in order.ends:
             self.cancel_batch(batch, error, failed=True)
-        for task, verdict, note in order.verdicts:
-            self.apply_verdict(task, verdict, note)
+        for verdict in order.verdicts:
+            self.apply_verdict(verdict)
         for scope, key, value in order.facts:
             self.set_fact(scope, key, value, self.epoch)
         if order.batch is not None:
@@ -135,11 +153,15 @@ class Judging(Submitting):
         self.settle(task)
         self.touch_batch(task.batch)  # it may have ended before: skipped, for one of the tasks that feed it
 
-    def _check_verdict(self, v: dict[str, Any]) -> tuple[Task, str, str]:
-        verdict = v.get("verdict")
-        if verdict not in VERDICTS:
-            raise DefinitionError(f"verdict {verdict!r:.40}: accept, reject, retry or dead")
-        return self.find_task(v.get("id")), str(verdict), _reason(v, "note", "")
+    def _check_verdict(self, v: dict[str, Any]) -> Verdict:
+        word = v.get("verdict")
+        if word not in VERDICTS:
+            raise DefinitionError(f"verdict {word!r:.40}: accept, reject, retry or dead")
+        task = self.find_task(v.get("id"))
+        evaluation = _small_map(v, "evaluation", MAX_EVALUATION_BYTES)
+        sample = _small_map(v, "sample", MAX_SAMPLE_BYTES)
+        attempt = whole(v, "attempt", 0, MAX_INT, 0)
+        return Verdict(task, str(word), _reason(v, "note", ""), evaluation, sample, attempt)
 
     def _check_facts(self, facts: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
         out = []
@@ -164,35 +186,82 @@ class Judging(Submitting):
             out.append((scope, key, value))
         return out
 
-    def apply_verdict(self, task: Task, verdict: str, note: str) -> None:
+    # -- verdicts --------------------------------------------------------------------------------------------
+
+    def apply_verdict(self, verdict: Verdict) -> None:
         """A verdict on REVIEW or FAILED; one that comes too late changes nothing."""
-        if task.state is TaskState.REVIEW and verdict in ("accept", "reject", "dead"):
-            if verdict == "accept":
+        task, note = verdict.task, verdict.note
+        if verdict.attempt not in (0, task.attempt):
+            return
+        if task.state is TaskState.REVIEW and verdict.word in ("accept", "reject", "dead"):
+            self._keep_evaluation(verdict)
+            data = {"evaluation": verdict.evaluation} if verdict.evaluation else {}
+            if verdict.word == "accept":
                 self.move(task, TaskEvent.ACCEPT)
-                self.conclude(task, None, note=note)
-                return
-            task.counts = (task.counts[0] + 1, task.counts[1], task.counts[2])
-            if verdict == "reject" and task.counts[0] < task.policy.task:
-                self.move(task, TaskEvent.REJECT)
-                self.enter_ready(task)
-                self.announce(task, "rework", note=note)
-                return
-            task.error = note or "rejected"
-            self.move(task, TaskEvent.ESCALATE)
-            if verdict == "reject" and task.policy.escalate:
-                self.timer(self.now + self.verdict_s, "verdict", (task, task.attempt, task.state))
-                self.announce(task, note=note, error=task.error[:2000])
-                return
-            self.move(task, TaskEvent.BURY)
-            self.conclude(task, None, note=note)
-        elif task.state is TaskState.FAILED and verdict in ("retry", "dead"):
-            if verdict == "retry":
+                self.conclude(task, None, note=note, **data)
+            else:
+                self._reject(verdict, data)
+        elif task.state is TaskState.FAILED and verdict.word in ("retry", "dead"):
+            if verdict.word == "retry":
                 self.move(task, TaskEvent.RETRY)
                 self.enter_ready(task)
                 self.announce(task, note=note)
             else:
                 self.move(task, TaskEvent.BURY)
                 self.conclude(task, None, note=note)
+
+    def _reject(self, verdict: Verdict, data: dict[str, Any]) -> None:
+        """The result does not count: an attempt of class ``task`` that ended badly, and again while some are left."""
+        task, note = verdict.task, verdict.note or "rejected"
+        self.close_attempt(task, "task", note)
+        self._drop_judges(task)
+        task.error = note
+        task.counts = (task.counts[0] + 1, task.counts[1], task.counts[2])
+        if verdict.word == "reject" and task.counts[0] < task.policy.task:
+            self.move(task, TaskEvent.REJECT)
+            self.enter_ready(task)
+            self.announce(task, "rework", note=note, **data)
+            return
+        self.move(task, TaskEvent.ESCALATE)
+        if verdict.word == "reject" and task.policy.escalate:
+            self.timer(self.now + self.verdict_s, "verdict", (task, task.attempt, task.state))
+            self.announce(task, note=note, error=note[:2000], **data)
+            return
+        self.move(task, TaskEvent.BURY)
+        self.conclude(task, None, note=note, **data)
+
+    def _keep_evaluation(self, verdict: Verdict) -> None:
+        """What was found, for people, for the mirror, and for the next attempt."""
+        task = verdict.task
+        shown = {"attempt": task.attempt, "note": verdict.note, **verdict.evaluation}
+        row = (task.no, task.attempt, verdict.word, self.wall, pack(shown), pack(verdict.sample))
+        self.changes.evaluations.append(row)
+
+    def judges_of(self, task: Task) -> list[Task]:
+        """The tasks that judge a result of ``task`` and have not ended."""
+        return [child for child in task.children or () if child.policy.aside and not child.ended]
+
+    def is_being_judged(self, task: Task) -> bool:
+        """Whether a judge of its result runs, or waits for workers that there are."""
+        return any(
+            judge.state is TaskState.LEASED or any(w.accepts(judge.shape) for w in self.workers())
+            for judge in self.judges_of(task)
+        )
+
+    def why_unjudged(self, task: Task) -> str:
+        """What to say of a result in REVIEW whose verdict deadline has passed."""
+        waiting = self.judges_of(task)
+        if not waiting:
+            return "accepted unjudged: no verdict came in time"
+        return (
+            f"accepted unjudged: for {self.verdict_s:g} s no worker has offered `{waiting[0].shape.type}`, which "
+            f"{waiting[0].key} needs"
+        )
+
+    def _drop_judges(self, task: Task) -> None:
+        """The result is judged otherwise: what still judges it is not wanted."""
+        for judge in self.judges_of(task):
+            self.cancel_task(judge, f"the result of {task.key} has a verdict already")
 
 
 def _is_over(batch: Batch) -> bool:
@@ -201,3 +270,15 @@ def _is_over(batch: Batch) -> bool:
 
 def _reason(part: dict[str, Any], name: str, default: str) -> str:
     return str(part.get(name) or default)[:_MAX_REASON]
+
+
+def _small_map(part: dict[str, Any], name: str, most: int) -> dict[str, Any]:
+    """A map of a verdict, as it is to be kept.
+
+    Raises:
+        DefinitionError: it is something else, or packs to more than ``most`` bytes.
+    """
+    value = part.get(name) or _NOTHING
+    if not isinstance(value, dict) or len(pack(value)) > most:
+        raise DefinitionError(f"`{name}` of a verdict is a map of at most {most} bytes")
+    return value

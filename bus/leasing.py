@@ -137,6 +137,8 @@ class Leasing(Reviving):
             lease["no_progress_s"] = policy.no_progress_s
         if task.deadline:
             lease["deadline_s"] = max(0.0, task.deadline - self.now)
+        if policy.review:
+            lease["feedback"] = ""  # of an attempt that was rejected the shell puts it in
         if task.parent and task.parent in self.tasks:
             lease["parent"] = self.tasks[task.parent].id
         return lease

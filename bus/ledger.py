@@ -102,9 +102,10 @@ class Ledger:
         old = task.state
         new = after(old, event)
         task.state = new
-        counts = task.batch.counts
-        counts[old] -= 1
-        counts[new] += 1
+        if not task.policy.aside:
+            counts = task.batch.counts
+            counts[old] -= 1
+            counts[new] += 1
         self.counts[old] -= 1
         self.counts[new] += 1
         if new in TERMINAL:
@@ -131,13 +132,21 @@ class Ledger:
             data["attempt"] = task.attempt
         if task.worker:
             data["worker"] = task.worker
-        task.seq = self.emit(batch.channel, topic, task.id, batch.id, data)
-        if batch.kind == "plan" and what is None and self.wants_brain(task):
+        channel = batch.channel
+        if task.policy.aside:  # not mirrored: the task that it judges shows what came of it
+            channel, judged = "c", self.tasks.get(task.parent)
+            data["judges"] = judged.id if judged is not None else ""
+        task.seq = self.emit(channel, topic, task.id, batch.id, data)
+        # of other batches only what waits for a verdict: their tasks have no policy beside what stands on them
+        awaited = task.policy.aside or task.state in (TaskState.REVIEW, TaskState.FAILED)
+        if what is None and (awaited or batch.kind == "plan") and self.wants_brain(task):
             self.emit("a", topic, task.id, batch.id, data)
 
-    @staticmethod
-    def wants_brain(task: Task) -> bool:
+    def wants_brain(self, task: Task) -> bool:
         """Whether a plan's task is in a state that the brain has to act on."""
+        if task.policy.aside:
+            judged = self.tasks.get(task.parent)
+            return task.ended and judged is not None and judged.state is TaskState.REVIEW
         return (
             task.state in (TaskState.REVIEW, TaskState.FAILED)
             or task.state in ENDED_BADLY
@@ -174,8 +183,9 @@ class Ledger:
         self.tasks[task.no] = task
         self.ids[task.id] = task
         task.batch.keys[task.key] = task
-        task.batch.counts[task.state] += 1
-        task.batch.total += 1
+        if not task.policy.aside:
+            task.batch.counts[task.state] += 1
+            task.batch.total += 1
         self.counts[task.state] += 1
         if task.shape.type in PLACEMENT_ASKS:
             self.asks[task.no] = task

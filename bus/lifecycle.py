@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .ledger import Ledger
 from .matching import ReadyTasks
-from .model import CLASSES, Batch, Session, Task
+from .model import CLASSES, Batch, Send, Session, Task
 from .states import BATCH_ENDED, ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
 from .wire import VERDICT_S, Verb
 
@@ -105,7 +105,9 @@ class Lifecycle(Ledger):
             header = self.ended_header(task, data)
             for sid in task.waiters:
                 session = self.sessions.get(sid)
-                if session is not None:
+                if session is not None and task.policy.review and value is None:
+                    self._send_from_store(session, task, header)
+                elif session is not None:
                     self.send(session, Verb.ENDED, header, [value or b""])
             task.waiters = None
         if task.owner:
@@ -115,6 +117,13 @@ class Lifecycle(Ledger):
                 if not owned:
                     del self.owned[task.owner]
         self.touch_batch(task.batch)
+
+    def _send_from_store(self, session: Session, task: Task, header: dict[str, Any]) -> None:
+        """ENDED of a task whose value was recorded before, when its result went to its judge."""
+        if session.peer:
+            send = Send(session.peer, Verb.ENDED, {**header, "rows": [{"no": task.no}]}, [b""])
+            send.rows_of = [task.no]
+            self.fx.sends.append(send)
 
     @staticmethod
     def ended_header(task: Task, data: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -140,7 +149,7 @@ class Lifecycle(Ledger):
 
     def fail(self, task: Task, error_class: str, error: str, value: bytes | None, **data: Any) -> None:
         """A LEASED attempt ended badly: back to READY, to FAILED, or DEAD, by the policy on the task."""
-        self._close_attempt(task, error_class, error)
+        self.close_attempt(task, error_class, error)
         if task.ending:
             self.finish_ending(task, value)
             return
@@ -170,7 +179,7 @@ class Lifecycle(Ledger):
             self.changes.results[task.no] = value
         self.conclude(task, value, **data)
 
-    def _close_attempt(self, task: Task, error_class: str, error: str | None) -> None:
+    def close_attempt(self, task: Task, error_class: str, error: str | None) -> None:
         """Keep what is known of an attempt that did not end well; the last good one stands in the task's row."""
         self.changes.attempts.append(
             (

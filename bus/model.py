@@ -67,6 +67,7 @@ class Policy:
     no_progress_s: float | None = None
     review: bool = False
     escalate: bool = False
+    aside: bool = False  #: it judges another task: not part of its batch's count, nor of the mirror
 
     def cap(self, error_class: str) -> int:
         """Attempts allowed that end in this class; ``definition`` gets one."""
@@ -299,6 +300,8 @@ class Task:
             "join": self.join,
             "hold": self.hold,
             "cancel_requested": self.ending == 1,
+            "review": self.policy.review,
+            "aside": self.policy.aside,
             "reason": self.hold_reason,
             "seq": self.seq,
         }
@@ -408,6 +411,7 @@ class Send:
     payload_of: list[int] | None = None  #: body frame i = payload of this task no, ``meta`` put into lease i
     rows_of: list[int] | None = None  #: ``header["rows"][i]`` gets meta; body frame i = its result
     attempts_of: int = 0  #: ``header["attempts"]`` gets the recorded attempts of this task no
+    evaluations_of: int = 0  #: ``header["evaluations"]`` gets those of this task no, with their samples
 
 
 @dataclass(slots=True)
@@ -423,6 +427,9 @@ class Changes:
         default_factory=dict
     )  #: no -> sha256 and bytes of a result in a file
     attempts: list[tuple[int, int, str | None, float, float, str, str | None]] = field(default_factory=list)
+    evaluations: list[tuple[int, int, str, float, bytes, bytes]] = field(
+        default_factory=list
+    )  #: task no, attempt, verdict, when, evaluation, sample
     batches: dict[int, Batch] = field(default_factory=dict)
     facts: dict[tuple[str, str], Fact | None] = field(default_factory=dict)
     events: list[list[Any]] = field(default_factory=list)
@@ -442,6 +449,7 @@ class Changes:
             or self.purge_tasks
             or self.purge_batches
             or self.attempts
+            or self.evaluations
             or self.trim_events_below
         )
 

@@ -59,6 +59,8 @@ class Reviving(Lifecycle):
             task = todo.pop()
             if task.no in found or task.state not in ENDED_BADLY or task.state is TaskState.SKIPPED:
                 continue
+            if task.policy.aside:
+                continue  # it judged a result that is over: the next one gets a judge of its own
             if task.no not in self.tasks:
                 continue  # purged: it runs anew when it is asked for
             found[task.no] = task

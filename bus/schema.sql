@@ -1,4 +1,4 @@
--- The broker's database, version 1. One connection, WAL, on a local disk. The core is the index: no secondary
+-- The broker's database, version 2. One connection, WAL, on a local disk. The core is the index: no secondary
 -- indexes (uuid keys, a row per event and per attempt, and indexes cost 95 microseconds of CPU a task; this costs 20).
 -- The numbers of states are those of states.py; the CHECKs say its law again, so that a bug cannot write an impossible row.
 
@@ -70,6 +70,17 @@ CREATE TABLE attempts (
     ended_at   REAL NOT NULL,
     class      TEXT NOT NULL CHECK (class IN ('task', 'crash', 'infra', 'definition')),
     error      TEXT,
+    PRIMARY KEY (task, n)
+) WITHOUT ROWID;
+
+-- What was found of a result that was judged, an attempt a row: `value` is shown, `sample` is what was judged.
+CREATE TABLE evaluations (
+    task    INTEGER NOT NULL,
+    n       INTEGER NOT NULL,
+    verdict TEXT NOT NULL CHECK (verdict IN ('accept', 'reject', 'dead')),
+    at      REAL NOT NULL,
+    value   BLOB NOT NULL,
+    sample  BLOB NOT NULL,
     PRIMARY KEY (task, n)
 ) WITHOUT ROWID;
 

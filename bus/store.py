@@ -24,7 +24,7 @@ from .records import batch_from, batch_row, insert_row, meta_of, task_from, upda
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
 #: Pages in the WAL before it is copied into the database and written from its start again.
 _WAL_PAGES: Final = 4000
@@ -36,7 +36,19 @@ _WAL_BYTES: Final = 32 + (_WAL_PAGES + 200) * (
 #: Tables that every version has: what lacks them is another program's.
 _OURS: Final = frozenset({"meta", "batches", "tasks"})
 #: ``MIGRATIONS[n]`` takes a database of version n to n + 1.
-MIGRATIONS: Final[dict[int, str]] = {}
+MIGRATIONS: Final[dict[int, str]] = {
+    1: """CREATE TABLE evaluations (
+    task    INTEGER NOT NULL,
+    n       INTEGER NOT NULL,
+    verdict TEXT NOT NULL CHECK (verdict IN ('accept', 'reject', 'dead')),
+    at      REAL NOT NULL,
+    value   BLOB NOT NULL,
+    sample  BLOB NOT NULL,
+    PRIMARY KEY (task, n)
+) WITHOUT ROWID;"""
+}
+#: Judgements of one task that are shown; a task has few attempts.
+_EVALUATIONS: Final = 20
 
 _INSERT_TASK: Final = "INSERT INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _COLUMNS: Final = (
@@ -211,6 +223,8 @@ class Store:
             db.executemany(_UPDATE_RESULT, rows)
         if changes.attempts:
             db.executemany("INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?,?)", changes.attempts)
+        if changes.evaluations:
+            db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?)", changes.evaluations)
 
     def _write_rest(self, changes: Changes) -> None:
         db = self.db
@@ -233,6 +247,7 @@ class Store:
         if changes.purge_tasks:
             db.executemany("DELETE FROM tasks WHERE no=?", ((n,) for n in changes.purge_tasks))
             db.executemany("DELETE FROM attempts WHERE task=?", ((n,) for n in changes.purge_tasks))
+            db.executemany("DELETE FROM evaluations WHERE task=?", ((n,) for n in changes.purge_tasks))
         if changes.purge_batches:
             db.executemany("DELETE FROM batches WHERE no=?", ((n,) for n in changes.purge_batches))
         if changes.trim_events_below:
@@ -322,6 +337,33 @@ class Store:
             (no,),
         )
         return [dict(zip(names, row, strict=True)) for row in rows][::-1]
+
+    def evaluations(self, no: int) -> list[dict[str, Any]]:
+        """The last judgements of a task's results, oldest first, each with what was judged (``sample``)."""
+        rows = self.db.execute(
+            "SELECT verdict,at,value,sample FROM evaluations WHERE task=? ORDER BY n DESC LIMIT ?",
+            (no, _EVALUATIONS),
+        )
+        return [
+            {
+                **msgpack.unpackb(value, raw=False),
+                "verdict": verdict,
+                "at": at,
+                "sample": msgpack.unpackb(sample, raw=False),
+            }
+            for verdict, at, value, sample in rows
+        ][::-1]
+
+    def last_evaluations(self, nos: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """``no -> {attempt, verdict, at, note, score?, …}``: the newest judgement of each task that has one."""
+        out: dict[int, dict[str, Any]] = {}
+        for no in nos:
+            row = self.db.execute(
+                "SELECT verdict,at,value FROM evaluations WHERE task=? ORDER BY n DESC LIMIT 1", (no,)
+            ).fetchone()
+            if row is not None:
+                out[no] = {**msgpack.unpackb(row[2], raw=False), "verdict": row[0], "at": row[1]}
+        return out
 
     def events(self, since: int, channel: str | None, limit: int) -> tuple[list[Any], int | None, bool]:
         """Events after ``since``: (events, None, more), or ([], oldest seq, False) when ``since`` was trimmed."""

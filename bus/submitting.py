@@ -200,6 +200,8 @@ class Submitting(Leasing):
         meta = spec.get("meta")
         if meta is not None and (not isinstance(meta, dict) or len(pack(meta)) > MAX_META_BYTES):
             raise DefinitionError(f"meta must be a map of at most {MAX_META_BYTES} bytes")
+        if spec.get("judges") is not None:
+            self._check_judge(batch, spec, by_brain=by_brain)
         parent = spec.get("parent")
         if parent and self._parent(parent).batch is not batch:
             raise DefinitionError(
@@ -226,6 +228,16 @@ class Submitting(Leasing):
             task.deadline = self.now + deadline_s
         task.digest = digest
         return task, raw
+
+    @staticmethod
+    def _check_judge(batch: Batch, spec: dict[str, Any], *, by_brain: bool) -> None:
+        """``judges``: the key of a task of the batch whose result waits for a verdict."""
+        if not by_brain:
+            raise DefinitionError("only the brain lets a task judge another")
+        key = spec["judges"]
+        judged = batch.keys.get(key) if isinstance(key, str) else None
+        if judged is None or judged.state is not TaskState.REVIEW:
+            raise NotFound(f"no result of {key!r:.80} waits for a verdict")
 
     def _check_edges(self, batch: Batch, made: list[Made], keys: dict[str, int]) -> None:
         """Resolve ``after`` and ``feeds`` to tasks (put into the spec as ``_after``/``_feeds``); refuse cycles."""
@@ -288,7 +300,9 @@ class Submitting(Leasing):
                 "feeds": [[t.no, e] for t, e in spec.pop("_feeds")],
             }
             if spec.get("parent"):
-                self._adopt(task, spec["parent"])
+                self._adopt(task, self._parent(spec["parent"]))
+            elif spec.get("judges"):
+                self._adopt(task, batch.keys[spec["judges"]])
             elif spec.get("orphan") == "cancel":
                 self._own(task, session.id)
             packed = pack([raw, edges, task.digest])
@@ -317,8 +331,8 @@ class Submitting(Leasing):
         task.owner = sid
         self.owned.setdefault(sid, {})[task.no] = task
 
-    def _adopt(self, task: Task, ref: dict[str, Any]) -> None:
-        parent = self._parent(ref)
+    def _adopt(self, task: Task, parent: Task) -> None:
+        """``task`` serves ``parent``: it has its priority and deadline, and ends with it."""
         task.parent = parent.no
         task.shape = called_from(task.shape, parent.shape)
         task.priority = parent.priority

@@ -90,6 +90,8 @@ def task_row(lane: str, file: Path) -> dict[str, Any] | None:
         "attempts": [],
         "result": given if lane in (COMPLETE, FAILED) else None,
     }
+    if isinstance(fields.get("evaluation"), dict):
+        row["evaluation"] = fields["evaluation"]
     if attempt and state not in ("waiting", "ready"):
         row["attempts"] = [
             {

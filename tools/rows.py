@@ -85,7 +85,25 @@ def task_object(row: Row, result: Any, attempts: Sequence[Row] = ()) -> dict[str
     out["result"] = result
     if row.get("ref"):
         out["ref"] = row["ref"]
+    if row.get("aside"):
+        out["judges"] = meta.get("judges")
+    if row.get("evaluation"):
+        out["evaluation"] = row["evaluation"]
     return out
+
+
+def evaluation_text(evaluation: Row) -> str:
+    """What a judge found of the last result, and what it cost; or why nobody judged it."""
+    if evaluation.get("score") is None:
+        return str(evaluation.get("note") or "not judged")
+    cost = [f"attempt {evaluation.get('attempt')}", f"{evaluation.get('tokens') or 0} tokens"]
+    cost.append(f"{float(evaluation.get('seconds') or 0.0):.1f} s")
+    if evaluation.get("model"):
+        cost.append(f"model {evaluation['model']}")
+    issues = "; ".join(str(issue) for issue in evaluation.get("issues") or ())
+    said = [text for text in (evaluation.get("feedback"), issues) if text]
+    words = f": {' — '.join(map(str, said))}" if said else ""
+    return f"judged {evaluation['score']} of 5 ({', '.join(cost)}){words}"
 
 
 def attempt_list(row: Row, failed: Sequence[Row]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from .batch import task_table
 from .common import print_json, rig_options, talk
 from .files import Folder
 from .reach import Reach, reach
-from .rows import STATES, task_object
+from .rows import STATES, evaluation_text, task_object
 
 _OUTPUT_LINES: Final = 40
 
@@ -116,6 +116,8 @@ def lines_of(t: dict[str, Any]) -> list[str]:
         lines.append(f"  after    {render.clean(', '.join(map(str, t['depends_on'])))}")
     if t["error"]:
         lines.append(f"  error    {render.clean(str(t['error']))}")
+    if t.get("evaluation"):
+        lines.append(f"  review   {render.clean(evaluation_text(t['evaluation']))}")
     if t["attempts"]:
         rows = [
             (a["n"], a["worker"], render.clock(a["started_at"]), _took(a), a["outcome"], a["error"])

@@ -11,6 +11,7 @@ import click
 from . import render
 from .common import config_option, json_option, print_json, state_option
 from .reach import reach_bus
+from .rows import evaluation_text
 
 Answer = Mapping[str, Any]
 _ALONE: Final = "waits for 1 of 1 tasks"  #: the summary has said which one
@@ -44,6 +45,9 @@ def why(state: Path | None, config: Path | None, as_json: bool, id_: str | None)
                 f"no task, batch or worker {id_!r}; `rigbus task list` and `rigbus batch list` show the former, "
                 f"the workers are: {workers}"
             ) from None
+        if answer["kind"] == "task":
+            for row in rig.bus.query("rows", ids=[answer["id"]])["rows"]:
+                answer |= {"evaluation": row["evaluation"]} if row.get("evaluation") else {}
     if as_json:
         print_json({"schema": "rigbus.why/1", **answer})
     else:
@@ -71,6 +75,8 @@ def _task(answer: Answer, width: int) -> Iterator[str]:
     for reason in answer["reasons"]:
         if reason not in summary and reason.partition(":")[0] != _ALONE:
             yield from _item(reason, width)
+    if answer.get("evaluation"):
+        yield from _item(evaluation_text(answer["evaluation"]), width)
     yield from _tests(answer["predicates"], width)
     if answer["state"] in ("dead", "expired"):
         if not str(answer.get("name") or "").endswith(":expand"):  # which writes nothing

@@ -12,7 +12,18 @@ from ...plans.items import Counterparts
 from ...plans.keys import ItemsError, item_groups, item_id, task_keys
 from ...plans.model import Plan, PlanTask
 from ...plans.values import Rewritten
-from .planner import Message, Run, Unplannable, batch_size, cut, payload_of, rewritten, spec_of, values_of
+from .planner import (
+    Message,
+    Run,
+    Unplannable,
+    batch_size,
+    cut,
+    payload_of,
+    rewritten,
+    show_prompt,
+    spec_of,
+    values_of,
+)
 
 _ID_BYTES: Final = 200  #: of one id in a task's meta
 _IDS_BYTES: Final = 4000  #: of all ids of a micro-batch; a thousand long ones would not go into a meta
@@ -72,7 +83,11 @@ class Children:
                 refs = dict.fromkeys(edge for i in group for edge in self._after[i])
                 spec["after"] = [list(edge) for edge in refs]
                 head += sum(len(ref) + 8 for ref, _ in refs)
-            yield spec, self._payload(chosen), head
+            payload = self._payload(chosen)
+            if "prompt" in spec["meta"]:
+                show_prompt(spec["meta"], payload)
+                head += len(spec["meta"]["prompt"]) * 4
+            yield spec, payload, head
 
     def _payload(self, chosen: list[Any]) -> dict[str, Any]:
         made = None

@@ -29,7 +29,7 @@ class ExpandTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A task is in REVIEW or FAILED."""
+    """A task is in REVIEW, maybe with the end of what judges it, or in FAILED."""
 
     batch: str
     task: str
@@ -80,6 +80,8 @@ def work_of_snapshot(batches: list[Mapping[str, Any]], rows: list[Mapping[str, A
     held = {(r["batch"], r["key"]) for r in rows if r["join"] and r["hold"]}
     for row in rows:
         batch, key, state = row["batch"], row["key"], row["state"]
+        if row.get("aside"):
+            continue  # what it judges is in the snapshot, too
         if row["type"] == "expand" and state == "done":
             if (batch, template_of(key)) in held:
                 work.append(ExpandTemplate(batch, row["id"], key))
@@ -99,6 +101,8 @@ def work_of_event(topic: str, id_: str, batch: str, data: Mapping[str, Any]) -> 
         if state == "reopened":
             return [LookAgain(batch)]
         return [PlanBatch(batch)] if state == "planning" else []
+    if data.get("judges"):
+        return [Judge(batch, str(data["judges"]), "review")]
     if rest == "expand.done":
         return [ExpandTemplate(batch, id_, key)]
     if rest.partition(".")[0] in ("expand", "join") and state in _BAD:
@@ -114,13 +118,6 @@ def work_of_event(topic: str, id_: str, batch: str, data: Mapping[str, Any]) -> 
 def template_of(expand_key: str) -> str:
     """The template of an expand task's key."""
     return expand_key.removesuffix(":expand")
-
-
-def verdict(state: str) -> dict[str, str]:
-    """The judgement without a model: what works is accepted and said to be unjudged, what failed stays failed."""
-    if state == "review":
-        return {"verdict": "accept", "note": "accepted unjudged: no model is configured"}
-    return {"verdict": "dead", "note": "its attempts are used up"}
 
 
 def aborts(meta: Mapping[str, Any]) -> bool:

@@ -122,7 +122,9 @@ def declare(plan: Plan, run: Run) -> list[Message]:
         after = [edge_on(by_id[name], name) for name in task.depends_on]
         if task.foreach is None:
             spec = spec_of(plan, task, run, task.id, values) | {"after": after}
-            messages[-1].add(spec, payload_of(task, run, values, ()))
+            payload = payload_of(task, run, values, ())
+            show_prompt(spec["meta"], payload)
+            messages[-1].add(spec, payload)
             continue
         messages[-1].add(*_expand_task(plan, task, run, after, values))
         messages[-1].add(_join(plan, task, run), {})
@@ -290,18 +292,24 @@ def _meta(task: PlanTask) -> dict[str, Any]:
         meta["command"] = cut(task.command, _META_TEXT)
     elif task.argv is not None:
         meta["command"] = cut(shlex.join(task.argv), _META_TEXT)
-    elif task.prompt is not None:
-        meta["prompt"] = cut(task.prompt, _META_TEXT)
     for name in ("llm_model", "llm_min_tier", "llm_placement"):
         if (value := getattr(task, name)) is not None:
             meta[name] = value
     if task.task_class == "script" and task.vram_estimate_mb is not None:
         meta |= {"vram_estimate_mb": task.vram_estimate_mb, "vram_estimate_source": "plan:explicit"}
+    if task.prompt is not None:
+        meta["prompt"] = cut(task.prompt, _META_TEXT - len(meta.get("command", "")))
     if task.on_failure is not None:
         meta["on_failure"] = task.on_failure
     if task.task_class_inferred and task.type == "shell":
         meta["fix_applied"] = f"inferred task_class={task.task_class!r} from command"
     return meta
+
+
+def show_prompt(meta: dict[str, Any], payload: Mapping[str, Any]) -> None:
+    """Put the prompt with its values in place of the one that the plan has."""
+    if "prompt" in meta and isinstance(payload.get("prompt"), str):
+        meta["prompt"] = cut(payload["prompt"], _META_TEXT - len(meta.get("command", "")))
 
 
 def _per_item(template: str, path: str) -> str:

@@ -28,6 +28,7 @@ from ...plans.errors import PlanInvalid
 from ...plans.model import Plan
 from ...plans.parser import parse_plan
 from . import core, planner
+from .evaluating import NO_MODELS, Evaluating, Judging, judging_of
 from .expanding import Expanding
 from .placements import Placements, placing_of
 from .placing import Placing
@@ -46,13 +47,20 @@ class _Stop(BaseException):
 class Brain:
     """One brain on one rig. ``run`` returns the exit code."""
 
-    def __init__(self, paths: RigPaths, endpoint: str, placing: Placing | None = None) -> None:
+    def __init__(
+        self,
+        paths: RigPaths,
+        endpoint: str,
+        placing: Placing | None = None,
+        judging: Judging = NO_MODELS,
+    ) -> None:
         self.paths = paths
         self.link = Connection(endpoint, role="brain", name="brain", build=__version__)
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
         self.expanding = Expanding(self)
         self.placements = Placements(self, placing or Placing({}))
+        self.evaluating = Evaluating(self, judging)
         self.epoch = 0
         self._events: zmq.Socket[bytes] | None = None
         self._generation = 0
@@ -267,7 +275,7 @@ class Brain:
         elif isinstance(work, core.PlaceModels):
             self.placements.turn(time.monotonic())
         elif isinstance(work, core.Judge):
-            self.tell({"verdicts": [{"id": work.task, **core.verdict(work.state)}]})
+            self.evaluating.step(work)
         else:
             self.check_abort(work)
 
@@ -377,6 +385,12 @@ class Brain:
         rows: list[dict[str, Any]] = answer.header["rows"]
         return rows
 
+    def workers(self) -> list[dict[str, Any]]:
+        """The workers as QUERY shows them."""
+        answer = self.link.request(Verb.QUERY, {"what": "workers"}, timeout_s=_REQUEST_S)
+        found: list[dict[str, Any]] = answer.header["workers"]
+        return found
+
     def value(self, task: str) -> Any:
         """A recorded result of our own workers, from its row or its file; the limits of the wire do not fit it.
 
@@ -436,7 +450,8 @@ def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -
     """One brain process; the exit code. ``settings``: as ``Settings.model_dump`` has them, for its models; None: no models."""
     rig = find_rig(state)
     started = time.monotonic()
-    placing = placing_of(settings, rig.paths.state) if settings is not None else None
-    code = Brain(rig.paths, rig.endpoints["commands"], placing).run()
+    placing = placing_of(settings, rig.paths.state) if settings is not None else Placing({})
+    judging = judging_of(placing.catalogue.values())
+    code = Brain(rig.paths, rig.endpoints["commands"], placing, judging).run()
     log.info("brain ended after %.1f s", time.monotonic() - started)
     return code

@@ -57,6 +57,7 @@ def task_decision(before: Row | None, task: Row) -> Decision | None:
         word, text = "RETRY", f"{name}, asked for by a person"
     elif state == "done":
         word, text = _done(task, name, shell)
+        text += f", {task['note']}" if task.get("note") else ""
     elif state in ("failed", "dead", "expired"):
         word, text = _bad(task, state, shell), f"{name}: {error_text(task)}"
     elif state in ("cancelled", "skipped"):
@@ -98,10 +99,15 @@ def _bad(task: Row, state: str, shell: bool) -> str:
 
 
 def _task_details(task: Row) -> dict[str, Any]:
+    given = task.get("evaluation")
+    judged: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     return {
         "task_id": str(task["id"])[:8],
         "name": task["key"],
         "batch_id": task["batch"],
         "worker": task.get("worker"),
         "attempt": task.get("attempt"),
+        "score": judged.get("score"),
+        "tokens": judged.get("tokens"),
+        "seconds": judged.get("seconds"),
     }

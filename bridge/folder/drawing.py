@@ -12,8 +12,9 @@ from .counting import Counts
 from .flows import Flow, ShareAway, share
 from .lanes import Lanes
 from .logcopies import LogCopies
-from .ops import Entry, Op, Result, append, stat
+from .ops import Entry, Op, Result, append, read, stat
 from .others import Others
+from .samples import TAIL_BYTES, Samples
 from .telling import Telling
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,11 @@ SAID_S: Final = 60.0  #: the same trouble is told so often
 class Drawing:
     """What stands in the share, what is wanted there, and the way from one to the other."""
 
-    def __init__(self, lanes: Lanes, logs: LogCopies, telling: Telling, clock: Clock) -> None:
+    def __init__(
+        self, lanes: Lanes, logs: LogCopies, telling: Telling, clock: Clock, samples: Samples | None = None
+    ) -> None:
         self.lanes, self.logs, self.telling, self._clock = lanes, logs, telling, clock
+        self.samples = samples or Samples()
         self.others = Others()
         self.counts = Counts()
         self.failed: set[str] = set()  #: tasks whose file could not be written
@@ -42,8 +46,12 @@ class Drawing:
         self._log_doubt: int | None = None  #: the same, while it is unknown whether the next one was done
 
     def may_append(self) -> bool:
-        """There are lines, and the log takes them."""
-        return self.telling.waiting() and self._clock.now() >= self._append_at
+        """There are lines, and the logs take them."""
+        return self.waiting() and self._clock.now() >= self._append_at
+
+    def waiting(self) -> bool:
+        """There are lines for a log."""
+        return self.telling.waiting() or self.samples.waiting()
 
     @property
     def append_at(self) -> float:
@@ -58,13 +66,18 @@ class Drawing:
         ``events``: of the tasks in ``wanted`` that have changed, when their newest event was (unix seconds).
         """
         lanes, others = self.lanes.ops(wanted), self.others.ops()
+        if self.samples.waiting() and self.samples.in_doubt and self.may_append():
+            yield from self._look_at_samples()
         lines, size = self.telling.some() if self.may_append() else (b"", 0)
         said = [append(layout.DECISIONS_LOG, lines, self._log_doubt)] if lines else []
-        ops = [*copies, *lanes, *others, *said]
+        judged, count = self.samples.some() if self.may_append() else (b"", 0)
+        kept = [append(layout.TRAINING_SAMPLES, judged)] if judged else []
+        ops = [*copies, *lanes, *others, *said, *kept]
         try:
             results = yield from share("mirror", ops, WRITE_S)
         except ShareAway:
             self._log_doubt = self._log_end if said else None
+            self.samples.in_doubt = self.samples.in_doubt or bool(kept)
             raise
         self.counts.done(ops, results)
         parts = iter(results)
@@ -75,6 +88,8 @@ class Drawing:
         self.counts.changes += self.others.changed - before
         if said:
             self._appended(next(parts), size)
+        if kept:
+            self._sampled(next(parts), count)
         self._keep_aside(results)
         self._judge(results)
 
@@ -122,6 +137,27 @@ class Drawing:
             self._log_end = result["size"]
             self.telling.written(count)
         else:
+            self._append_at = self._clock.now() + BACKOFF_S[1]
+
+    def _look_at_samples(self) -> Flow[None]:
+        """What the samples' file ends with. No place in it is ever written at: a person's script may exchange it."""
+        (listed,) = yield from share("mirror", [read(layout.TRAINING_SAMPLES, 0)])
+        tail = b""
+        if listed["ok"] and listed["size"]:
+            offset = max(0, listed["size"] - TAIL_BYTES)
+            (end,) = yield from share("mirror", [read(layout.TRAINING_SAMPLES, TAIL_BYTES, offset)])
+            if not end["ok"]:
+                return
+            tail = end["data"]
+        elif not listed["ok"] and listed["errno"] != "ENOENT":
+            return  # to append to it fails as well, and says why
+        self.samples.stands(tail)
+
+    def _sampled(self, result: Result, count: int) -> None:
+        if result["ok"]:
+            self.samples.written(count)
+        else:
+            self.samples.in_doubt = True
             self._append_at = self._clock.now() + BACKOFF_S[1]
 
     def _keep_aside(self, results: Sequence[Result]) -> None:

@@ -17,6 +17,7 @@ from . import layout, rows
 from .flows import Flow, ask, share
 from .ops import read
 from .said import Said
+from .samples import Samples
 from .survey import Survey
 from .telling import Heard, Telling
 
@@ -31,8 +32,8 @@ TAIL_BYTES: Final = 256 << 10
 class Following:
     """See the module. ``dirty`` are tasks with what was heard of them, ``redraw`` those whose file may be another."""
 
-    def __init__(self, telling: Telling, said: Said) -> None:
-        self._telling, self._said = telling, said
+    def __init__(self, telling: Telling, said: Said, samples: Samples | None = None) -> None:
+        self._telling, self._said, self._samples = telling, said, samples or Samples()
         self._cursor: Cursor | None = None
         self._begun = False
         self._surveyed_seq = 0
@@ -139,8 +140,8 @@ class Following:
         if self._cursor is None:
             return
         waiting = [step.seq for _, steps in self.dirty.values() for step in steps[:1]]
-        untold = self._telling.untold()
-        first = min([*waiting, *([untold] if untold is not None else [])], default=self._cursor.since + 1)
+        untold = [seq for seq in (self._telling.untold(), self._samples.untold()) if seq is not None]
+        first = min([*waiting, *untold], default=self._cursor.since + 1)
         self._said.save(first - 1, self._telling.states())
 
     def hear_again(self, heard: Heard, redraw: set[str]) -> None:

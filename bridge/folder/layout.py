@@ -38,6 +38,7 @@ LANES = (PRIVATE, QUEUE, PROCESSING, COMPLETE, FAILED)
 FOLDERS = (*LANES, "logs", "signals", "workers", "plans", "inbox", "inbox/.requests", "inbox/.refused")
 ARCHIVE = "tasks/archive"
 DECISIONS_LOG = "logs/brain_decisions.log"
+TRAINING_SAMPLES = "logs/training_samples.jsonl"
 STATE_FILE = "brain/state.json"
 MAX_OUTPUT_CHARS = 64 * 1024
 STALE_AFTER_S = 30  #: state.json and the workers' files, which are refreshed three times as often
@@ -121,6 +122,7 @@ def task_file(task: Row, utc_offset_s: float) -> File | None:
         "batch_path": task.get("batch_path"),
         "timeout_seconds": None if timeout is None else math.ceil(timeout),
         "fix_applied": task.get("fix_applied"),
+        "evaluation": task.get("evaluation"),
         "llm_model": task.get("llm_model"),
         "llm_min_tier": task.get("llm_min_tier"),
         "llm_placement": task.get("llm_placement"),

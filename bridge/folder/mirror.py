@@ -27,6 +27,7 @@ from .logcopies import LogCopies
 from .ops import Op, unlink
 from .port import FolderPort
 from .said import Said
+from .samples import Samples
 from .survey import STATS, Survey, make_folders, scan_lanes, scan_workers, survey
 from .sweep import Sweep
 from .telling import Heard, Telling
@@ -73,9 +74,10 @@ class Mirror:
         self._author = author
         self._logs = LogCopies(str(paths.logs))
         self._telling = Telling(self._clock.utc_offset_s)
-        self._drawing = Drawing(Lanes(kept, kept_s, author), self._logs, self._telling, self._clock)
+        samples = Samples(self._clock.utc_offset_s)
+        self._drawing = Drawing(Lanes(kept, kept_s, author), self._logs, self._telling, self._clock, samples)
         self._sweep = Sweep(self._drawing)
-        self._news = Following(self._telling, Said(paths.state / "mirror.json"))
+        self._news = Following(self._telling, Said(paths.state / "mirror.json"), samples)
         self.event, self.tick = self._news.event, self._news.tick
         self._attached = False
         self._first = True
@@ -181,7 +183,7 @@ class Mirror:
     def _pause(self) -> float:
         due = [self._due[name] for name in ("beats", "state", "archive", "again", "reconcile")]
         due += [self._due["rows"]] if self._news.dirty else []
-        due += [max(self._drawing.append_at, self._due["rows"])] if self._telling.waiting() else []
+        due += [max(self._drawing.append_at, self._due["rows"])] if self._drawing.waiting() else []
         due += [self._due["batches"]] if self._news.batches_changed else []
         due += [self._due["logs"]] if self._logs.waiting() else []
         return max(0.0, min(due) - self._clock.now())
@@ -287,8 +289,23 @@ class Mirror:
             if answer.header.get("cursor") is not None:  # large results: the rest of them next time
                 left = {task: heard.pop(task) for task in list(heard) if task not in found}
                 self._news.hear_again(left, redraw)
+        yield from self._judgements(heard)
         self._telling.tasks(heard, found)
         return wanted, copies
+
+    def _judgements(self, heard: Heard) -> Flow[None]:
+        """The samples of what a model has judged: the broker has what was shown to it."""
+        for task, (batch, steps) in heard.items():
+            judged = {step.attempt: step for step in steps if step.judged}
+            if not judged:
+                continue
+            try:
+                answer = yield from ask(Verb.QUERY, {"what": "evaluations", "id": task})
+            except NotFound:  # purged meanwhile
+                continue
+            for evaluation in answer.header["evaluations"]:
+                if (step := judged.get(evaluation["attempt"])) is not None:
+                    self._drawing.samples.judged(task, batch, step, evaluation)
 
     def _batch(self, batch: str) -> Flow[dict[str, Any] | None]:
         """A batch's row, asked once."""

@@ -40,6 +40,13 @@ class Transition:
     worker: str | None
     error: str | None
     error_class: str | None
+    note: str | None = None  #: of a verdict
+    evaluation: Mapping[str, Any] | None = None  #: the judgement that a verdict followed from
+
+    @property
+    def judged(self) -> bool:
+        """Whether a model has given it a score."""
+        return self.evaluation is not None and self.evaluation.get("score") is not None
 
 
 def transition(event: Event) -> Transition | None:
@@ -63,7 +70,8 @@ def transition(event: Event) -> Transition | None:
         before = "dead"
     elif what == "ready":
         before = "waiting"
-    error = data.get("error") or data.get("reason")
+    error = data.get("error") or data.get("reason") or (data.get("note") if what == "rework" else None)
+    evaluation = data.get("evaluation")
     return Transition(
         event.seq,
         event.at,
@@ -76,6 +84,8 @@ def transition(event: Event) -> Transition | None:
         data.get("worker"),
         str(error) if error else None,
         data.get("class"),
+        _text(data.get("note")),
+        evaluation if isinstance(evaluation, Mapping) else None,
     )
 
 
@@ -93,6 +103,8 @@ def row_then(step: Transition, event_id: str, batch: str, now: Row | None) -> di
         "worker": step.worker,
         "error": step.error,
         "error_class": step.error_class,
+        "note": step.note,
+        "evaluation": step.evaluation,
     }
     if step.state not in ENDED:
         row.pop("result", None)
@@ -151,11 +163,20 @@ def task_row(
         "timeout_s": said.get("timeout_s"),
         "error": raw.get("error"),
         "error_class": last.error_class if last and last.state == state else None,
+        "evaluation": _evaluation(raw.get("evaluation")),
         "result": result_value(raw, body) if ended or state in ("review", "failed") else None,
         "plan_path": batch.get("plan_path") if batch else None,
         "batch_path": batch.get("batch_path") if batch else None,
         "seq": max(_int(raw.get("seq")), last.seq if last else 0),
     }
+
+
+def _evaluation(raw: Any) -> dict[str, Any] | None:
+    """The newest judgement of a task, as people see it; None where its results are not judged."""
+    if not isinstance(raw, Mapping):
+        return None
+    names = ("score", "feedback", "issues", "model", "tokens", "seconds", "attempt", "verdict", "note")
+    return {name: raw[name] for name in names if name in raw}
 
 
 def file_id(raw: Mapping[str, Any]) -> str:

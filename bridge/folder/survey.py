@@ -158,7 +158,7 @@ class _Wanted:
     def take(self, raw: Mapping[str, Any]) -> None:
         """One row, without its result."""
         task = raw["id"]
-        if task in self.asked:
+        if task in self.asked or raw.get("aside"):
             return
         self.asked.add(task)
         row = rows.task_row(raw, b"", self.seen.batches.get(raw["batch"]))

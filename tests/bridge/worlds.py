@@ -71,6 +71,7 @@ class World:
     def __init__(self) -> None:
         self.tasks: dict[str, dict[str, Any]] = {}
         self.results: dict[str, bytes] = {}
+        self.evaluations: dict[str, list[dict[str, Any]]] = {}
         self.batches = [raw_batch()]
         self.workers: list[dict[str, Any]] = []
         self.events: list[list[Any]] = []
@@ -105,6 +106,8 @@ class World:
         if what == "rows":
             found = [self.tasks[i] for i in h["ids"] if i in self.tasks]
             return Envelope(Verb.OK, {"rows": found}, [self.results.get(t["id"], b"") for t in found])
+        if what == "evaluations":
+            return Envelope(Verb.OK, {"id": h["id"], "evaluations": self.evaluations[h["id"]]})
         if what == "batch":
             return Envelope(Verb.OK, next(b for b in self.batches if b["id"] == h["id"]))
         return Envelope(Verb.OK, {"batches": self.batches, "workers": self.workers})

@@ -16,9 +16,10 @@ from harness import STATE_ID, WALL, Harness, Peer, spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rigbus.bus.completing import Completer
 from rigbus.bus.core import Core
 from rigbus.bus.errors import StoreError
-from rigbus.bus.model import Changes, Effects, Fact
+from rigbus.bus.model import Changes, Effects, Fact, Send
 from rigbus.bus.states import TaskState
 from rigbus.bus.store import SCHEMA_VERSION, Store, mark, state_id
 from rigbus.bus.wire import LEASE_S, Verb
@@ -606,7 +607,111 @@ def test_a_number_that_the_database_cannot_hold_is_an_error_of_the_store(path: P
     store.close()
 
 
+# -- judgements ----------------------------------------------------------------------------------------------
+
+
+def reviewed(rig: Durable) -> tuple[Peer, Peer, Any]:
+    """A brain, a worker and a task in review."""
+    brain, worker = rig.brain(), rig.worker()
+    (task,) = rig.client().tasks(spec("a", review=True, policy={"backoff_s": 0}))
+    worker.result(worker.lease(), "first")
+    return brain, worker, task
+
+
+def say_verdict(brain: Peer, task: Any, word: str, **more: Any) -> None:
+    verdict = {"id": task.id, "verdict": word, "note": f"a note on {word}", **more}
+    brain.say(Verb.BRAIN, {"epoch": brain.rig.core.epoch, "verdicts": [verdict]})
+
+
+def test_a_judgement_is_there_after_a_restart_and_reaches_the_next_attempt_and_whoever_asks(
+    path: Path,
+) -> None:
+    rig = Durable(path)
+    brain, worker, task = reviewed(rig)
+    worker.offer(credit=0)  # the next attempt is another worker's
+    say_verdict(brain, task, "reject", evaluation={"score": 2}, sample={"prompt": "p", "response": "first"})
+    rig = rig.restart()
+    completer = Completer(rig.store, path.parent)
+    lease = Send(b"", Verb.LEASE, {"leases": [{"attempt": 2, "feedback": ""}]}, payload_of=[task.no])
+    completer.complete(lease)
+    assert lease.header["leases"][0]["feedback"] == "a note on reject"
+
+    brain, worker = rig.brain(), rig.worker()
+    worker.result(worker.lease(), "second")
+    say_verdict(brain, rig.core.ids[task.id], "accept", evaluation={"score": 5})
+    answer = brain.ask(Verb.QUERY, {"what": "task", "id": task.id})
+    completer.complete(answer)
+    (row,) = answer.header["rows"]
+    assert (row["state"], row["evaluation"]["score"], row["evaluation"]["attempt"]) == ("done", 5, 2)
+    assert [(a["n"], a["class"], a["error"]) for a in answer.header["attempts"]] == [
+        (1, "task", "a note on reject")
+    ]
+    answer = brain.ask(Verb.QUERY, {"what": "evaluations", "id": task.id})
+    completer.complete(answer)
+    said = answer.header["evaluations"]
+    assert [(e["attempt"], e["verdict"], e["sample"]) for e in said] == [
+        (1, "reject", {"prompt": "p", "response": "first"}),
+        (2, "accept", {}),
+    ]
+    rig.store.close()
+
+
+def test_the_first_attempt_at_a_reviewed_task_has_empty_feedback_and_others_have_none(path: Path) -> None:
+    rig = Durable(path)
+    worker = rig.worker(credit=2, slots=2)
+    rig.client().tasks(spec("a", review=True), spec("b"))
+    leases = worker.leases()
+    assert [lease.get("feedback") for lease in leases] == ["", None]
+    rig.store.close()
+
+
+def test_a_purged_task_leaves_no_judgement_behind(path: Path) -> None:
+    rig = Durable(path, retain_tasks=0)
+    brain, _, task = reviewed(rig)
+    say_verdict(brain, task, "accept")
+    count = "SELECT count(*) FROM evaluations"
+    assert rig.store.db.execute(count).fetchone() == (1,)
+    rig.wait(3.0)
+    assert task.id not in rig.core.ids
+    assert rig.store.db.execute(count).fetchone() == (0,)
+    rig.store.close()
+
+
+def test_a_judge_is_bound_to_what_it_judges_after_a_restart_too(path: Path) -> None:
+    rig = Durable(path)
+    brain, _, task = reviewed(rig)
+    judge = {"key": "a:judge.1", "type": "generate", "judges": "a"}
+    header = {"epoch": rig.core.epoch, "batch": task.batch.id, "tasks": [judge]}
+    assert brain.ask(Verb.BRAIN, header, [b"\x80"]).verb is Verb.OK
+    rig = rig.restart()
+    task = rig.core.ids[task.id]
+    (bound,) = rig.core.judges_of(task)
+    assert (bound.key, bound.policy.aside, task.batch.total) == ("a:judge.1", True, 1)
+    rig.check()
+    say_verdict(rig.brain(), task, "accept")
+    assert (task.state, bound.state) == (TaskState.DONE, TaskState.CANCELLED)
+    rig.check()
+    rig.store.close()
+
+
 # -- databases that cannot be used ---------------------------------------------------------------------------
+
+
+def test_a_database_of_version_1_becomes_one_of_today_with_all_that_it_held(path: Path) -> None:
+    rig = Durable(path)
+    (task,) = rig.client().tasks(spec("a"))
+    today = _schema(rig.store.db)
+    rig.store.db.executescript("DROP TABLE evaluations; PRAGMA user_version=1;")
+    again = rig.restart()
+    assert _schema(again.store.db) == today
+    assert again.core.ids[task.id].state is TaskState.READY
+    assert again.store.db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    again.store.close()
+
+
+def _schema(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    rows = db.execute("SELECT name, sql FROM sqlite_master WHERE type='table' ORDER BY name").fetchall()
+    return [(name, " ".join(sql.split())) for name, sql in rows]
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
