@@ -32,7 +32,7 @@ from .models.answers import (
 from .models.feedback import with_feedback
 from .models.files import read_schema
 from .models.keeping import keep_text
-from .models.protocol import GenerateRequest, GenerateResult, Model, collect
+from .models.protocol import EmbedRequest, GenerateRequest, GenerateResult, Model, collect, gather
 from .models.reading import read_input
 from .models.validation import Schema
 
@@ -179,14 +179,10 @@ class ModelTasks(Agent):
         for i, one in enumerate(texts):
             if not one.strip():
                 raise DefinitionError(f'embed: field "texts": number {i + 1} is empty; leave it out')
-        make: Callable[[Sequence[str]], Any] | None = getattr(self.model, "embed", None)
-        if make is None:
-            raise DefinitionError(
-                f"embed: model {self.model.name} makes no vectors; serve another one with --model"
-            )
-        made = make(texts)
-        usage = {"prompt_tokens": made.usage.prompt_tokens}
-        value = {"vectors": made.vectors, "model": self.model.name, "usage": usage}
+        embedding = self.model.embedding(EmbedRequest(texts=texts))
+        self.task.when_cancelled(embedding.cancel)
+        made = gather(embedding, self.model.name, on_wait=self._tell_state, on_queue=self._tell_place)
+        value = made.to_map()
         if output is not None and not self.task.cancelled:
             keep_text(Path(output), json.dumps(value) + "\n")
         return value

@@ -25,6 +25,8 @@ from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .llm import ModelAgent
 from .loop import ALIVE_VARIABLE, Loop, Peer
+from .models.endpoint import Endpoint
+from .models.lending import Lender
 from .models.opening import offer_of, open_model
 from .models.protocol import PARALLEL, Model
 from .models.seat import Seat
@@ -84,6 +86,7 @@ class ModelWorker:
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
         self._threads = ThreadRunner(self._run, self.options.slots, self.loop.post, place.logs, timeouts)
         self.loop.add(tuple(self._specs), self._threads)
+        self.lender = Lender(Endpoint())
         self._add_commands(place.state, supervised=lifeline is not None)
         self.seat = Seat(
             self.loop,
@@ -106,7 +109,13 @@ class ModelWorker:
         procs = processes()
         helpers = SpawnedRunner(self.loop, procs, state, lambda lease: {}, None)
         shell = ShellRunner(
-            self.loop, procs, helpers, state, env_pass=self.options.env_pass, supervised=supervised
+            self.loop,
+            procs,
+            helpers,
+            state,
+            env_pass=self.options.env_pass,
+            supervised=supervised,
+            lender=self.lender,
         )
         self.loop.add(("shell",), shell)
         self.loop.add((), helpers)
@@ -130,7 +139,11 @@ class ModelWorker:
     def run(self) -> int:
         """Serve until drained; the exit code (see :meth:`Loop.run`)."""
         self.agent.join_rig({"endpoint": self.place.commands, "state": str(self.place.state)}, self._ctx)
-        return self.loop.run(self.config())
+        self.lender.start()
+        try:
+            return self.loop.run(self.config())
+        finally:
+            self.lender.close()
 
     @property
     def hangs(self) -> bool:
@@ -151,6 +164,7 @@ class ModelWorker:
         )
 
     def _offer(self, wanted: Wanted | None, model: Model | None) -> None:
+        self.lender.endpoint.model = model
         if wanted is None or model is None:
             self.loop.post(Serve((), ()))
             return

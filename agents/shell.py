@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..bus.errors import BadFrame, DefinitionError
 from ..bus.wire import MAX_PAYLOAD_BYTES, Token, pack, unpack
@@ -70,9 +70,20 @@ class View:
     waiting: list[tuple[Lease, Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
 
 
+class Lender(Protocol):
+    """What an attempt is lent while it runs."""
+
+    def lend(self, lease: Lease) -> Mapping[str, str]:
+        """Further variables of its command."""
+
+    def over(self, lease: Lease) -> None:
+        """It has ended, or never began."""
+
+
 class ShellRunner(ProcessRunner):
     """Runs ``shell`` leases. ``env_pass`` names further variables of the worker's that commands may see;
-    ``supervised`` says that somebody sweeps what this worker leaves when it is killed."""
+    ``supervised`` says that somebody sweeps what this worker leaves when it is killed. ``lender``: what
+    gives commands a way to this worker's model."""
 
     def __init__(
         self,
@@ -84,8 +95,10 @@ class ShellRunner(ProcessRunner):
         env_pass: Sequence[str] = (),
         max_log_bytes: int = MAX_LOG_BYTES,
         supervised: bool = False,
+        lender: Lender | None = None,
     ) -> None:
         super().__init__(host, procs)
+        self._lender = lender
         self._helpers = helpers
         self._state = state
         # The worker's own environment does not change: filtered once, not for each command.
@@ -211,7 +224,8 @@ class ShellRunner(ProcessRunner):
             if plan and plan.get(key):
                 extra[f"RIGBUS_{name}"] = extra[f"RIGBUS_V_{name}"] = plan[key]
         own = task_environment({}, {**extra, **payload["env"]})
-        return {**self._base_env, **own, "PATH": self._base_env["PATH"]}
+        lent = self._lender.lend(lease) if self._lender is not None else {}
+        return {**self._base_env, **lent, **own, "PATH": self._base_env["PATH"]}
 
     def _entered(self, attempt: Attempt) -> None:
         self._host.post(ev.Started(attempt.job.lease.token, attempt.enter_by - ENTER_TIMEOUT_S))
@@ -239,6 +253,8 @@ class ShellRunner(ProcessRunner):
         )
 
     def _end(self, lease: Lease, outcome: Outcome) -> None:
+        if self._lender is not None:
+            self._lender.over(lease)
         self._host.post(ev.Ended(lease.token, outcome))
 
 
