@@ -218,7 +218,8 @@ def failure_of(error: BaseException, spec: Spec, duration_s: float) -> Outcome:
         return ev.failed("definition", f"{spec.type}: {error}", duration_s=duration_s)
     if isinstance(error, Unreachable):
         return ev.failed("infra", f"{spec.type}: {error}", duration_s=duration_s)
-    error_class = getattr(error, "error_class", None)  # an agent that knows whose fault it was says so
+    # An agent that knows whose fault it was says so; a failed call's class is that of another task, so its place counts.
+    error_class = None if isinstance(error, TaskFailed) else getattr(error, "error_class", None)
     if isinstance(error, RigbusError) and error_class in {"task", "crash", "infra", "definition"}:
         return ev.failed(error_class, f"{spec.type}: {error}", duration_s=duration_s)
     tb = error.__traceback__

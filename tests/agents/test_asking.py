@@ -42,7 +42,7 @@ def test_a_models_task_is_of_class_llm_and_needs_nothing_that_it_does_not_say() 
         None,
     )
     assert payload == {"prompt": "greet me"}
-    assert spec["meta"]["prompt"] == "greet {WHO}"
+    assert spec["meta"]["prompt"] == "greet me"
     assert "fix_applied" not in spec["meta"]
 
 

@@ -7,6 +7,8 @@ import os
 import runpy
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,34 @@ def test_nothing_is_unloaded_under_a_request(rig: LiveRig) -> None:
         assert cold.ok
         (back,) = bus.submit([Task(type="load_llm", cls="meta", meta={"worker": name})])
         assert next(iter(bus.results([back], timeout_s=20))).ok, "without a name the default is meant"
+
+
+ASK = """
+import json, os, urllib.request
+request = urllib.request.Request(
+    os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+    json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}).encode(),
+    {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"},
+)
+with urllib.request.urlopen(request, timeout=30) as answer:
+    print(json.load(answer)["usage"]["completion_tokens"], os.environ["RIGBUS_MODEL"], os.environ["WORKER_API_BASE"])
+"""
+
+
+def test_a_command_of_class_llm_asks_its_workers_model_until_it_ends(rig: LiveRig) -> None:
+    with rig.client() as bus:
+        argv = [sys.executable, "-c", ASK]
+        (said,) = bus.results(
+            bus.submit([Task(type="shell", cls="llm", payload={"argv": argv})]), timeout_s=30
+        )
+        assert said.ok, said.error
+        assert said.worker == first(bus)
+        tokens, model, base = said.value["output"].split()
+        assert (tokens, model) == ("5", "small")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{base}/v1/models", timeout=10)  # noqa: S310 - our own URL
+        plain = bus.results(bus.submit([Task(type="shell", payload={"command": "env"})]), timeout_s=30)
+        assert "OPENAI" not in next(iter(plain)).value["output"], "a command of another class is told nothing"
 
 
 def test_a_file_in_the_share_loads_a_model(rig: LiveRig) -> None:
