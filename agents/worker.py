@@ -9,9 +9,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -29,7 +30,7 @@ from .process import processes
 from .serve import AgentWorker, Place, inherited_fd, leave
 from .shell import ShellRunner
 from .spawned import SpawnedRunner
-from .worker_events import Drain
+from .worker_events import Drain, ModelVram
 from .worker_run import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Worker:
         )
         if keeper is not None:
             self.loop.add((), keeper)
+        self.loop.on_control(self._placed)
         procs = processes()
         helpers = SpawnedRunner(self.loop, procs, place.state, lambda lease: {}, None)
         shell = ShellRunner(
@@ -106,9 +108,16 @@ class Worker:
             needs=o.needs,
             pools=o.pools,
             vram_mb=o.vram_mb,
+            info={"cards": o.gpu} if o.gpu else {},
             kill_grace_s=o.kill_grace_s,
             drain_s=o.drain_s,
         )
+
+    def _placed(self, action: str, header: Mapping[str, Any]) -> None:
+        """CONTROL ``place``: what the models beside this worker take of its cards."""
+        mb = header.get("beside_mb")
+        if action == "place" and isinstance(mb, int) and not isinstance(mb, bool) and mb >= 0:
+            self.loop.post(ModelVram(mb))
 
     def run(self) -> int:
         """Serve until drained; the exit code (see :meth:`Loop.run`)."""

@@ -42,6 +42,16 @@ class Placements(Surveying):
             del self.asks[no]
         return {
             "workers": [self._seat_row(w) for w in self.workers() if w.info.get("seat")],
+            "neighbours": [
+                {
+                    "id": w.name,
+                    "info": w.info,
+                    "vram_mb": w.vram_mb,
+                    "vram_leased_mb": w.vram_leased_mb,
+                }
+                for w in self.workers()
+                if w.info.get("cards") and not w.info.get("seat")
+            ],
             "facts": [
                 {"key": key, "rev": fact.rev, "value": fact.value}
                 for (scope, key), fact in self.facts.items()

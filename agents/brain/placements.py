@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 from ...bus.wire import pack
 from . import placing
 from .catalogue import entries_of
-from .placing import Action, Ask, Chosen, Done, Failed, Place, Placing, Request, Seat, View, Want
+from .placing import Action, Ask, Chosen, Done, Failed, Place, Placing, Request, Reserve, Seat, View, Want
+from .sharing import Neighbour, share
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,17 @@ class Placements:
         Raises:
             Busy, Unreachable, NotFound, Refused: what the broker said.
         """
-        view, revs = view_of(self._bus.query(SCOPE))
+        answer = self._bus.query(SCOPE)
+        view, revs = view_of(answer)
         self._look_at = now + (MOVING_LOOK_S if view.asks else LOOK_S)
-        for action in self._core.step(view, now):
+        actions = self._core.step(view, now)
+        places, reserves = share(
+            [a for a in actions if isinstance(a, Place)],
+            view.seats,
+            neighbours_of(answer),
+            self._core.catalogue,
+        )
+        for action in [*reserves, *places, *(a for a in actions if not isinstance(a, Place))]:
             self._perform(action, revs)
         self._explain(self._core.why(view), revs)
 
@@ -78,6 +87,10 @@ class Placements:
                 }
                 log.info("%s is to hold %s", seat.worker, model or "nothing")
                 self._fact(seat.worker, value, revs)
+            case Reserve(worker, mb):
+                self._fact(
+                    worker, {"generation": revs.get(worker, 0) + 1, "model": None, "beside_mb": mb}, revs
+                )
             case Done(ask, note):
                 self._bus.tell({"release": [ask.id], "notes": {ask.id: note}})
             case Failed(ask, error):
@@ -113,6 +126,25 @@ def view_of(answer: Mapping[str, Any]) -> tuple[View, dict[str, int]]:
     return View(ordered, asks, wants), {key: int(f["rev"]) for key, f in facts.items()}
 
 
+def neighbours_of(answer: Mapping[str, Any]) -> list[Neighbour]:
+    """The workers of commands that have cards."""
+    facts = {str(f["key"]): f.get("value") or {} for f in answer["facts"]}
+    return [
+        Neighbour(
+            worker=str(row["id"]),
+            cards=_cards(row.get("info") or {}),
+            budget_mb=row["vram_mb"],
+            leased_mb=int(row["vram_leased_mb"]),
+            beside_mb=int((facts.get(str(row["id"])) or {}).get("beside_mb") or 0),
+        )
+        for row in answer["neighbours"]
+    ]
+
+
+def _cards(info: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(card for card in str(info.get("cards") or "").split(",") if card)
+
+
 def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
     said, info = row.get("placement") or {}, row.get("info") or {}
     value = (fact or {}).get("value") or {}
@@ -130,7 +162,7 @@ def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
         leases=int(row["leases"]),
         willing=bool(row["willing"]),
         role=str(info.get("role") or "worker"),
-        cards=tuple(card for card in str(info.get("cards") or "").split(",") if card),
+        cards=_cards(info),
     )
 
 

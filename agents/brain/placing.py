@@ -169,7 +169,15 @@ class Request:
     why: str
 
 
-Action = Place | Done | Failed | Request
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Models beside this worker of commands take so many MiB of its cards."""
+
+    worker: str
+    mb: int
+
+
+Action = Place | Done | Failed | Request | Reserve
 
 
 @dataclass(slots=True)

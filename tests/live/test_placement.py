@@ -297,3 +297,40 @@ def test_a_model_that_is_asked_for_by_name_takes_the_place_of_an_idle_one(
         (result,) = bus.results(bus.submit([task]), timeout_s=40)
         assert result.value["model"] == "large"
     assert rig.stop() == 0
+
+
+def test_commands_on_the_card_get_what_the_model_leaves(
+    rig_dir: Path, processes: Processes, models: dict[str, Path]
+) -> None:
+    config = rig_dir / "xdg" / "rigbus"
+    config.mkdir(parents=True)
+    (config / "config.toml").write_text(
+        f'worker_gpus = ["0"]\n[models.small]\npath = "{models["small"]}"\nvram_mb = 3000\n[placement]\nhot_at_start = 0\n'
+    )
+    env = {"XDG_CONFIG_HOME": str(rig_dir / "xdg"), "RIGBUS_GPU_SOURCE": "synthetic:1"}
+    rig = LiveRig(rig_dir, processes, workers=1, env=env)
+    rig.start()
+    with rig.client() as bus:
+
+        def budget() -> int | None:
+            (row,) = (w for w in bus.query("workers")["workers"] if w["id"] == "worker-1")
+            found: int | None = row["vram_mb"]
+            return found
+
+        whole = wait_for(budget, timeout_s=20, what="the size of the card")
+        assert whole is not None
+        task = Task(type="shell", cls="script", vram_mb=whole - 1000, payload={"command": "sleep 60"})
+        (held,) = bus.submit([task])
+        wait_for(
+            lambda: bus.query("task", id=held)["rows"][0]["state"] == "leased", what="the command to run"
+        )
+        (ask,) = bus.submit([Task(type="load_llm", cls="meta")])
+        wait_for(lambda: budget() == whole - 3000, timeout_s=20, what="the place to be kept")
+        assert seats(bus)["model-1"]["phase"] == "cold", "the command still has the memory"
+        bus.cancel(held)
+        (done,) = bus.results([ask], timeout_s=30)
+        assert done.ok
+        (gone,) = bus.submit([Task(type="unload_llm", cls="meta", meta={"worker": "model-1"})])
+        assert next(iter(bus.results([gone], timeout_s=30))).ok
+        wait_for(lambda: budget() == whole, timeout_s=20, what="the place to be given back")
+    assert rig.stop() == 0
