@@ -159,9 +159,12 @@ class ModelWorker:
 
     def _open(self, wanted: Wanted) -> Model:
         logs = self.place.logs
-        return open_model(
-            wanted.spec or {}, logs / f"{self.place.name}.llama.log" if logs is not None else None
-        )
+        log_path = logs / f"{self.place.name}.llama.log" if logs is not None else None
+        cards = self.loop.cards
+        if cards is None:
+            return open_model(wanted.spec or {}, log_path, ())
+        sample = cards.latest()
+        return open_model(wanted.spec or {}, log_path, sample.readings if sample.readings else None)
 
     def _offer(self, wanted: Wanted | None, model: Model | None) -> None:
         self.lender.endpoint.model = model
