@@ -85,6 +85,7 @@ class Entry:
             gpu_layers=self.gpu_layers,
             threads=self.threads,
             parallel=self.parallel,
+            tensor_split=self.tensor_split,
         )
 
     def to_map(self) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class Llama:
         api = self.api
         params = api.llama_model_default_params()
         params.n_gpu_layers = ALL_LAYERS if options.gpu_layers < 0 else options.gpu_layers
+        if options.tensor_split:  # llama.cpp reads a share for every device that it could have
+            shares = [*options.tensor_split, *[0.0] * int(api.llama_max_devices())][: api.llama_max_devices()]
+            params.tensor_split = (ctypes.c_float * len(shares))(*shares)
 
         def share(value: float, _data: object) -> bool:
             on_share(value)

@@ -49,6 +49,7 @@ def open_model(
         gpu_layers=options.gpu_layers,
         threads=options.threads,
         parallel=options.parallel,
+        tensor_split=options.tensor_split,
         log_path=log_path,
     )
 

@@ -7,6 +7,7 @@ it; a caller never asks which one it has.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -209,7 +210,8 @@ class LoadOptions:
     """``ctx`` 0: the model's own, at most 4096. ``gpu_layers`` -1: all that llama.cpp can. ``threads`` 0: by cores.
 
     ``parallel``: requests at once. They share the context: each may have all of it, and waits for its part.
-    ``queue``: how many more may wait; one beyond is a ModelBusy.
+    ``queue``: how many more may wait; one beyond is a ModelBusy. ``tensor_split``: shares of its layers by card, where
+    there are several; empty: by their free memory.
 
     Raises:
         DefinitionError: a number is out of its range.
@@ -222,6 +224,7 @@ class LoadOptions:
     threads: int = 0
     parallel: int = PARALLEL
     queue: int = QUEUE
+    tensor_split: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.parallel <= MAX_PARALLEL:
@@ -237,6 +240,10 @@ class LoadOptions:
         ):
             if not least <= value < 2**31:
                 raise DefinitionError(f"model {self.name}: {field} is {value}; give {least} to {2**31 - 1}")
+        if not all(math.isfinite(part) and part >= 0 for part in self.tensor_split):
+            raise DefinitionError(
+                f"model {self.name}: tensor_split is {self.tensor_split}; give shares of 0 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

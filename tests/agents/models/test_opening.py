@@ -86,3 +86,15 @@ def test_what_a_worker_offers_of_its_model() -> None:
     assert needs == ("model:m", "tier:1", "tier:2", "placement:single_gpu", "role:worker")
     assert "decide" not in offer_of(spec | {"brain_elsewhere": True})[0]
     assert "decide" in offer_of(spec | {"role": "brain", "brain_elsewhere": False})[0]
+
+
+@pytest.mark.llm
+def test_shares_of_cards_are_handed_to_llama(tiny: Path) -> None:
+    both = Entry(name="pair", path=str(tiny), ctx=512, split=("0", "3"), tensor_split=(2.0, 1.0))
+    model = open_model(both.to_map(), None, ())
+    try:
+        assert model.load(30).name == "pair"
+    finally:
+        model.close()
+    with pytest.raises(DefinitionError, match="tensor_split"):
+        Entry(name="m", path="/m", split=("0", "3"), tensor_split=(-1.0, 1.0)).load_options()
