@@ -64,7 +64,8 @@ def _ask(
 
     with reach_bus(state, config) as rig:
         meta = {"model": model, "worker": worker}
-        ids = rig.bus.submit([Task(type=op, cls="meta", name=f"{op} {model or worker}".strip(), meta=meta)])
+        key = ":".join(word for word in (op, model, worker) if word)
+        ids = rig.bus.submit([Task(type=op, cls="meta", key=key, meta=meta)])
         if not as_json:
             talk(f"asked for; `rigbus why {ids[0][:12]}` says how far it is")
         (result,) = rig.bus.results(ids, timeout_s=timeout_s)

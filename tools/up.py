@@ -66,7 +66,10 @@ def _foreground(
     lock = rigfolder.prepare(paths)
 
     def ready(run: dict[str, Any], status: dict[str, Any]) -> None:
-        for line in rigfolder.idle_class_lines(c for w in status["workers"] for c in w["classes"]):
+        offered = {c for w in status["workers"] for c in w["classes"]}
+        if any(w.get("placement") for w in status["workers"]):
+            offered.add("llm")  # a model is on its way there, or will be when work waits for it
+        for line in rigfolder.idle_class_lines(offered):
             _say(line)
         text = (
             f"ready in {time.monotonic() - began:.1f} s: {len(run['pids'])} processes, shared folder {paths.shared}; "
