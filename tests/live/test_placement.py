@@ -73,6 +73,8 @@ def rig(models: dict[str, Path]) -> Iterator[LiveRig]:
         processes = Processes(folder)
         try:
             rig = start(folder, processes, models, min_hot=600.0)
+            with rig.client() as bus:
+                wait_for(lambda: hot(bus), timeout_s=30, what="a model to be hot")
             yield rig
             assert rig.stop() == 0
             wait_for(lambda: not processes_of(folder), what="every process of the rig to end")
