@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,11 @@ class Placements:
         self._why = ""
 
     def due(self, now: float) -> bool:
-        """Is it time to look again?"""
-        return now >= self._look_at
+        """Is it time to look again? Said once, until :meth:`turn` has looked."""
+        due = now >= self._look_at
+        if due:
+            self._look_at = math.inf
+        return due
 
     def forget(self) -> None:
         """Look at once: this brain has (again) the seat."""
@@ -59,6 +63,7 @@ class Placements:
         Raises:
             Busy, Unreachable, NotFound, Refused: what the broker said.
         """
+        self._look_at = now + LOOK_S  # also where the broker refuses an answer
         answer = self._bus.query(SCOPE)
         view, revs = view_of(answer)
         self._look_at = now + (MOVING_LOOK_S if view.asks else LOOK_S)

@@ -109,7 +109,7 @@ class Brain:
             self._generation = self.link.generation
             self._seated()
         self._hear_events()
-        if self.epoch and self.placements.due(time.monotonic()) and _PLACE not in self.work:
+        if self.epoch and self.placements.due(time.monotonic()):
             self.work.appendleft(_PLACE)
         if self.work and self.epoch:
             self.do(self.work.popleft())
