@@ -6,6 +6,7 @@ every HELLO, and does not look into it. What the worker does with it stands in i
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from .checks import maps
@@ -78,9 +79,9 @@ class Placements(Surveying):
         for shape, levels in self.ready.shapes.items():
             if not (of_model(shape) or shape.cls == "script"):
                 continue
-            n = sum(len(queue) for level in levels.values() for queue in level.queues.values())
-            if n and len(out) < _SHAPES:
-                oldest = min((level.oldest_at() for level in levels.values()), default=self.now)
+            oldest = min((level.oldest_at() for level in levels.values()), default=math.inf)
+            if oldest != math.inf and len(out) < _SHAPES:  # else what stands there was cancelled or taken
+                n = sum(len(queue) for level in levels.values() for queue in level.queues.values())
                 row = {"type": shape.type, "class": shape.cls, "needs": list(shape.needs), "n": n}
                 out.append(row | {"waits_s": max(0.0, round(self.now - oldest, 3))})
         return out

@@ -62,6 +62,10 @@ def _ask(
     from ..bus.errors import TaskFailed
     from ..bus.work import Task
 
+    for text in (model, worker):
+        if not text.isprintable() or len(text) > 200:
+            raise click.UsageError(f"{text[:40]!r} is no name of a model or a worker")
+
     with reach_bus(state, config) as rig:
         meta = {"model": model, "worker": worker}
         key = ":".join(word for word in (op, model, worker) if word)

@@ -26,6 +26,8 @@ SCOPE: Final = "placement"
 class Bus(Protocol):
     """What the brain's process offers to this part of it."""
 
+    epoch: int
+
     def tell(self, header: dict[str, Any]) -> dict[str, Any]:
         """One atomic BRAIN message; the broker's answer."""
 
@@ -44,6 +46,7 @@ class Placements:
         self._core = core
         self._look_at = 0.0
         self._why = ""
+        self._count = 0
 
     def due(self, now: float) -> bool:
         """Is it time to look again? Said once, until :meth:`turn` has looked."""
@@ -101,8 +104,10 @@ class Placements:
             case Failed(ask, error):
                 log.warning("%s %s: %s", ask.op, ask.model or ask.worker, error)
                 self._bus.tell({"fail": [{"task": ask.id, "error": error}]})
-            case Request(key, op, model, worker, why):
+            case Request(op, model, worker, why):
                 log.info("%s of %s on %s: %s", op, model, worker or "any worker", why)
+                self._count += 1
+                key = f"{self._bus.epoch}.{self._count}:{op}:{model}"  # never one that has ended
                 meta = {"model": model, "worker": worker, "automatic": True, "why": why}
                 spec = {"key": key, "type": op, "class": "meta", "name": f"{op} {model}", "meta": meta}
                 batch = {"key": BATCH, "kind": "calls", "name": BATCH}
@@ -121,14 +126,20 @@ class Placements:
 def view_of(answer: Mapping[str, Any]) -> tuple[View, dict[str, int]]:
     """QUERY ``placement``'s answer as the core wants it, and the revisions of its facts."""
     facts = {str(f["key"]): f for f in answer["facts"]}
-    seats = [_seat(row, facts.get(str(row["id"]))) for row in answer["workers"]]
+    seats = [seat for row in answer["workers"] if (seat := _seat_or_none(row, facts)) is not None]
+    here = {seat.worker for seat in seats}
+    away = {
+        key: _chosen(fact)
+        for key, fact in facts.items()
+        if key and key not in here and "beside_mb" not in fact["value"]
+    }
     asks = [_ask(row) for row in answer["rows"] if not row.get("ending")]
     wants = [
         Want(w["type"], w["class"], frozenset(w["needs"]), int(w["n"]), float(w["waits_s"]))
         for w in answer["demand"]
     ]
     ordered = sorted(seats, key=lambda s: _natural(s.worker))
-    return View(ordered, asks, wants), {key: int(f["rev"]) for key, f in facts.items()}
+    return View(ordered, asks, wants, away), {key: int(f["rev"]) for key, f in facts.items()}
 
 
 def neighbours_of(answer: Mapping[str, Any]) -> list[Neighbour]:
@@ -150,10 +161,25 @@ def _cards(info: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(card for card in str(info.get("cards") or "").split(",") if card)
 
 
+def _seat_or_none(row: Mapping[str, Any], facts: Mapping[str, Any]) -> Seat | None:
+    """A worker as it shows itself; None where its heartbeat says what no model worker of ours says."""
+    try:
+        return _seat(row, facts.get(str(row["id"])))
+    except (ValueError, TypeError, AttributeError, LookupError) as e:
+        log.warning("worker %.80s is left alone, its heartbeat is not understood: %.200r", row["id"], e)
+        return None
+
+
+def _chosen(fact: Mapping[str, Any] | None) -> Chosen:
+    value = (fact or {}).get("value") or {}
+    return Chosen(
+        int(value.get("generation") or 0), value.get("model"), str(value.get("ask") or ""), value.get("spec")
+    )
+
+
 def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
     said, info = row.get("placement") or {}, row.get("info") or {}
-    value = (fact or {}).get("value") or {}
-    chosen = Chosen(int(value.get("generation") or 0), value.get("model"), str(value.get("ask") or ""))
+    chosen = _chosen(fact)
     return Seat(
         worker=str(row["id"]),
         group=str(info.get("group") or row["id"]),

@@ -24,6 +24,27 @@ from ...bus.tags import MODEL_TYPES, offered_tags
 LOAD: Final = "load_llm"
 UNLOAD: Final = "unload_llm"
 MOVING: Final = frozenset({"asking", "loading", "emptying", "unloading"})
+ABSENT_S: Final = 15.0  #: a worker that was there may be away so long while it is started again
+AGAIN_S: Final = 60.0  #: before a request that came to nothing is made again
+STARVED_S: Final = 60.0  #: work waits so long for a model before one that is always in use gives way
+#: Of a model's spec: what its worker must load or offer anew when it changes.
+MATTERS: Final = (
+    "path",
+    "url",
+    "remote_model",
+    "api_key_env",
+    "api_key_file",
+    "ctx",
+    "gpu_layers",
+    "parallel",
+    "threads",
+    "split",
+    "tensor_split",
+    "tier",
+    "placement",
+    "role",
+    "brain_elsewhere",
+)
 FAILED_RETRY_S: Final = 300.0  #: before automation tries a model again that could not be loaded
 
 
@@ -64,6 +85,7 @@ class Chosen:
     generation: int = 0
     model: str | None = None
     ask: str = ""
+    spec: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +110,13 @@ class Seat:
     def settled(self) -> bool:
         """It has heard what was decided, and done it or failed."""
         return self.generation == self.chosen.generation and self.phase not in MOVING
+
+    @property
+    def loads(self) -> bool:
+        """It moves a model over its link, or is about to."""
+        heard = self.generation == self.chosen.generation
+        local = not (self.chosen.spec or {}).get("url")
+        return self.chosen.model is not None and local and (not heard or self.phase in ("asking", "loading"))
 
     @property
     def hot(self) -> bool:
@@ -123,11 +152,12 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything at one moment."""
+    """Everything at one moment. ``chosen``: what was decided for workers that are not there now."""
 
     seats: Sequence[Seat]
     asks: Sequence[Ask]
     wants: Sequence[Want] = ()
+    chosen: Mapping[str, Chosen] = field(default_factory=dict)
 
 
 # -- actions
@@ -160,9 +190,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Make an ask of our own; ``key`` names it once."""
+    """Make an ask of our own."""
 
-    key: str
     op: str
     model: str
     worker: str
@@ -190,26 +219,42 @@ class Placing:
     _idle_at: dict[str, float] = field(
         default_factory=dict
     )  # worker -> since when it holds a model and no lease
+    _seen_at: dict[str, float] = field(default_factory=dict)  # ask -> when it was first seen
+    _failed_at: dict[str, float] = field(default_factory=dict)  # model -> when it could not be loaded
+    _absent_at: dict[str, float] = field(
+        default_factory=dict
+    )  # worker with a decision -> since when it is away
+    _asked_at: dict[tuple[str, str, str], float] = field(
+        default_factory=dict
+    )  # requests that led to nothing yet
 
     def step(self, view: View, now: float) -> list[Action]:
         """What is to be done now. ``now`` in monotonic seconds."""
-        self._note_idle(view.seats, now)
-        moving = {s.group for s in view.seats if not s.settled}
+        self._note(view, now)
         taken: set[str] = set()
         actions: list[Action] = []
         for given in view.asks:
             ask = replace(given, model=given.model or self.default) if given.op == LOAD else given
-            action = self._answer(ask, view, moving, taken)
+            action = self._answer(ask, view, taken, now)
             if action is None:
                 continue
             actions.append(action)
             if isinstance(action, Place):
-                moving.add(action.seat.group)
                 taken.add(action.seat.worker)
-        if any(ask.automatic for ask in view.asks):
-            return actions  # one at a time, so that its effect is seen before the next
-        request = self._start(view) or self._heat(view) or self._cool(view, now)
-        return [*actions, request] if request is not None else actions
+                self._asked_at.pop((ask.op, ask.model, ask.worker), None)
+        # one at a time, so that its effect is seen before the next; and not on half a view
+        if any(ask.automatic for ask in view.asks) or any(
+            now < at + ABSENT_S for at in self._absent_at.values()
+        ):
+            return actions
+        request = self._renew(view) or self._start(view) or self._heat(view) or self._cool(view, now)
+        if request is None or request.worker in taken:
+            return actions
+        asked = (request.op, request.model, request.worker)
+        if now < self._asked_at.get(asked, -AGAIN_S) + AGAIN_S:
+            return actions  # somebody has cancelled it, or it was of no use
+        self._asked_at[asked] = now
+        return [*actions, request]
 
     def why(self, view: View) -> str:
         """One line for people about work that waits for a model; "" where nothing is to be said."""
@@ -220,47 +265,70 @@ class Placing:
         said = [_words(s) for s in view.seats if s.phase != "cold" or not s.settled]
         return "; ".join(said[:8]) or f"{len(view.seats)} model workers, all cold"
 
-    def _note_idle(self, seats: Iterable[Seat], now: float) -> None:
-        idle = {s.worker for s in seats if s.hot and not s.leases}
-        self._idle_at = {w: at for w, at in self._idle_at.items() if w in idle}
-        for worker in idle:
-            self._idle_at.setdefault(worker, now)
+    def _note(self, view: View, now: float) -> None:
+        """Since when things are as they are."""
+        _since(self._idle_at, (s.worker for s in view.seats if s.hot and not s.leases), now)
+        _since(self._seen_at, (ask.id for ask in view.asks), now)
+        _since(self._absent_at, (worker for worker, c in view.chosen.items() if c.model is not None), now)
+        for seat in view.seats:
+            if seat.phase == "failed" and seat.chosen.model is not None:
+                self._failed_at.setdefault(seat.chosen.model, now - min(seat.since_s, FAILED_RETRY_S))
+            elif seat.hot and seat.model is not None:
+                self._failed_at.pop(seat.model, None)
+        self._failed_at = {m: at for m, at in self._failed_at.items() if now < at + FAILED_RETRY_S}
 
     # ------------------------------------------------------------ asks
 
-    def _answer(self, ask: Ask, view: View, moving: set[str], taken: set[str]) -> Action | None:
+    def _answer(self, ask: Ask, view: View, taken: set[str], now: float) -> Action | None:
         """What to do about one ask; None: wait."""
         mine = next((s for s in view.seats if s.chosen.ask == ask.id), None)
         if mine is not None:
             return _ended(ask, mine)
+        away = next((w for w, c in view.chosen.items() if c.ask == ask.id or w == ask.worker), None)
+        if away is not None and now < self._absent_at.get(away, -ABSENT_S) + ABSENT_S:
+            return None  # its worker is started again
         error = self._impossible(ask, view)
         if error:
             return Failed(ask, error)
-        if ask.automatic and not ask.worker and not any(w.of_model for w in view.wants):
+        if ask.automatic and not ask.worker and not any(self._wants_model(w) for w in view.wants):
             return Done(ask, "nothing waits for it any more")
-        seat = self._seat_to_load(ask, view) if ask.op == LOAD else _seat_to_unload(ask, view)
+        seat = self._seat_to_load(ask, view, now) if ask.op == LOAD else _seat_to_unload(ask, view)
         if seat is None:
             return Done(ask, "no worker holds it") if ask.op == UNLOAD else None
-        if ask.op == LOAD and seat.chosen.model == ask.model:
-            if seat.hot:
-                return Done(ask, f"{seat.worker} holds {ask.model} already")
-            if seat.settled and seat.phase != "failed":
-                return Place(seat, ask.model, ask)
-            if not seat.settled:
-                return None  # on its way
-        if seat.worker in taken or seat.group in moving:
+        if seat.worker in taken:
             return None
-        return Place(seat, ask.model if ask.op == LOAD else None, ask)
+        if ask.op == UNLOAD:
+            return Place(seat, None, ask)
+        if seat.chosen.model == ask.model and not self._changed(seat) and seat.phase != "failed":
+            return Done(ask, f"{seat.worker} holds {ask.model} already") if seat.hot else None
+        busy = {s.group for s in view.seats if (s.loads or s.worker in taken) and s.worker != seat.worker}
+        local = not self.catalogue[ask.model].spec.get("url")
+        if local and seat.group in busy:
+            return None
+        if not seat.settled and ask.worker != seat.worker:
+            return None  # a person who names the worker may take it out of a load
+        return Place(seat, ask.model, ask)
+
+    def _changed(self, seat: Seat) -> bool:
+        """Is what it holds not what the configuration says any more?"""
+        entry = self.catalogue.get(seat.chosen.model or "")
+        if entry is None or seat.chosen.spec is None:
+            return seat.chosen.model is not None and entry is None
+        return any(entry.spec.get(key) != seat.chosen.spec.get(key) for key in MATTERS)
+
+    def _wants_model(self, want: Want) -> bool:
+        """Does it wait for a model that there is?"""
+        return want.of_model and self._model_for(want) is not None
 
     def _impossible(self, ask: Ask, view: View) -> str:
         """Why an ask can never be fulfilled; "" where it can."""
-        workers = sorted(s.worker for s in view.seats)
+        workers = sorted({s.worker for s in view.seats})
         if ask.worker and ask.worker not in workers:
             return f"there is no model worker {ask.worker!r}; there are: {', '.join(workers) or 'none'}"
         if ask.op == LOAD and ask.model not in self.catalogue:
             known = ", ".join(sorted(self.catalogue)) or "none"
             return f"there is no model {ask.model!r}; there are: {known} ([models.NAME] in rigbus.toml)"
-        if ask.op == LOAD and not self._fitting(ask.model, view.seats):
+        if ask.op == LOAD and not self._fitting(ask.model, view.seats) and not view.chosen:
             return f"no worker can hold {ask.model!r}: there is no model worker for its role and placement"
         return ""
 
@@ -273,7 +341,7 @@ class Placing:
             return [s for s in seats if s.role == "brain"]
         return [s for s in seats if s.role != "brain"] if entry.role != "brain" else seats
 
-    def _seat_to_load(self, ask: Ask, view: View) -> Seat | None:
+    def _seat_to_load(self, ask: Ask, view: View, now: float) -> Seat | None:
         seats = [s for s in self._fitting(ask.model, view.seats) if ask.worker in ("", s.worker)]
         if ask.worker and not seats:
             seats = [s for s in view.seats if s.worker == ask.worker]  # a person says so
@@ -285,7 +353,11 @@ class Placing:
             return cold[0]
         if ask.worker:
             return seats[0] if seats else None  # it empties itself first
-        gone = [s for s in seats if s.settled and (s.phase == "failed" or not s.leases) and s.willing]
+        # a model that is always in use gives way in the end: its worker takes no more and ends what runs
+        patience_s = max(self.settings.min_hot_s, STARVED_S)
+        starves = now >= self._seen_at.get(ask.id, now) + patience_s
+        gone = [s for s in seats if s.settled and s.willing and s.chosen.model is not None]
+        gone = [s for s in gone if s.phase == "failed" or not s.leases or starves]
         gone = [s for s in gone if not self._pinned(s)]
         if ask.automatic:
             gone = [s for s in gone if s.phase == "failed" or s.since_s >= self.settings.min_hot_s]
@@ -297,15 +369,32 @@ class Placing:
 
     # ------------------------------------------------------------ automation
 
+    def _decided(self, view: View) -> list[Chosen]:
+        """Of all workers for models of plans and for the brain's, also of those that are away."""
+        return [*(s.chosen for s in view.seats), *view.chosen.values()]
+
+    def _renew(self, view: View) -> Request | None:
+        """What is held as the configuration says no more: a changed model is loaded anew, one that is gone gives way."""
+        for seat in view.seats:
+            if not seat.settled or seat.leases or not seat.willing or not self._changed(seat):
+                continue
+            entry = self.catalogue.get(seat.chosen.model or "")
+            if entry is not None:
+                return self._request(LOAD, entry.name, seat, "its configuration has changed")
+            if self.default in self.catalogue and seat in self._fitting(self.default, [seat]):
+                return self._request(LOAD, self.default, seat, "its model is configured no more")
+            return self._request(UNLOAD, seat.chosen.model or "", seat, "its model is configured no more")
+        return None
+
     def _start(self, view: View) -> Request | None:
         """What is hot from the beginning, where nobody has decided anything yet."""
         seats = [s for s in view.seats if s.chosen.generation == 0]
         for entry in self.catalogue.values():
             free = self._fitting(entry.name, seats)
-            here = any(s.chosen.model == entry.name for s in view.seats)
+            here = any(c.model == entry.name for c in self._decided(view))
             if (entry.pinned or entry.role == "brain") and free and not here:
                 return self._request(LOAD, entry.name, free[0], "pinned" if entry.pinned else "the brain's")
-        used = [s for s in view.seats if s.chosen.generation > 0 and s.role != "brain"]
+        used = [c for c in self._decided(view) if c.generation > 0]
         free = self._fitting(self.default, seats) if self.default in self.catalogue else []
         if free and len(used) < self.settings.hot_at_start:
             return self._request(LOAD, self.default, free[0], "hot at start")
@@ -318,7 +407,7 @@ class Placing:
             if want.waits_s < self.settings.heat_after_s:
                 continue
             model = self._model_for(want)
-            if model is None or self._has_failed(model, view):
+            if model is None or model in self._failed_at:
                 continue
             serve = [s for s in hot if want.needs <= self.catalogue_tags(s)]
             if serve and any(not s.settled for s in serve):
@@ -328,12 +417,12 @@ class Placing:
             if free and self._room(view):
                 return self._request(LOAD, model, free[0], why)
             if not serve:  # another model gives way, whichever is idle by then
-                return Request(self._key(view, model), LOAD, model, "", why)
+                return Request(LOAD, model, "", why)
         return None
 
     def _cool(self, view: View, now: float) -> Request | None:
         """Give a card back to the commands that wait for one."""
-        if any(w.of_model for w in view.wants) or not any(w.cls == "script" for w in view.wants):
+        if any(self._wants_model(w) for w in view.wants) or not any(w.cls == "script" for w in view.wants):
             return None
         for seat in view.seats:
             entry = self.catalogue.get(seat.chosen.model or "")
@@ -351,12 +440,6 @@ class Placing:
         hot = sum(s.chosen.model is not None and s.phase != "failed" for s in view.seats)
         return self.settings.max_hot is None or hot < self.settings.max_hot
 
-    def _has_failed(self, model: str, view: View) -> bool:
-        """Was it tried not long ago, and could not be loaded?"""
-        return any(
-            s.phase == "failed" and s.chosen.model == model and s.since_s < FAILED_RETRY_S for s in view.seats
-        )
-
     def catalogue_tags(self, seat: Seat) -> frozenset[str]:
         """What the model that was decided for a worker offers."""
         entry = self.catalogue.get(seat.chosen.model or "")
@@ -370,10 +453,16 @@ class Placing:
         return min(fits, key=lambda e: (e.tier, e.load_s, e.name)).name if fits else None
 
     def _request(self, op: str, model: str, seat: Seat, why: str) -> Request:
-        return Request(f"{seat.worker}:{seat.chosen.generation + 1}", op, model, seat.worker, why)
+        return Request(op, model, seat.worker, why)
 
-    def _key(self, view: View, model: str) -> str:
-        return f"{model}:{sum(s.chosen.generation for s in view.seats) + 1}"
+
+def _since(at: dict[str, float], now_so: Iterable[str], now: float) -> None:
+    """Keep in ``at`` since when each of ``now_so`` is so."""
+    names = set(now_so)
+    for name in [name for name in at if name not in names]:
+        del at[name]
+    for name in names:
+        at.setdefault(name, now)
 
 
 def _ended(ask: Ask, seat: Seat) -> Action | None:

@@ -62,6 +62,9 @@ class Seat:
         self._clock = clock
         self._model: Model | None = None
         self._told: deque[core.Event] = deque()  # by the threads that close
+        self._drop_at: float | None = (
+            None  # when to say (again) that the token is not needed; None: the broker knows
+        )
 
     # ------------------------------------------------------------ what the worker is told
 
@@ -102,7 +105,11 @@ class Seat:
             self._step(core.Unused())
         for action in self._core.due(now):
             self._do(action)
-        return self._next(now)
+        if self._drop_at is not None and now >= self._drop_at:
+            self._drop_at = now + core.ANSWER_S
+            self._bus.ask(Verb.TOKEN, {"name": self._group, "action": "release"}, self._dropped)
+        due = [at for at in (self._next(now), self._drop_at) if at is not None]
+        return min(due, default=None)
 
     def close(self) -> None:
         """The worker exits; its model goes with it."""
@@ -138,7 +145,7 @@ class Seat:
                 self._take_token()
             case core.DropToken():
                 if self._group is not None:
-                    self._bus.ask(Verb.TOKEN, {"name": self._group, "action": "release"}, lambda answer: None)
+                    self._drop_at = self._clock()
             case core.Open(wanted):
                 self._open(wanted)
             case core.Close():
@@ -147,11 +154,17 @@ class Seat:
                 self._on_model(wanted, self._model if wanted is not None else None)
 
     def _take_token(self) -> None:
-        if self._group is None:
+        self._drop_at = None
+        if self._group is None or (self._core.wanted.spec or {}).get(
+            "url"
+        ):  # nothing comes over a link of ours
             self._told.append(core.Token(held=True))
             self._bus.post(ev.Tick())
             return
         self._bus.ask(Verb.TOKEN, {"name": self._group, "action": "take"}, self._answered)
+
+    def _dropped(self, answer: Mapping[str, Any]) -> None:
+        self._drop_at = None
 
     def _answered(self, answer: Mapping[str, Any]) -> None:
         self._step(core.Token(held=bool(answer.get("held")), by=str(answer.get("by") or "")))
@@ -161,8 +174,15 @@ class Seat:
             self._model = self._open_model(wanted)
             self._model.start()
         except RigbusError as e:
-            self._told.append(core.Loads(failed=str(e)))
-            self._bus.post(ev.Tick())
+            self._not_opened(str(e))
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError) as e:
+            # no rule of ours foresaw it: the worker goes on, the model does not
+            log.exception("model %s cannot be opened", wanted.model)
+            self._not_opened(f"model {wanted.model}: {e!r:.300}; see the log of its worker")
+
+    def _not_opened(self, why: str) -> None:
+        self._told.append(core.Loads(failed=why))
+        self._bus.post(ev.Tick())
 
     def _close_model(self) -> None:
         model, self._model = self._model, None

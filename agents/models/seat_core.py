@@ -122,11 +122,12 @@ class SeatCore:
         self.share = 0.0
         self.message = ""
         self.ask_at: float | None = None  #: when to ask for the token (again)
-        self._since = 0.0
+        self._since: float | None = None
 
     def report(self, now: float) -> dict[str, Any]:
         """For the heartbeat: ``{generation, phase, model, share, since_s, message?}``; ``model`` is the one that is here, or on
         its way here."""
+        self._since = now if self._since is None else self._since
         model = self.held.model if self.held is not None else self.wanted.model
         said: dict[str, Any] = {
             "generation": self.wanted.generation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rigbus.agents.brain.placements import view_of
 from rigbus.agents.brain.placing import (
     LOAD,
     UNLOAD,
@@ -143,7 +144,7 @@ class TestStart:
     def test_as_many_as_the_settings_say_are_hot_at_start(self) -> None:
         placing = core(settings=Settings(hot_at_start=1))
         (first,) = decide(placing, cold(1), cold(2))
-        assert first == Request("model-1:1", LOAD, "small", "model-1", "hot at start")
+        assert first == Request(LOAD, "small", "model-1", "hot at start")
         assert decide(placing, hot(1), cold(2)) == []
 
     def test_a_rig_that_was_told_otherwise_is_left_alone(self) -> None:
@@ -247,3 +248,97 @@ def test_why_says_what_is_missing_and_what_goes_on() -> None:
     assert "rigbus[llm]" in core().why(View((), ()))
     assert core().why(View((loading(1), cold(2)), ())) == "model-1 loads small"
     assert "all cold" in core().why(View((cold(1),), ()))
+
+
+class TestWhatABrokenRigTaught:
+    def test_a_request_that_somebody_cancels_is_not_made_again_at_once(self) -> None:
+        placing = core(settings=Settings(hot_at_start=1))
+        assert decide(placing, cold(), now=0.0) != []
+        assert decide(placing, cold(), now=5.0) == []
+        assert decide(placing, cold(), now=100.0) != []
+
+    def test_one_that_emptying_holds_up_does_not_hold_up_its_group(self) -> None:
+        leaving = Seat("model-1", "pcie-0", Chosen(2, None, "u"), 2, "emptying", "large", leases=1)
+        (action,) = decide(core(), leaving, cold(2), asks=(load(worker="model-2"),))
+        assert isinstance(action, Place)
+
+    def test_a_server_that_is_away_holds_up_nobody_and_can_be_given_up(self) -> None:
+        cloud = Entry("cloud", {"url": "http://far/v1"})
+        placing = core(SMALL, cloud)
+        chosen = Chosen(1, "cloud", "x", {"url": "http://far/v1"})
+        trying = Seat("model-1", "pcie-0", chosen, 1, "loading", "cloud")
+        asks = (load(worker="model-2"), load("small", "model-1", "y"), Ask("u", "b", UNLOAD, "", "model-1"))
+        first, second = decide(placing, trying, cold(2), asks=asks)
+        assert isinstance(first, Place) and first.seat.worker == "model-2"
+        assert isinstance(second, Place) and second.ask.op == UNLOAD, "the link is taken by the first"
+
+    def test_a_person_takes_a_worker_out_of_a_load(self) -> None:
+        (action,) = decide(core(), loading(1, "large", ask="gone"), asks=(load(worker="model-1"),))
+        assert isinstance(action, Place) and action.model == "small"
+        assert decide(core(), loading(1, "large", ask="gone"), asks=(load(),)) == []
+
+    def test_what_the_configuration_says_no_more_is_loaded_anew_when_it_is_idle(self) -> None:
+        chosen = Chosen(1, "small", "x", {"path": "/m/old.gguf"})
+        seat = Seat("model-1", "pcie-0", chosen, 1, "hot", "small", since_s=5.0)
+        assert decide(core(), replace(seat, leases=1)) == []
+        (request,) = decide(core(), seat)
+        assert isinstance(request, Request) and (request.op, request.model) == (LOAD, "small")
+        (place,) = decide(core(), seat, asks=(load(worker="model-1"),))
+        assert isinstance(place, Place), "and it is not held already"
+
+    def test_a_model_that_is_configured_no_more_gives_way_to_the_default(self) -> None:
+        seat = Seat("model-1", "pcie-0", Chosen(1, "former", "x", {}), 1, "hot", "former", since_s=5.0)
+        (request,) = decide(core(), seat)
+        assert isinstance(request, Request) and (request.op, request.model) == (LOAD, "small")
+
+    def test_a_broken_model_does_not_come_back_in_turn_with_a_good_one(self) -> None:
+        placing = core()
+        want = replace(LLM, needs=frozenset({"model:large"}))
+        broken = Seat("model-1", "pcie-0", Chosen(1, "large", "x"), 1, "failed", "large", since_s=1.0)
+        decide(placing, broken, now=0.0)
+        assert decide(placing, hot(1, "small"), wants=(want,), now=10.0) == []
+        assert decide(placing, hot(1, "small"), wants=(want,), now=400.0) != []
+
+    def test_no_more_are_hot_than_allowed_when_one_gives_way(self) -> None:
+        placing = core(settings=Settings(hot_at_start=0, max_hot=1))
+        want = replace(LLM, needs=frozenset({"model:large"}))
+        (place,) = decide(placing, hot(1), cold(2), asks=(load("large", automatic=True),), wants=(want,))
+        assert isinstance(place, Place) and place.seat.worker == "model-1"
+
+    def test_a_view_without_those_that_are_started_again_decides_nothing_by_itself(self) -> None:
+        placing = core(settings=Settings(hot_at_start=1))
+        away = {"model-1": Chosen(3, "small", "x")}
+        assert placing.step(View((cold(2),), (), (), away), 0.0) == []
+        assert placing.step(View((cold(2),), (), (), away), 100.0) == [], "one is hot by decision, if away"
+
+    def test_an_ask_waits_for_its_worker_to_come_back(self) -> None:
+        placing = core()
+        away = {"model-1": Chosen(3, "small", "a")}
+        asks = (load(worker="model-1"), load(id_="a"))
+        assert placing.step(View((cold(2),), asks, (), away), 0.0) == []
+        failed, _ = placing.step(View((cold(2),), asks, (), away), 100.0)
+        assert isinstance(failed, Failed)
+
+    def test_a_model_that_is_always_in_use_gives_way_in_the_end(self) -> None:
+        placing = core()
+        want = replace(LLM, needs=frozenset({"model:large"}))
+        asks = (load("large", automatic=True),)
+        assert decide(placing, hot(1, leases=2), asks=asks, wants=(want,), now=0.0) == []
+        (place,) = decide(placing, hot(1, leases=2), asks=asks, wants=(want,), now=500.0)
+        assert isinstance(place, Place)
+
+    def test_work_for_a_model_that_there_is_not_keeps_no_card(self) -> None:
+        placing = core()
+        nowhere = replace(LLM, needs=frozenset({"model:nowhere"}))
+        decide(placing, hot(1), wants=(SCRIPT, nowhere), now=0.0)
+        (request,) = decide(placing, hot(1), wants=(SCRIPT, nowhere), now=100.0)
+        assert isinstance(request, Request) and request.op == UNLOAD
+
+
+def test_a_worker_that_says_what_nobody_understands_is_left_alone() -> None:
+    row = {"id": "model-1", "info": {"seat": True}, "leases": 0, "willing": True}
+    good = {**row, "id": "model-2", "placement": {"generation": 0, "phase": "cold"}}
+    for odd in ({"generation": "x"}, [1], {"share": "much"}):
+        answer = {"workers": [{**row, "placement": odd}, good], "facts": [], "rows": [], "demand": []}
+        view, _ = view_of(answer)
+        assert [seat.worker for seat in view.seats] == ["model-2"]

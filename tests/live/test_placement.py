@@ -121,7 +121,43 @@ def test_one_is_hot_at_start_and_its_load_is_a_task_that_is_done(rig: LiveRig) -
         assert list(hot(bus).values()) == ["small"]
         assert sorted(seats(bus)) == ["model-1", "model-2", "model-3", "model-4"]
         (ask,) = wait_for(lambda: [a for a in asks(bus) if a["state"] == "done"], what="its task to end")
-        assert (ask["type"], ask["key"]) == ("load_llm", f"{first(bus)}:1")
+        assert (ask["type"], ask["key"].partition(":")[2]) == ("load_llm", "load_llm:small")
+
+
+def test_an_ask_that_a_person_cancels_ends_nothing_else(
+    rig_dir: Path, processes: Processes, models: dict[str, Path]
+) -> None:
+    rig = start(rig_dir, processes, models, hot=0)
+    with rig.client() as bus:
+        wait_for(lambda: len(seats(bus)) == 4, timeout_s=20, what="the model workers")
+        for name in sorted(seats(bus)):
+            bus.control("pause", name)  # so that the ask stays open
+        first_try = bus.submit(
+            [Task(type="generate", payload={"prompt": "hi", "max_tokens": 2, "model": "large"})]
+        )
+        (ask,) = wait_for(lambda: asks(bus), timeout_s=20, what="the rig to ask for the model")
+        bus.cancel(ask["id"])
+        for name in sorted(seats(bus)):
+            bus.control("resume", name)
+        (other,) = bus.submit([Task(type="load_llm", cls="meta", meta={"model": "large"})])
+        assert next(iter(bus.results([other], timeout_s=30))).ok
+        assert next(iter(bus.results(first_try, timeout_s=30))).ok
+    assert rig.stop() == 0
+
+
+def test_another_model_on_the_command_line_is_the_one_that_answers(
+    rig_dir: Path, processes: Processes, models: dict[str, Path]
+) -> None:
+    rig = LiveRig(rig_dir, processes, workers=1, env={"RIGBUS_MODEL": ""})
+    for name in ("small", "large"):
+        rig.env["RIGBUS_MODEL"] = str(models[name])
+        rig.start()
+        with rig.client() as bus:
+            wait_for(
+                lambda name=name: list(hot(bus).values()) == [name], timeout_s=30, what=f"{name} to be hot"
+            )
+            assert bus.call("generate", {"prompt": "hi", "max_tokens": 2}, timeout_s=20)["model"] == name
+        assert rig.stop() == 0
 
 
 def test_load_and_unload_by_hand(rig: LiveRig) -> None:
