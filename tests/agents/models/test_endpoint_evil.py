@@ -311,7 +311,7 @@ def test_the_end_of_the_endpoint_ends_everything_and_leaves_no_thread() -> None:
         waiting.sendall(rig.head("POST /v1/chat/completions HTTP/1.1", f"Content-Length: {len(CHAT)}") + CHAT)
         assert model.asked_one.wait(5)
     assert model.cancels[0].is_set()
-    assert set(threading.enumerate()) <= before
+    wait_for(lambda: set(threading.enumerate()) <= before, what="the end of every thread")
     assert heard(idle) == b""
     rig.close()
     with pytest.raises(ConnectionRefusedError):

@@ -529,7 +529,7 @@ def test_the_end_of_the_model_ends_what_runs_and_what_waits_and_leaves_no_thread
         assert held.cancels[0].wait(2)
         with pytest.raises(ModelClosed):
             model.embed(["a"])
-    assert set(threading.enumerate()) <= before
+    wait_for(lambda: set(threading.enumerate()) <= before, what="the end of every thread")
 
 
 # ------------------------------------------------------------ vectors
