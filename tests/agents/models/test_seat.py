@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rigbus.agents.models.scripted import ScriptedModel
+from rigbus.agents.models.seat import Seat
 from rigbus.agents.models.seat_core import (
     ANSWER_S,
     RETRY_S,
@@ -143,3 +148,44 @@ def test_a_control_that_says_nothing_usable_is_none() -> None:
     ):
         assert Wanted.of(header) is None
     assert Wanted.of({"generation": 4, "model": None, "spec": None, "ask": "x"}) == Wanted(4)
+
+
+class UnheardBus:
+    """A loop whose broker answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[dict[str, Any], Callable[[Mapping[str, Any]], None]]] = []
+
+    def post(self, event: object, wake: bool = True) -> None:
+        pass
+
+    def beat(self) -> None:
+        pass
+
+    def ask(
+        self, verb: object, header: dict[str, Any], answered: Callable[[Mapping[str, Any]], None]
+    ) -> bool:
+        self.asked.append((header, answered))
+        return True
+
+
+def test_a_token_is_given_back_until_the_broker_has_heard_it() -> None:
+    """A broker that died under the release kept the token of a whole group for a worker that was long hot."""
+    bus, now = UnheardBus(), [0.0]
+    seat = Seat(
+        bus,
+        group="pcie-0",
+        open_model=lambda wanted: ScriptedModel([]),
+        on_model=lambda wanted, model: None,
+        runs=lambda: 0,
+        clock=lambda: now[0],
+    )
+    seat.control("place", {"generation": 1, "model": None})
+    for n in (1, 2, 3):
+        due = seat.tick(now[0])
+        assert [header["action"] for header, _ in bus.asked] == ["release"] * n
+        assert due is not None
+        now[0] = due
+    bus.asked[-1][1]({"held": False})
+    assert seat.tick(now[0] + 100) is None
+    assert len(bus.asked) == 3
