@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from .common import config_option, json_option, print_json, state_option, talk
 from .reach import reach_bus
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT = click.option(
     "--timeout",
@@ -23,13 +27,22 @@ _WORKER = click.option(
 )
 
 
+def _options(verb: F) -> F:
+    """Those of both verbs."""
+    for option in (
+        click.argument("model", default=""),
+        _WORKER,
+        _TIMEOUT,
+        json_option,
+        config_option,
+        state_option,
+    ):
+        verb = option(verb)
+    return verb
+
+
 @click.command()
-@state_option
-@config_option
-@json_option
-@_TIMEOUT
-@_WORKER
-@click.argument("model", default="")
+@_options
 def load(
     state: Path | None, config: Path | None, as_json: bool, timeout_s: float, worker: str, model: str
 ) -> int:
@@ -41,12 +54,7 @@ def load(
 
 
 @click.command()
-@state_option
-@config_option
-@json_option
-@_TIMEOUT
-@_WORKER
-@click.argument("model", default="")
+@_options
 def unload(
     state: Path | None, config: Path | None, as_json: bool, timeout_s: float, worker: str, model: str
 ) -> int:

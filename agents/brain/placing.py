@@ -243,9 +243,7 @@ class Placing:
                 taken.add(action.seat.worker)
                 self._asked_at.pop((ask.op, ask.model, ask.worker), None)
         # one at a time, so that its effect is seen before the next; and not on half a view
-        if any(ask.automatic for ask in view.asks) or any(
-            now < at + ABSENT_S for at in self._absent_at.values()
-        ):
+        if any(ask.automatic for ask in view.asks) or self._some_return(now):
             return actions
         request = self._renew(view) or self._start(view) or self._heat(view) or self._cool(view, now)
         if request is None or request.worker in taken:
@@ -287,7 +285,7 @@ class Placing:
         away = next((w for w, c in view.chosen.items() if c.ask == ask.id or w == ask.worker), None)
         if away is not None and now < self._absent_at.get(away, -ABSENT_S) + ABSENT_S:
             return None  # its worker is started again
-        error = self._impossible(ask, view)
+        error = self._impossible(ask, view, now)
         if error:
             return Failed(ask, error)
         if ask.automatic and not ask.worker and not any(self._wants_model(w) for w in view.wants):
@@ -320,7 +318,7 @@ class Placing:
         """Does it wait for a model that there is?"""
         return want.of_model and self._model_for(want) is not None
 
-    def _impossible(self, ask: Ask, view: View) -> str:
+    def _impossible(self, ask: Ask, view: View, now: float) -> str:
         """Why an ask can never be fulfilled; "" where it can."""
         workers = sorted({s.worker for s in view.seats})
         if ask.worker and ask.worker not in workers:
@@ -328,7 +326,7 @@ class Placing:
         if ask.op == LOAD and ask.model not in self.catalogue:
             known = ", ".join(sorted(self.catalogue)) or "none"
             return f"there is no model {ask.model!r}; there are: {known} ([models.NAME] in rigbus.toml)"
-        if ask.op == LOAD and not self._fitting(ask.model, view.seats) and not view.chosen:
+        if ask.op == LOAD and not self._fitting(ask.model, view.seats) and not self._some_return(now):
             return f"no worker can hold {ask.model!r}: there is no model worker for its role and placement"
         return ""
 
@@ -369,9 +367,9 @@ class Placing:
 
     # ------------------------------------------------------------ automation
 
-    def _decided(self, view: View) -> list[Chosen]:
-        """Of all workers for models of plans and for the brain's, also of those that are away."""
-        return [*(s.chosen for s in view.seats), *view.chosen.values()]
+    def _some_return(self, now: float) -> bool:
+        """Are workers being started again? One that is away for longer was taken out of the configuration."""
+        return any(now < at + ABSENT_S for at in self._absent_at.values())
 
     def _renew(self, view: View) -> Request | None:
         """What is held as the configuration says no more: a changed model is loaded anew, one that is gone gives way."""
@@ -391,10 +389,10 @@ class Placing:
         seats = [s for s in view.seats if s.chosen.generation == 0]
         for entry in self.catalogue.values():
             free = self._fitting(entry.name, seats)
-            here = any(c.model == entry.name for c in self._decided(view))
+            here = any(s.chosen.model == entry.name for s in view.seats)
             if (entry.pinned or entry.role == "brain") and free and not here:
                 return self._request(LOAD, entry.name, free[0], "pinned" if entry.pinned else "the brain's")
-        used = [c for c in self._decided(view) if c.generation > 0]
+        used = [s for s in view.seats if s.chosen.generation > 0 and s.role != "brain"]
         free = self._fitting(self.default, seats) if self.default in self.catalogue else []
         if free and len(used) < self.settings.hot_at_start:
             return self._request(LOAD, self.default, free[0], "hot at start")

@@ -309,7 +309,20 @@ class TestWhatABrokenRigTaught:
         placing = core(settings=Settings(hot_at_start=1))
         away = {"model-1": Chosen(3, "small", "x")}
         assert placing.step(View((cold(2),), (), (), away), 0.0) == []
-        assert placing.step(View((cold(2),), (), (), away), 100.0) == [], "one is hot by decision, if away"
+        (request,) = placing.step(View((cold(2),), (), (), away), 100.0)
+        assert isinstance(request, Request), "it was taken out of the configuration"
+
+    def test_a_worker_that_is_configured_no_more_keeps_no_ask_waiting(self) -> None:
+        placing = core(SMALL, Entry("judge", {}, role="brain"))
+        away = {"model-4": Chosen(3, "small", "x")}
+        asks = (load(),)
+        assert placing.step(View((cold(1, role="brain"),), asks, (), away), 0.0) == []
+        (failed,) = [
+            a
+            for a in placing.step(View((cold(1, role="brain"),), asks, (), away), 100.0)
+            if not isinstance(a, Request)
+        ]
+        assert isinstance(failed, Failed) and "no worker can hold" in failed.error
 
     def test_an_ask_waits_for_its_worker_to_come_back(self) -> None:
         placing = core()
