@@ -95,6 +95,7 @@ class RawServer:
 
     def __init__(self, script: Callable[[socket.socket, int], None], *, reads: bool = True) -> None:
         self.asked: list[bytes] = []
+        self.asked_by: dict[int, bytes] = {}  #: by the number of the connection
         self.ended = threading.Event()
         self._script = script
         self._reads = reads
@@ -136,7 +137,8 @@ class RawServer:
         with sock:
             try:
                 if self._reads:
-                    self.asked.append(read_request(sock))
+                    self.asked_by[n] = read_request(sock)
+                    self.asked.append(self.asked_by[n])
                 self._script(sock, n)
             except OSError:
                 pass  # the client has gone: often what the test wants

@@ -80,7 +80,7 @@ def listing(script: Script) -> RawServer:
     server: list[RawServer] = []
 
     def play(sock: socket.socket, n: int) -> None:
-        if server[0].asked and b"GET /v1/models" in server[0].asked[-1]:
+        if b"GET /v1/models" in server[0].asked_by[n]:  # the newest may be another connection's
             sock.sendall(LIST)
         else:
             script(sock, n)
