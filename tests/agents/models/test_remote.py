@@ -547,7 +547,7 @@ def test_vectors_are_fetched(make: Make) -> None:
 
 def test_a_server_without_embeddings_may_still_generate(make: Make) -> None:
     def play(sock: socket.socket, n: int) -> None:
-        sock.sendall(answer("404 Not Found", b"no route") if b"/embeddings" in server.asked[-1] else YES)
+        sock.sendall(answer("404 Not Found", b"no route") if b"/embeddings" in server.asked_by[n] else YES)
 
     with listing(play) as server:
         model = make(server.url)
