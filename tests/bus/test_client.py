@@ -42,7 +42,7 @@ class Rig:
         self.broker.start()
         self.release = threading.Event()
         self.worker = SmallWorker(
-            self.broker.endpoint, ["echo", "fail", "never", "steps", "big", "gate", "lost"], self.work
+            self.broker.endpoint, ["echo", "fail", "never", "steps", "big", "gate", "held", "lost"], self.work
         )
 
     def work(self, lease: dict[str, Any], payload: Any, progress: Any) -> Any:
@@ -51,6 +51,8 @@ class Rig:
             raise RigbusError("it broke")
         if kind == "never" or (kind == "gate" and not self.release.is_set()):
             return NEVER
+        if kind == "held" and not self.release.wait(10):
+            raise RigbusError("never released")
         if kind == "steps":
             for n in range(payload):
                 progress({"n": n, "pct": n / payload, "note": f"step {n}"}, [pack(f"chunk {n}")])
@@ -464,8 +466,13 @@ def test_an_attempt_that_lost_its_lease_is_told(rig: Rig, parent: dict[str, Any]
 
 def test_a_wait_is_announced_once_and_ended_before_the_value_is_used(rig: Rig) -> None:
     waits: list[bool] = []
-    with Client(rig.broker.endpoint, on_wait=waits.append) as bus:
-        ids = bus.submit([Task(type="echo", payload=n) for n in range(3)])
+
+    def on_wait(begins: bool) -> None:
+        waits.append(begins)
+        rig.release.set()  # no result can be there before a wait began
+
+    with Client(rig.broker.endpoint, on_wait=on_wait) as bus:
+        ids = bus.submit([Task(type="held", payload=n) for n in range(3)])
         for _ in bus.results(ids, timeout_s=5):
             assert not waits or waits[-1] is False
     assert waits
