@@ -39,7 +39,7 @@ class Options:
     """``tokens`` of each answer; ``ctx`` of the model, for all its requests."""
 
     model: Path
-    tokens: int = 96
+    tokens: int = 128
     repeats: int = 5
     ctx: int = 4096
 
@@ -121,8 +121,9 @@ def _figures(
 
 
 _EIGHT: Final = (
-    "Eight requests: each with its prompt read, as in eight threads that share one llama_cpp.Llama behind a lock; the bare "
-    "loop of eight has its prompts read before the clock starts."
+    "Eight requests: each with its prompt read (by the model's chat template), as in eight threads that share one "
+    "llama_cpp.Llama behind a lock; the bare loop of eight has its prompts read before the clock starts. The shorter the "
+    "answers, the more the reading of the prompts weighs: it gains little from company."
 )
 _LIMITS: Final = {"one": "llama_decode", "locked": "× behind a lock"}
 
