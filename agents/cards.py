@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .models.catalogue import Catalogue, brain_cards
+from .models.catalogue.catalogue import Catalogue, brain_cards
 
 DEFAULT_WORKERS: Final = 2  #: where there is no card
 _DRIVER: Final = Path("/proc/driver/nvidia/gpus")

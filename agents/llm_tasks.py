@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from ..bus.errors import DefinitionError
 from .base import Agent, handler
-from .models.answers import (
+from .models.files import read_schema
+from .models.protocol import EmbedRequest, GenerateRequest, GenerateResult, Model, collect, gather
+from .models.tasks.answers import (
     ANSWER_TOKENS,
     DECISION_TOKENS,
     PARSE_TASK,
@@ -29,12 +31,10 @@ from .models.answers import (
     shown_choices,
     shown_schema,
 )
-from .models.feedback import with_feedback
-from .models.files import read_schema
-from .models.keeping import keep_text
-from .models.protocol import EmbedRequest, GenerateRequest, GenerateResult, Model, collect, gather
-from .models.reading import read_input
-from .models.validation import Schema
+from .models.tasks.feedback import with_feedback
+from .models.tasks.keeping import keep_text
+from .models.tasks.reading import read_input
+from .models.tasks.validation import Schema
 
 MAX_TEXTS: Final = 1024  #: of one `embed`
 SIGNS: Final = 20  #: of life that an answer gives on its way to max_tokens

@@ -25,9 +25,9 @@ from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .llm import ModelAgent
 from .loop import ALIVE_VARIABLE, Loop, Peer
-from .models.endpoint import Endpoint
-from .models.lending import Lender
-from .models.opening import offer_of, open_model
+from .models.catalogue.opening import offer_of, open_model
+from .models.endpoint.lending import Lender
+from .models.endpoint.server import Endpoint
 from .models.protocol import PARALLEL, Model
 from .models.seat import Seat
 from .models.seat_core import Wanted

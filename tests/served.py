@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rigbus.agents.models.endpoint import Endpoint, Limits
+from rigbus.agents.models.endpoint.server import Endpoint, Limits
 from rigbus.agents.models.protocol import Chunk, GenerateRequest, Model, Usage
 from rigbus.agents.models.remote import RemoteModel, RemotePatience
 from rigbus.agents.models.scripted import ScriptedModel

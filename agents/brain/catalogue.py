@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..models.catalogue import Catalogue
+from ..models.catalogue.catalogue import Catalogue
 from .placing import Entry
 
 

@@ -1,7 +1,7 @@
 """What a language model is to the rest of rigbus: the request, the pieces of its answer, the ``Model`` protocol.
 
-Pure: no process, no clock, no llama.cpp. ``host.py`` (llama.cpp in a child) and ``scripted.py`` (for tests) implement
-it; a caller never asks which one it has.
+Pure: no process, no clock, no llama.cpp. ``host`` (llama.cpp in a child), ``remote`` (a server) and ``scripted`` (for tests)
+implement it; a caller never asks which one it has.
 """
 
 from __future__ import annotations

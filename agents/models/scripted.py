@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from ...bus.errors import DefinitionError
+from .engine.text import TextStream
 from .protocol import (
     Chunk,
     EmbedRequest,
@@ -25,7 +26,6 @@ from .protocol import (
     Vector,
     gather,
 )
-from .text import TextStream
 
 DIMENSIONS: Final = 8
 _WORD = re.compile(r"\s*\S+|\s+")

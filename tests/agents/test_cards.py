@@ -6,7 +6,7 @@ import click
 import pytest
 
 from rigbus.agents.cards import card_uuids, present_cards, seats
-from rigbus.agents.models.catalogue import brain_cards
+from rigbus.agents.models.catalogue.catalogue import brain_cards
 from rigbus.agents.supervisor_children import rig_specs
 from rigbus.bus.config import Settings
 from rigbus.bus.config_models import brain_cards as of_settings

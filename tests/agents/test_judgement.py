@@ -18,7 +18,7 @@ from rigbus.agents.brain.judgement import (
     read_judgement,
     sample_of,
 )
-from rigbus.agents.models.feedback import with_feedback
+from rigbus.agents.models.tasks.feedback import with_feedback
 from rigbus.bus.judging import MAX_EVALUATION_BYTES, MAX_SAMPLE_BYTES
 from rigbus.bus.wire import pack
 

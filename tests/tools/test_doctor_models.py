@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, short_folder
 
-from rigbus.agents.models.entries import Entry
-from rigbus.agents.models.vram import Estimate
+from rigbus.agents.models.catalogue.entries import Entry
+from rigbus.agents.models.gguf.vram import Estimate
 from rigbus.bus.config import load
 from rigbus.bus.paths import profiles
 from rigbus.tools.doctor_checks import models

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from .findings import Finding
 
 if TYPE_CHECKING:
-    from ...agents.models.entries import Entry
-    from ...agents.models.vram import Estimate
+    from ...agents.models.catalogue.entries import Entry
+    from ...agents.models.gguf.vram import Estimate
 
 GROUP: Final = "Models"
 
@@ -65,7 +65,7 @@ def gather(
 ) -> CatalogueFacts:
     """Reads the header of each file. ``rows`` are nvidia-smi's (see ``gpu.py``)."""
     from ...agents.cards import seats
-    from ...agents.models.catalogue import Catalogue
+    from ...agents.models.catalogue.catalogue import Catalogue
     from ...bus.errors import ConfigError
 
     present, uuids, memory = _driver(rows)
@@ -103,8 +103,8 @@ def _driver(rows: Sequence[Sequence[str]]) -> tuple[list[str], dict[str, str], d
 
 
 def _facts(entry: Entry, cards: Sequence[CardRoom]) -> ModelFacts:
-    from ...agents.models.gguf import read_gguf
-    from ...agents.models.vram import estimate_vram_mb
+    from ...agents.models.gguf.model import read_gguf
+    from ...agents.models.gguf.vram import estimate_vram_mb
 
     if entry.path is None or entry.problem:
         return ModelFacts(entry, cards=cards)

@@ -1,0 +1,1 @@
+"""The models that a rig may serve: configured, read from their files, remembered, opened."""

@@ -1,0 +1,1 @@
+"""What runs in the process that holds a model: llama.cpp, continuous batching, samplers. Started by ``host``; needs numpy."""
