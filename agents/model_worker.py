@@ -25,6 +25,7 @@ from .gpu.watch import own_cards
 from .lifeline import lifeline_fd
 from .llm import ModelAgent
 from .loop import ALIVE_VARIABLE, Loop, Peer
+from .models.card_meter import CardMeter
 from .models.catalogue.opening import offer_of, open_model
 from .models.endpoint.lending import Lender
 from .models.endpoint.server import Endpoint
@@ -88,6 +89,8 @@ class ModelWorker:
         self.loop.add(tuple(self._specs), self._threads)
         self.lender = Lender(Endpoint())
         self._add_commands(place.state, supervised=lifeline is not None)
+        cards = self.loop.cards
+        self._meter = CardMeter(cards, place.state) if cards is not None else None
         self.seat = Seat(
             self.loop,
             group=self.options.group or None,
@@ -95,11 +98,10 @@ class ModelWorker:
             on_model=self._offer,
             runs=lambda: len(self.loop.core.runs) if self.loop.core is not None else 0,
             clock=self.loop.clock,
+            meter=self._meter,
         )
         self.loop.add((), self.seat)
-        keeper = keeper_of(
-            self.loop, self.loop.cards, uses_any=True, limits=self.options.thermal, budget=False
-        )
+        keeper = keeper_of(self.loop, cards, uses_any=True, limits=self.options.thermal, budget=False)
         if keeper is not None:
             self.loop.add((), keeper)
         self.loop.on_control(self.seat.control)
@@ -160,11 +162,9 @@ class ModelWorker:
     def _open(self, wanted: Wanted) -> Model:
         logs = self.place.logs
         log_path = logs / f"{self.place.name}.llama.log" if logs is not None else None
-        cards = self.loop.cards
-        if cards is None:
+        if self._meter is None:
             return open_model(wanted.spec or {}, log_path, ())
-        sample = cards.latest()
-        return open_model(wanted.spec or {}, log_path, sample.readings if sample.readings else None)
+        return open_model(wanted.spec or {}, log_path, self._meter.before or None)
 
     def _offer(self, wanted: Wanted | None, model: Model | None) -> None:
         self.lender.endpoint.model = model

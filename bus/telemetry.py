@@ -20,6 +20,13 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
 
+class GpuProcess(_Open):
+    """A process that computes on a card, and what it takes of its memory."""
+
+    pid: int
+    vram_used_mb: int = Field(ge=0)
+
+
 class GpuReading(_Open):
     """One GPU as its driver reports it; a field that the driver does not know is null."""
 
@@ -38,6 +45,9 @@ class GpuReading(_Open):
     pcie_group: str | None = None
     pci_bus: str | None = None
     pids: list[int] | None = Field(default=None, description="processes that compute on it")
+    processes: list[GpuProcess] | None = Field(
+        default=None, description="those of pids whose memory the driver tells"
+    )
     error: str | None = Field(
         default=None, description="why there are no readings; the numbers are then missing"
     )
@@ -71,6 +81,12 @@ class PlacementReading(_Open):
     share: float = Field(default=0.0, ge=0, le=1, description="of the loading")
     since_s: float = Field(default=0.0, ge=0)
     message: str = ""
+    vram_mb: int | None = Field(
+        default=None, ge=1, description="the most MiB that the hot model was measured to take of its cards"
+    )
+    freed_mb: int | None = Field(
+        default=None, ge=1, description="MiB that were measured to be back when the last model went"
+    )
 
 
 class WorkerTelemetry(_Open):

@@ -43,6 +43,7 @@ class Card:
     clock_mhz: int | None = 1708
     throttle: int | None = 0x4
     pids: list[int] = field(default_factory=list)
+    process_mb: dict[str, int] = field(default_factory=dict)  # by pid, of those that are told
     lost: bool = False
 
 
@@ -61,7 +62,7 @@ def two_cards() -> Driver:
     tells_less = {"fan_pct": None, "power_mw": None, "limit_mw": None, "throttle": None}
     return Driver(
         [
-            Card("GPU-11111111-aaaa-0000-0000-000000000001", pids=[4321, 77]),
+            Card("GPU-11111111-aaaa-0000-0000-000000000001", pids=[4321, 77], process_mb={"4321": 4100}),
             Card(
                 "GPU-22222222-bbbb-0000-0000-000000000002", bus="00000000:04:00.0", celsius=44, **tells_less
             ),  # type: ignore[arg-type]
@@ -150,7 +151,12 @@ class FakeNvml:
         return self._told(handle, "throttle")
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
-        return [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in self._card(handle).pids]
+        card = self._card(handle)
+        told = {pid: card.process_mb.get(str(pid)) for pid in card.pids}
+        return [
+            SimpleNamespace(pid=pid, usedGpuMemory=None if mb is None else mb << 20)
+            for pid, mb in told.items()
+        ]
 
     def _check(self) -> None:
         if self.driver.down is not None:
@@ -192,17 +198,17 @@ assert sys.argv[2] == "--format=csv,noheader,nounits", sys.argv
 def cell(value):
     return "[N/A]" if value is None else str(value)
 
-if option == "--query-compute-apps":
-    assert names == "gpu_uuid,pid", names
-    for card in driver["cards"]:
-        for pid in card["pids"]:
-            print(card["uuid"], pid, sep=", ")
-    sys.exit(0)
-assert option == "--query-gpu", option
 for name in names.split(","):
     if name in driver["unknown"]:
         print(f'Field "{{name}}" is not a valid field to query.')
         sys.exit(2)
+if option == "--query-compute-apps":
+    for card in driver["cards"]:
+        for pid in card["pids"]:
+            row = {{"gpu_uuid": card["uuid"], "pid": pid, "used_gpu_memory": card["process_mb"].get(str(pid))}}
+            print(*(cell(row[name]) for name in names.split(",")), sep=", ")
+    sys.exit(0)
+assert option == "--query-gpu", option
 lost = False
 for index, card in enumerate(driver["cards"]):
     if card["lost"]:

@@ -146,7 +146,8 @@ def _of_rig(eye: RigEye, interval_s: float, tried: str) -> Iterator[dict[str, An
         first = False
         if now is not None:
             # Their processes are on another machine: a pid of it says nothing here.
-            cards = [{key: value for key, value in card.items() if key != "pids"} for card in cards]
+            theirs = {"pids", "processes"}
+            cards = [{key: value for key, value in card.items() if key not in theirs} for card in cards]
             cards = gpu_view.with_tasks(cards, now.workers, now.running, lambda pid: None)
         yield _object("rig", cards, Sample(age_s=0.0, stale=now is None))
         pause(interval_s)

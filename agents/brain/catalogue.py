@@ -27,6 +27,7 @@ def entries_of(settings: Mapping[str, Any], state: Path | None = None) -> tuple[
             pinned=e.pinned,
             load_s=catalogue.load_s(e, *(e.split or ("0",))),
             vram_mb=e.vram_mb,
+            vram_source=e.vram_source,
         )
         for e in catalogue
     }

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from ...bus.wire import pack
 from . import placing
 from .catalogue import entries_of
+from .measured import with_measures
 from .placing import Action, Ask, Chosen, Done, Failed, Place, Placing, Request, Reserve, Seat, View, Want
 from .sharing import Neighbour, share
 
@@ -70,6 +71,7 @@ class Placements:
         answer = self._bus.query(SCOPE)
         view, revs = view_of(answer)
         self._look_at = now + (MOVING_LOOK_S if view.asks else LOOK_S)
+        self._core.catalogue = with_measures(self._core.catalogue, view.seats)
         actions = self._core.step(view, now)
         places, reserves = share(
             [a for a in actions if isinstance(a, Place)],
@@ -165,7 +167,7 @@ def _seat_or_none(row: Mapping[str, Any], facts: Mapping[str, Any]) -> Seat | No
     """A worker as it shows itself; None where its heartbeat says what no model worker of ours says."""
     try:
         return _seat(row, facts.get(str(row["id"])))
-    except (ValueError, TypeError, AttributeError, LookupError) as e:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as e:
         log.warning("worker %.80s is left alone, its heartbeat is not understood: %.200r", row["id"], e)
         return None
 
@@ -194,6 +196,8 @@ def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
         willing=bool(row["willing"]),
         role=str(info.get("role") or "worker"),
         cards=_cards(info),
+        vram_mb=int(said.get("vram_mb") or 0),
+        freed_mb=int(said.get("freed_mb") or 0),
     )
 
 

@@ -61,7 +61,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the catalogue. ``spec`` is what its worker needs; ``load_s`` what its way over the link costs."""
+    """A model of the catalogue. ``spec`` is what its worker needs; ``load_s`` what its way over the link costs.
+
+    ``vram_mb``: MiB of all its cards, by ``vram_source``: config, measured, estimate or unknown.
+    """
 
     name: str
     spec: Mapping[str, Any]
@@ -71,6 +74,7 @@ class Entry:
     pinned: bool = False
     load_s: float = 0.0
     vram_mb: int = 0
+    vram_source: str = "unknown"
 
     @property
     def tags(self) -> frozenset[str]:
@@ -90,7 +94,11 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A model worker: what was decided for it, and what it says. ``leases``: live ones."""
+    """A model worker: what was decided for it, and what it says. ``leases``: live ones.
+
+    In MiB of its cards: ``vram_mb``, which its hot model was measured to take at most, and ``freed_mb``, which were measured
+    to be back when the last one went; 0: not measured.
+    """
 
     worker: str
     group: str
@@ -105,6 +113,8 @@ class Seat:
     willing: bool = True
     role: str = "worker"
     cards: tuple[str, ...] = ()
+    vram_mb: int = 0
+    freed_mb: int = 0
 
     @property
     def settled(self) -> bool:
@@ -260,7 +270,7 @@ class Placing:
             return "no model is configured: rigbus up --model FILE.gguf, or [models.NAME] in rigbus.toml"
         if not view.seats:
             return "no worker can hold a model: pip install 'rigbus[llm]', then rigbus up"
-        said = [_words(s) for s in view.seats if s.phase != "cold" or not s.settled]
+        said = [_words(s) for s in view.seats if s.phase != "cold" or not s.settled or s.message]
         return "; ".join(said[:8]) or f"{len(view.seats)} model workers, all cold"
 
     def _note(self, view: View, now: float) -> None:
@@ -471,7 +481,8 @@ def _ended(ask: Ask, seat: Seat) -> Action | None:
         return Failed(ask, f"{seat.worker}: {seat.message or 'the model cannot be loaded'}")
     if ask.op == LOAD:
         return Done(ask, f"{ask.model} is hot on {seat.worker}") if seat.phase == "hot" else None
-    return Done(ask, f"{seat.worker} is cold")
+    freed = f", {seat.freed_mb} MB of its cards are back" if seat.freed_mb else ""
+    return Done(ask, f"{seat.worker} is cold{freed}" + (f"; {seat.message}" if seat.message else ""))
 
 
 def _seat_to_unload(ask: Ask, view: View) -> Seat | None:
@@ -489,5 +500,7 @@ def _words(seat: Seat) -> str:
     if seat.phase == "failed":
         return f"{seat.worker} could not load {model}: {seat.message}"
     if not seat.settled and seat.phase == "cold":
-        return f"{seat.worker} is to load {model}"
+        return f"{seat.worker} is to load {model}" + (f": {seat.message}" if seat.message else "")
+    if seat.phase == "cold":
+        return f"{seat.worker} is cold: {seat.message}"
     return f"{seat.worker} is {seat.phase} ({model})" + (f": {seat.message}" if seat.message else "")

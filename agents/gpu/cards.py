@@ -41,6 +41,8 @@ def row_of(reading: GpuReading) -> dict[str, Any]:
         row["throttle"] = list(reading.throttle)
     if reading.pids:
         row["pids"] = list(reading.pids)
+    if reading.process_mb:
+        row["processes"] = [{"pid": pid, "vram_used_mb": mb} for pid, mb in reading.process_mb]
     return row
 
 
@@ -60,6 +62,11 @@ def reading_of(row: Mapping[str, Any]) -> GpuReading:
             fields[field] = round(value) if field in _WHOLE else value / factor
     fields["throttle"] = tuple(t for t in _list(row.get("throttle")) if isinstance(t, str))
     fields["pids"] = tuple(p for p in _list(row.get("pids")) if isinstance(p, int))
+    fields["process_mb"] = tuple(
+        (one["pid"], one["vram_used_mb"])
+        for one in _list(row.get("processes"))
+        if isinstance(one, Mapping) and all(_is_count(one.get(key)) for key in ("pid", "vram_used_mb"))
+    )
     return GpuReading(index=index, **fields)
 
 
@@ -110,6 +117,10 @@ def rows_in(field: Any) -> list[dict[str, Any]]:
         return []
     rows = [dict(row) for row in _list(field.get("cards")) if isinstance(row, Mapping)]
     return rows or [dict(field)]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _list(value: Any) -> Sequence[Any]:

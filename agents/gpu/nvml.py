@@ -153,6 +153,7 @@ class NvmlSource:
             celsius = self._first_of(
                 ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"), handle, _TEMPERATURE_GPU
             )
+            processes = self._processes(handle)
             power_mw = _number(self._ask("nvmlDeviceGetPowerUsage", handle))
             limit_mw = _number(self._ask("nvmlDeviceGetEnforcedPowerLimit", handle))
             reading = replace(
@@ -166,7 +167,8 @@ class NvmlSource:
                 fan=_share(self._ask("nvmlDeviceGetFanSpeed", handle)),
                 clock_mhz=_whole(self._ask("nvmlDeviceGetClockInfo", handle, _CLOCK_SM)),
                 throttle=throttle_words(self._throttle_bits(handle)),
-                pids=self._pids(handle),
+                pids=tuple(processes),
+                process_mb=tuple((pid, mb) for pid, mb in processes.items() if mb is not None),
             )
         except _CardLost as e:
             card.who, card.handle = replace(card.who, error=str(e)), None
@@ -182,9 +184,13 @@ class NvmlSource:
         bits = self._first_of(names, handle)
         return bits if isinstance(bits, int) else 0
 
-    def _pids(self, handle: Any) -> tuple[int, ...]:
-        found = self._ask("nvmlDeviceGetComputeRunningProcesses", handle) or ()
-        return tuple(sorted({pid for one in found if isinstance(pid := getattr(one, "pid", None), int)}))
+    def _processes(self, handle: Any) -> dict[int, int | None]:
+        """What computes on it, by pid; None: the driver does not tell its memory (pynvml makes None of "not available")."""
+        # The first is the third version of the call, which older drivers do not have.
+        calls = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2")
+        found = self._first_of(calls, handle) or ()
+        memory = {getattr(one, "pid", None): _mib(getattr(one, "usedGpuMemory", None)) for one in found}
+        return {pid: memory[pid] for pid in sorted(p for p in memory if isinstance(p, int))}
 
     def _first_of(self, calls: Sequence[str], *args: Any) -> Any:
         """What the first of them that this module and driver have answers."""

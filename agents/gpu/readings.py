@@ -31,8 +31,9 @@ class GpuReading:
     """A card at one moment. ``index`` is the driver's (PCI bus order), ``uuid`` the name that survives a reboot.
 
     ``throttle`` has the reasons why the clock is lowered now, in plain words (:data:`THROTTLE_BITS`); an idle card's low
-    clock is none. ``pids`` are the processes that compute on it. ``error`` says why there are no readings; the numbers
-    are then None.
+    clock is none. ``pids`` are the processes that compute on it, ``process_mb`` (pid, MiB) those of
+    them whose memory the driver tells: in a container it often does not. ``error`` says why there are no readings; the
+    numbers are then None.
     """
 
     index: int
@@ -49,6 +50,7 @@ class GpuReading:
     clock_mhz: int | None = None  #: of the multiprocessors
     throttle: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
+    process_mb: tuple[tuple[int, int], ...] = ()
     error: str = ""
 
 

@@ -35,6 +35,7 @@ _FIELDS: Final = (
     "clocks.sm",
     "clocks_throttle_reasons.active",
 )
+_PROCESS_FIELDS: Final = ("gpu_uuid", "pid", "used_gpu_memory")
 _CSV: Final = "--format=csv,noheader,nounits"
 _UNKNOWN_FIELD: Final = re.compile(r'Field "([\w.]+)" is not a valid field', re.IGNORECASE)
 #: ``Unable to determine the device handle for GPU 0000:03:00.0: GPU is lost.  Reboot the system to recover this GPU``
@@ -58,6 +59,7 @@ class SmiSource:
         self._program = program
         self._timeout_s = timeout_s
         self._fields: tuple[str, ...] = _FIELDS
+        self._process_fields: tuple[str, ...] = _PROCESS_FIELDS
         self._hung: subprocess.Popen[str] | None = None
         self._known: list[GpuReading] = []
         self._first: list[GpuReading] | None = self._ask_all()
@@ -84,13 +86,15 @@ class SmiSource:
         Raises:
             NotFound: the tool says nothing of any card; the message has what it says instead.
         """
-        code, out = self._query_cards()
+        code, out, self._fields = self._query("gpu", self._fields)
         rows = parse(out, self._fields) if code is not None else []
         lost = lost_cards(out, [*self._known, *rows])
         if not rows and not lost:
             raise NotFound(f"nvidia-smi: {self._why(code, out)}")
-        pids = parse_pids(self._run("--query-compute-apps=gpu_uuid,pid", _CSV)[1]) if rows else {}
-        rows = [replace(row, pids=pids.get(row.uuid, ())) for row in rows]
+        if rows:
+            _, told, self._process_fields = self._query("compute-apps", self._process_fields)
+            processes = parse_processes(told)
+            rows = [_with_processes(row, processes.get(row.uuid, {})) for row in rows]
         found = {row.uuid or row.pci_bus: row for row in lost}
         found |= {row.uuid or row.pci_bus: row for row in rows}
         for who in self._known:  # it was there before
@@ -101,14 +105,14 @@ class SmiSource:
         self._known = [identity(row) for row in readings]
         return readings
 
-    def _query_cards(self) -> tuple[int | None, str]:
-        """The table, without the fields that this driver's tool does not know."""
+    def _query(self, table: str, fields: tuple[str, ...]) -> tuple[int | None, str, tuple[str, ...]]:
+        """The exit code, the table, and its columns: those of ``fields`` that this driver's tool knows."""
         while True:
-            code, out = self._run(f"--query-gpu={','.join(self._fields)}", _CSV)
+            code, out = self._run(f"--query-{table}={','.join(fields)}", _CSV)
             unknown = _UNKNOWN_FIELD.search(out) if code else None
-            if unknown is None or unknown[1] not in self._fields:
-                return code, out
-            self._fields = tuple(name for name in self._fields if name != unknown[1])
+            if unknown is None or unknown[1] not in fields:
+                return code, out, fields
+            fields = tuple(name for name in fields if name != unknown[1])
 
     def _run(self, *words: str) -> tuple[int | None, str]:
         """(exit code, what it wrote); the code is None when it gave no answer in time."""
@@ -165,13 +169,14 @@ def parse(out: str, fields: Sequence[str]) -> list[GpuReading]:
     return found
 
 
-def parse_pids(out: str) -> dict[str, tuple[int, ...]]:
-    """UUID -> the processes that compute on that card, of ``--query-compute-apps``."""
-    found: dict[str, set[int]] = {}
+def parse_processes(out: str) -> dict[str, dict[int, int | None]]:
+    """UUID -> what computes on that card, of ``--query-compute-apps``: pid -> its MiB, None where they are not told."""
+    found: dict[str, dict[int, int | None]] = {}
     for cells in csv.reader(out.splitlines(), skipinitialspace=True):
-        if len(cells) == 2 and cells[1].strip().isdecimal():
-            found.setdefault(cells[0].strip(), set()).add(int(cells[1]))
-    return {uuid: tuple(sorted(pids)) for uuid, pids in found.items()}
+        if len(cells) in (2, 3) and cells[1].strip().isdecimal():
+            mb = _whole(cells[2].strip()) if len(cells) == 3 else None
+            found.setdefault(cells[0].strip(), {})[int(cells[1])] = mb
+    return found
 
 
 def lost_cards(out: str, known: Sequence[GpuReading]) -> list[GpuReading]:
@@ -194,6 +199,11 @@ def bus_tail(bus: str) -> str:
 def identity(reading: GpuReading) -> GpuReading:
     """Who it is, without what it said."""
     return GpuReading(index=reading.index, uuid=reading.uuid, name=reading.name, pci_bus=reading.pci_bus)
+
+
+def _with_processes(reading: GpuReading, processes: Mapping[int, int | None]) -> GpuReading:
+    told = tuple((pid, mb) for pid, mb in sorted(processes.items()) if mb is not None)
+    return replace(reading, pids=tuple(sorted(processes)), process_mb=told)
 
 
 def _reading(row: Mapping[str, str]) -> GpuReading:

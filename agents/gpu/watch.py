@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 STALE_INTERVALS: Final = 3
 REOPEN_S: Final = 60.0
 _CLOSE_S: Final = 0.2
+_HURRIED_S: Final = 0.1  #: between a sample and the next, where somebody waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class GpuWatch:
         self._reopen_s = reopen_s
         self._clock = clock
         self._stop = threading.Event()
+        self._hurry = threading.Event()
         self._news = threading.Condition()
         self._readings: tuple[GpuReading, ...] = ()
         self._at: float | None = None
@@ -101,9 +103,14 @@ class GpuWatch:
             self._news.wait_for(lambda: self._number > number or bool(self._error), timeout_s)
         return self.latest()
 
+    def refresh(self) -> None:
+        """Sample once more, soon: what the cards say has just changed. Returns at once."""
+        self._hurry.set()
+
     def close(self) -> None:
         """End the thread; one that hangs in its driver is left behind, which a process' end does not wait for."""
         self._stop.set()
+        self._hurry.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_S)
 
@@ -142,7 +149,9 @@ class GpuWatch:
             # A slow driver shifts the rhythm, and always gets half an interval of rest.
             now = self._clock()
             due = max(due + self.interval_s, now + self.interval_s / 2)
-            self._stop.wait(due - now)
+            if self._hurry.wait(due - now) and not self._stop.wait(min(_HURRIED_S, self.interval_s / 2)):
+                self._hurry.clear()
+                due = self._clock()
 
     def _tell(self, name: str, readings: Sequence[GpuReading]) -> None:
         with self._news:
@@ -170,6 +179,10 @@ class OwnCards:
         """As :meth:`GpuWatch.latest`, of these cards only."""
         sample = self.watch.latest(max_age_s)
         return replace(sample, readings=visible(sample.readings, self.devices))
+
+    def refresh(self) -> None:
+        """As :meth:`GpuWatch.refresh`."""
+        self.watch.refresh()
 
     def field(self) -> dict[str, Any] | None:
         """What the heartbeat says of them; None while nothing is known of any."""

@@ -9,8 +9,8 @@
 - `scripted`: a script, for tests.
 
 `catalogue` has the models that a rig may serve, `gguf` what their files say and how much memory they take; `seat` is where a
-worker holds one of them. `endpoint` serves that one to the worker's commands (`loopback` and `exchange` are its HTTP,
-`grants` say who may ask, `lending` gives an attempt its way in).
+worker holds one of them (`card_meter` measures what that takes of its cards, by `card_memory`). `endpoint` serves that one to
+the worker's commands (`loopback` and `exchange` are its HTTP, `grants` say who may ask, `lending` gives an attempt its way in).
 
 `tasks` makes questions of the task types and reads their answers (`schemas`, `answers`, `validation`), and their files
 (`reading`, `keeping`). `grammar` turns a JSON schema into llama.cpp's rules: `parts` reads the schema, `simple`, `values` and

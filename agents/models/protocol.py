@@ -251,7 +251,7 @@ class ModelInfo:
     """What is loaded.
 
     ``ctx``: tokens of prompt and answer together, of all ``parallel`` requests; ``dimensions``: numbers in a vector of
-    ``embed``; ``load_s``: start of the process to ready.
+    ``embed``; ``load_s``: start of the process to ready; ``on_card``: it may compute on a card of this machine.
     """
 
     name: str
@@ -263,6 +263,7 @@ class ModelInfo:
     chat_template: bool = False
     dimensions: int = 0
     load_s: float = 0.0
+    on_card: bool = False
 
     def to_map(self) -> dict[str, Any]:
         """As plain data."""

@@ -1,7 +1,7 @@
 """Where a worker holds its model: the core's actions on a real model, its events from there. The loop's thread.
 
-A model is closed in a thread of its own, for that waits until its process is dead; everything else is asked of the model in
-each of the loop's turns.
+A model is closed in a thread of its own, for that waits until its process is dead; everything else is asked of the model, and
+of the last readings of its cards, in each of the loop's turns.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from ...bus.wire import Token as LeaseToken
 from ...bus.wire import Verb
 from .. import worker_events as ev
 from . import seat_core as core
+from .card_meter import CardMeter
 from .protocol import Model
 
 log = logging.getLogger(__name__)
 
-LOADING_POLL_S: Final = 0.1  #: how often a loading model is asked how far it is
+#: How often a loading model is asked how far it is, and whether memory is back.
+LOADING_POLL_S: Final = 0.1
 HOT_POLL_S: Final = 1.0
 
 
@@ -41,6 +43,7 @@ class Seat:
     """A runner of no tasks. ``open_model`` makes the model of a spec (not started), ``on_model`` is told which one is hot.
 
     ``group``: the name of the token that allows to load, None where loads need none. ``runs``: how many leases live here.
+    ``meter``: measures what the model takes of its cards; None: there are none.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Seat:
         on_model: Callable[[core.Wanted | None, Model | None], None],
         runs: Callable[[], int],
         clock: Callable[[], float],
+        meter: CardMeter | None = None,
     ) -> None:
         self._core = core.SeatCore()
         self._bus = bus
@@ -60,6 +64,7 @@ class Seat:
         self._on_model = on_model
         self._runs = runs
         self._clock = clock
+        self._meter = meter
         self._model: Model | None = None
         self._told: deque[core.Event] = deque()  # by the threads that close
         self._drop_at: float | None = (
@@ -77,8 +82,11 @@ class Seat:
         self._step(core.Placed(wanted))
 
     def report(self) -> dict[str, Any]:
-        """For the heartbeat."""
-        return self._core.report(self._clock())
+        """For the heartbeat: the core's, and ``vram_mb``, the most that the hot model was measured to take of its cards."""
+        said = self._core.report(self._clock())
+        if self._meter is not None and self._core.phase == "hot" and self._meter.peak_mb:
+            said["vram_mb"] = self._meter.peak_mb
+        return said
 
     # ------------------------------------------------------------ a runner of the loop
 
@@ -97,10 +105,15 @@ class Seat:
     def tick(self, now: float) -> float | None:
         """Hear the threads and the model; when to look again."""
         while self._told:
-            self._step(self._told.popleft())
+            event = self._told.popleft()
+            if isinstance(event, core.Closed) and self._meter is not None:
+                self._meter.gone()
+            self._step(event)
         phase = self._core.phase
         if self._model is not None and phase in ("loading", "hot"):
             self._step(_loads(self._model))
+        if self._meter is not None:
+            self._measure(self._meter)
         if phase == "emptying" and not self._runs():
             self._step(core.Unused())
         for action in self._core.due(now):
@@ -115,7 +128,24 @@ class Seat:
         """The worker exits; its model goes with it."""
         model, self._model = self._model, None
         if model is not None:
+            if self._meter is not None:
+                self._meter.leave(model)
             model.close()
+        if self._meter is not None:
+            self._meter.close()
+
+    def _measure(self, meter: CardMeter) -> None:
+        """What the model takes; or, when it has gone, whether that is back."""
+        if self._model is not None and self._core.phase in ("loading", "hot"):
+            meter.look(self._model, hot=self._core.phase == "hot")
+        elif self._core.looks_back:
+            waits = self._core.back_by is not None
+            found = meter.back(hurry=waits)
+            if found is None:
+                return
+            if found.unknown and waits:
+                log.info("whether all memory is back cannot be measured: %s", found.unknown)
+            self._step(core.Memory(found.back_mb, found.missing, judged=not found.unknown))
 
     def _next(self, now: float) -> float | None:
         match self._core.phase:
@@ -125,6 +155,10 @@ class Seat:
                 return now + HOT_POLL_S
             case "asking":
                 return self._core.ask_at
+            case _ if self._core.back_by is not None:
+                return min(now + LOADING_POLL_S, self._core.back_by)
+            case _ if self._core.looks_back:
+                return now + HOT_POLL_S
             case _:
                 return None  # a lease's end, a closed model or the broker wakes the loop
 
@@ -152,6 +186,8 @@ class Seat:
                 self._close_model()
             case core.Offer(wanted):
                 self._on_model(wanted, self._model if wanted is not None else None)
+            case core.Warn(text):
+                log.warning("%s", text)
 
     def _take_token(self) -> None:
         self._drop_at = None
@@ -171,6 +207,8 @@ class Seat:
 
     def _open(self, wanted: core.Wanted) -> None:
         try:
+            if self._meter is not None:
+                self._meter.open(wanted.spec or {})
             self._model = self._open_model(wanted)
             self._model.start()
         except RigbusError as e:
@@ -186,13 +224,14 @@ class Seat:
 
     def _close_model(self) -> None:
         model, self._model = self._model, None
+        took_mb = self._meter.leave(model) if self._meter is not None and model is not None else 0
 
         def end() -> None:
             try:
                 if model is not None:
                     model.close()
             finally:
-                self._told.append(core.Closed())
+                self._told.append(core.Closed(took_mb))
                 self._bus.post(ev.Tick())
 
         threading.Thread(target=end, name="rigbus-unload", daemon=True).start()

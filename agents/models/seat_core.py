@@ -10,6 +10,8 @@ Laws
   nothing is unloaded under a live lease.
 - One load at a time in a group of cards: the group's token is held from before the load until it has ended.
 - A model that cannot be loaded as it is stays ``failed`` until it is placed anew.
+- What a model was measured to take of its cards must be back before the next thing is done: for ``BACK_S`` it is waited
+  for. What then is still missing is said, and said again by a load that begins over it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from typing import Any, Final, Literal
 Phase = Literal["cold", "asking", "loading", "hot", "emptying", "unloading", "failed"]
 RETRY_S: Final = 0.5  #: between two questions for a token that somebody else holds
 ANSWER_S: Final = 3.0  #: after it, a question for the token is lost
+#: How long memory of a card is waited for. A driver frees it before the process is gone for good, so what is seen to be
+#: used later than this is somebody else's, or will not come back by itself.
+BACK_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,21 @@ class Unused:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The model's process is gone."""
+    """The model's process is gone. ``took_mb``: what it was measured to take of its cards; 0: nobody knows, nobody waits."""
+
+    took_mb: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The cards after that: MB that are free again, and in words what is not, "" where nothing is known to be missing.
+
+    ``judged``: every card could be.
+    """
+
+    back_mb: int = 0
+    missing: str = ""
+    judged: bool = True
 
 
 # -- actions
@@ -108,8 +127,15 @@ class Offer:
     wanted: Wanted | None
 
 
-Event = Placed | Token | Loads | Unused | Closed
-Action = TakeToken | DropToken | Open | Close | Offer
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Memory of a card is not back, and nobody waits for it any more."""
+
+    text: str
+
+
+Event = Placed | Token | Loads | Unused | Closed | Memory
+Action = TakeToken | DropToken | Open | Close | Offer | Warn
 
 
 class SeatCore:
@@ -122,11 +148,14 @@ class SeatCore:
         self.share = 0.0
         self.message = ""
         self.ask_at: float | None = None  #: when to ask for the token (again)
+        self.back_by: float | None = None  #: until when memory is waited for; None: it is not
+        self.missing = ""  #: which memory is not back
+        self._freed_mb = 0
         self._since: float | None = None
 
     def report(self, now: float) -> dict[str, Any]:
-        """For the heartbeat: ``{generation, phase, model, share, since_s, message?}``; ``model`` is the one that is here, or on
-        its way here."""
+        """For the heartbeat: ``{generation, phase, model, share, since_s, message?, freed_mb?}``; ``model`` is the one that is
+        here, or on its way here; ``freed_mb`` what was measured to be back when the last one went."""
         self._since = now if self._since is None else self._since
         model = self.held.model if self.held is not None else self.wanted.model
         said: dict[str, Any] = {
@@ -136,7 +165,11 @@ class SeatCore:
             "share": round(self.share, 3),
             "since_s": round(now - self._since, 1),
         }
-        return said | {"message": self.message[:500]} if self.message else said
+        if message := "; ".join(text for text in (self.message, self.missing) if text):
+            said["message"] = message[:500]
+        if self._freed_mb:
+            said["freed_mb"] = self._freed_mb
+        return said
 
     def step(self, event: Event, now: float) -> list[Action]:
         """What to do about ``event``."""
@@ -149,14 +182,24 @@ class SeatCore:
                 return self._loads(event, now)
             case Unused():
                 return self._close(now) if self.phase == "emptying" else []
-            case Closed():
-                return self._closed(now)
+            case Closed(took_mb):
+                return self._closed(took_mb, now)
+            case Memory():
+                return self._memory(event, now)
+
+    @property
+    def looks_back(self) -> bool:
+        """Is it of interest whether the last model's memory is back?"""
+        return self.back_by is not None or (bool(self.missing) and self.held is None)
 
     def due(self, now: float) -> list[Action]:
         """What time asks for."""
         if self.phase == "asking" and self.ask_at is not None and now >= self.ask_at:
             self.ask_at = now + ANSWER_S
             return [TakeToken()]
+        if self.back_by is not None and now >= self.back_by:
+            said = [Warn(f"{self.missing} (waited {BACK_S:g} s)")] if self.missing else []
+            return [*said, *self._gone(now)]
         return []
 
     def _set(self, phase: Phase, now: float, message: str = "") -> None:
@@ -206,7 +249,9 @@ class SeatCore:
         self.ask_at = None
         self.held = self.wanted
         self._set("loading", now)
-        return [Open(self.wanted)]
+        self._freed_mb = 0
+        over = [Warn(f"{self.wanted.model} is loaded all the same: {self.missing}")] if self.missing else []
+        return [*over, Open(self.wanted)]
 
     def _loads(self, event: Loads, now: float) -> list[Action]:
         if self.phase not in ("loading", "hot"):
@@ -219,7 +264,7 @@ class SeatCore:
         self.message = event.message
         if event.ready and self.phase == "loading":
             self._set("hot", now)
-            self.share = 1.0
+            self.share, self.missing = 1.0, ""
             return [DropToken(), Offer(self.held)]
         return []
 
@@ -227,7 +272,21 @@ class SeatCore:
         self._set("unloading", now)
         return [Close()]
 
-    def _closed(self, now: float) -> list[Action]:
+    def _closed(self, took_mb: int, now: float) -> list[Action]:
+        if not took_mb:
+            return self._gone(now)
+        self.back_by, self.missing = now + BACK_S, ""
+        return []
+
+    def _memory(self, event: Memory, now: float) -> list[Action]:
+        if not self.looks_back or (self.missing and not event.judged):
+            return []  # what was known last counts until it is known better, or time is up
+        self._freed_mb, self.missing = event.back_mb, event.missing
+        return self._gone(now) if self.back_by is not None and not event.missing else []
+
+    def _gone(self, now: float) -> list[Action]:
+        """The model is, and nobody waits for its memory any more."""
+        self.back_by = None
         failed = self.phase == "failed"
         said, at = self.message, self.held
         self.held = None

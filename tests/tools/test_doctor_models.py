@@ -34,7 +34,9 @@ def one(facts: CatalogueFacts):
         ({}, [SIX], "ok", "llama 7.2B Q4_K_M, 5300 MB a card (estimate) for 8192 tokens", ""),
         ({}, [SIX, FOUR], "warn", "card 2 has room for 3796 MB", "smaller quantization"),
         ({}, [CardRoom("1", 5500, 300)], "fail", "card 1 has room for 5200 MB", "ctx = 7168, or a smaller"),
-        ({"vram_mb": 6000, "vram_source": "measured"}, [SIX], "fail", "6000 MB a card (measured)", "smaller"),
+        ({"vram_mb": 6200, "vram_source": "measured"}, [SIX], "fail", "6200 MB a card (measured)", "smaller"),
+        ({"vram_mb": 6000, "vram_source": "measured"}, [SIX], "ok", "6000 MB a card (measured)", ""),
+        ({"vram_mb": 6000, "vram_source": "config"}, [SIX], "fail", "card 1 has room for 5844 MB", "smaller"),
         (
             {"vram_mb": 5000, "vram_source": "config"},
             [CardRoom("1", 5400, 300)],

@@ -30,6 +30,10 @@ class CardRoom:
     def room_mb(self) -> int:
         return max(0, self.vram_mb - self.reserve_mb)
 
+    def room_for(self, entry: Entry) -> int:
+        """MB that this model may take. What was measured has in it what the driver takes for itself."""
+        return self.vram_mb if entry.vram_source == "measured" else self.room_mb
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
@@ -181,11 +185,11 @@ def _judge_model(model: ModelFacts, facts: CatalogueFacts) -> Finding:
         return _on_the_machine(model, facts.memory_mb)
     shares = entry.shares() if len(entry.split) > 1 else (1.0,) * len(model.cards)
     needs = {c.name: _need(model, share) for c, share in zip(model.cards, shares, strict=True)}
-    short = [card for card in known if needs[card.name] > card.room_mb]
+    short = [card for card in known if needs[card.name] > card.room_for(entry)]
     said = f"{entry.description}, {max(needs.values())} MB a card ({entry.vram_source}) for {model.estimate.ctx} tokens"
     if not short:
         return Finding(GROUP, entry.name, "ok", said)
-    rooms = ", ".join(f"card {card.name} has room for {card.room_mb} MB" for card in short)
+    rooms = ", ".join(f"card {card.name} has room for {card.room_for(entry)} MB" for card in short)
     everywhere = len(short) == len(known) or len(entry.split) > 1
     return Finding(
         GROUP, entry.name, "fail" if everywhere else "warn", f"{said}; {rooms}", _fix(model, short)

@@ -57,7 +57,8 @@ def open_model(
 def check_memory(entry: Entry, cards: Sequence[GpuReading], free_mb: float | None = None) -> None:
     """Is there the memory for its context? ``free_mb``: of the machine, asked for where it is None.
 
-    On cards everything must fit. On the machine the weights are a mapped file, which needs no memory of its own.
+    On cards everything must fit, by what it was measured to take before or by an estimate. On the machine the weights are a
+    mapped file, which needs no memory of its own.
 
     Raises:
         DefinitionError: there is not, with the largest context that there would be; or the file cannot be used.
@@ -74,7 +75,7 @@ def check_memory(entry: Entry, cards: Sequence[GpuReading], free_mb: float | Non
         for c in cards
         if c.memory_total_mb and c.memory_used_mb is not None
     ]
-    if len(free) == len(cards):
+    if len(free) == len(cards) and not (entry.vram_source == "measured" and entry.vram_mb <= sum(free)):
         place = f"card {', '.join(str(c.index) for c in cards)}"
         check_fits(estimate, sum(free), model=entry.name, place=place)
 

@@ -79,6 +79,7 @@ class Llama:
             chat_template=self._format is not None,
             dimensions=self.width,
             load_s=load_s,
+            on_card=self._on_card,
         )
 
     # ------------------------------------------------------------ loading
@@ -87,6 +88,7 @@ class Llama:
         api = self.api
         params = api.llama_model_default_params()
         params.n_gpu_layers = ALL_LAYERS if options.gpu_layers < 0 else options.gpu_layers
+        self._on_card = options.gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
         if options.tensor_split:  # llama.cpp reads a share for every device that it could have
             shares = [*options.tensor_split, *[0.0] * int(api.llama_max_devices())][: api.llama_max_devices()]
             params.tensor_split = (ctypes.c_float * len(shares))(*shares)

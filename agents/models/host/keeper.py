@@ -85,6 +85,12 @@ class Keeper:
         process = self._process
         return None if process is None else process.pid
 
+    @property
+    def on_card(self) -> bool:
+        """May what was loaded last compute on a card?"""
+        info = self._info
+        return info is not None and info.on_card
+
     # ------------------------------------------------------------ from other threads
 
     def begin(self, *, by_hand: bool = False) -> None:

@@ -77,6 +77,11 @@ class ModelHost:
         """The child's, None while there is none."""
         return self._keeper.pid
 
+    @property
+    def on_card(self) -> bool:
+        """It may compute on a card; False until it is loaded."""
+        return self._keeper.on_card
+
     def start(self) -> None:
         self._keeper.begin(by_hand=True)
 

@@ -58,8 +58,11 @@ def test_a_row_that_somebody_else_wrote_loses_what_is_no_reading() -> None:
         "vram_used_mb": float("inf"),
         "throttle": "x",
         "pids": [1, "2"],
+        "processes": [{"pid": 1, "vram_used_mb": 70}, {"pid": 2, "vram_used_mb": -1}, {"pid": True}, 7],
     }
-    assert reading_of({**row, "fan_pct": 40, "new": 1}) == GpuReading(index=1, fan=0.4, pids=(1,))
+    assert reading_of({**row, "fan_pct": 40, "new": 1}) == GpuReading(
+        index=1, fan=0.4, pids=(1,), process_mb=((1, 70),)
+    )
     for index in (None, "0", True, -1, 1.5):
         with pytest.raises(ValueError, match="index"):
             reading_of({"index": index})

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from gpu_drivers import IS_LOST, NOT_LOADED, Driver, FakeNvml, FakeSmi, two_cards
+from gpu_drivers import IS_LOST, NOT_LOADED, Driver, FakeNvml, FakeSmi, NVMLError, two_cards
 
 from rigbus.agents.gpu.cards import row_of
 from rigbus.agents.gpu.nvml import RETRY_MOST_S, NvmlSource
@@ -136,6 +136,7 @@ def test_what_a_card_tells_is_read_and_what_it_does_not_is_none(world: World) ->
         clock_mhz=1708,
         throttle=("power cap",),
         pids=(77, 4321),
+        process_mb=((4321, 4100),),
     )
     assert (half.temperature_c, half.power_w, half.power_limit_w, half.fan) == (44.0, None, None, None)
     assert (half.throttle, half.pids, half.error) == ((), (), "")
@@ -238,6 +239,20 @@ def test_a_library_that_is_not_what_the_module_expects_costs_a_field(answer: Exc
     assert (found.fan, found.temperature_c) == (None, 61.0)
 
 
+def test_an_older_driver_is_asked_for_its_processes_in_the_older_way() -> None:
+    nvml = FakeNvml(two_cards())
+    newest = nvml.nvmlDeviceGetComputeRunningProcesses
+
+    def unknown(_: str) -> list[object]:
+        raise NVMLError(13)
+
+    nvml.nvmlDeviceGetComputeRunningProcesses = unknown  # type: ignore[method-assign]
+    assert NvmlSource(nvml).sample()[0].pids == ()
+    nvml.nvmlDeviceGetComputeRunningProcesses_v2 = newest  # type: ignore[attr-defined]
+    found = NvmlSource(nvml).sample()[0]
+    assert (found.pids, found.process_mb) == ((77, 4321), ((4321, 4100),))
+
+
 def test_without_a_driver_or_a_card_nvml_is_not_found() -> None:
     with pytest.raises(NotFound, match=r"NVML: Driver Not Loaded \(NVML error 9\)"):
         NvmlSource(FakeNvml(Driver(down=NOT_LOADED)))
@@ -317,6 +332,7 @@ def test_through_the_real_module_and_a_library_in_place_of_the_drivers(tmp_path:
         "clock_mhz": 1500,
         "throttle": ["thermal", "power cap"],
         "pids": [4242],
+        "processes": [{"pid": 4242, "vram_used_mb": 900}],
     }
     assert second == {"index": 1, "uuid": "GPU-c0000001", "name": "Card C", "pci_bus": "00000000:02:00.0",
                       "error": "GPU is lost (NVML error 15)"}  # fmt: skip
@@ -327,9 +343,10 @@ def test_through_the_real_module_and_a_library_in_place_of_the_drivers(tmp_path:
 
 def test_a_field_that_the_tool_does_not_know_is_left_out(tmp_path: Path) -> None:
     driver = two_cards()
-    driver.unknown = ["clocks_throttle_reasons.active", "fan.speed"]
+    driver.unknown = ["clocks_throttle_reasons.active", "fan.speed", "used_gpu_memory"]
     found = SmiSource(str(FakeSmi(tmp_path, driver).program)).sample()[0]
     assert (found.temperature_c, found.fan, found.throttle) == (61.0, None, ())
+    assert (found.pids, found.process_mb) == ((77, 4321), ())
 
 
 def test_a_tool_that_hangs_is_ended_in_time_and_the_cards_say_so(tmp_path: Path) -> None:

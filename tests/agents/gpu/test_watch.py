@@ -156,6 +156,18 @@ def test_a_surprise_in_a_sample_does_not_end_the_readings() -> None:
         assert watch.wait(1, WAIT_S).readings[0].temperature_c == 51.0
 
 
+def test_a_sample_is_taken_at_once_for_somebody_who_waits_for_it_and_the_rhythm_stays() -> None:
+    hand = Hand()
+    with watching(lambda: hand, hand, interval_s=60.0) as watch:
+        hand.give(50.0)
+        assert watch.wait(0, WAIT_S).number == 1
+        OwnCards(watch).refresh()
+        hand.give(51.0)
+        assert watch.wait(1, WAIT_S).readings[0].temperature_c == 51.0
+        hand.give(52.0)
+        assert watch.wait(2, 0.3).number == 2, "one for each who asks"
+
+
 def test_an_interval_must_be_one() -> None:
     with pytest.raises(ValueError, match="more than 0"):
         GpuWatch(Hand, 0.0)

@@ -15,6 +15,7 @@ from helpers import Processes, wait_for
 from modelparts import Make, alive, ask, first_text, write_tiny_gguf
 from served import remote_of
 
+from rigbus.agents.models.card_meter import Resident
 from rigbus.agents.models.host import ModelHost, Patience
 from rigbus.agents.models.protocol import (
     Chunk,
@@ -86,6 +87,20 @@ def test_a_loaded_model_is_ready_and_says_what_it_is(fresh: Model) -> None:
     assert fresh.state.phase == "ready"
     assert info.name == fresh.name
     assert info.ctx >= 4096
+
+
+@llm
+def test_a_loaded_model_says_whose_process_holds_it_and_whether_that_may_use_a_card(make: Make) -> None:
+    import llama_cpp
+
+    built_for_cards = llama_cpp.llama_supports_gpu_offload()
+    for layers, on_card in ((-1, built_for_cards), (0, False)):
+        host = make(gpu_layers=layers)
+        assert isinstance(host, Resident)
+        assert (host.pid, host.on_card) == (None, False)
+        host.load(timeout_s=30)
+        assert host.pid is not None and alive(host.pid)
+        assert host.on_card is on_card
 
 
 def test_a_text_comes_in_chunks_and_ends_with_its_usage(model: Model) -> None:

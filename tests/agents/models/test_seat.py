@@ -9,6 +9,7 @@ from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.agents.models.seat import Seat
 from rigbus.agents.models.seat_core import (
     ANSWER_S,
+    BACK_S,
     RETRY_S,
     Action,
     Close,
@@ -16,6 +17,7 @@ from rigbus.agents.models.seat_core import (
     DropToken,
     Event,
     Loads,
+    Memory,
     Offer,
     Open,
     Placed,
@@ -24,6 +26,7 @@ from rigbus.agents.models.seat_core import (
     Token,
     Unused,
     Wanted,
+    Warn,
 )
 
 A = Wanted(1, "a", {"path": "/a"})
@@ -136,6 +139,70 @@ def test_a_hot_model_that_fails_is_no_longer_offered() -> None:
 def test_what_comes_while_a_failed_one_is_put_away_is_done_next() -> None:
     seat, _ = after(Placed(A), Token(True), Loads(failed="no GGUF"), Placed(B), Closed())
     assert (seat.phase, seat.wanted) == ("asking", B)
+
+
+GONE = (*HOT, Placed(NONE), Unused(), Closed(took_mb=2000))
+
+
+def test_a_model_that_was_measured_is_unloading_until_its_memory_is_back() -> None:
+    seat, actions = after(*GONE)
+    assert (seat.phase, actions, seat.back_by) == ("unloading", [], BACK_S)
+    assert seat.step(Memory(500, "1500 MB are not back"), 1.0) == []
+    assert (seat.report(1.0)["model"], seat.report(1.0)["message"]) == ("a", "1500 MB are not back")
+    assert seat.step(Memory(2000), 2.0) == [DropToken()]
+    said = seat.report(2.0)
+    assert (said["phase"], said["freed_mb"], "message" in said) == ("cold", 2000, False)
+
+
+def test_memory_is_waited_for_so_long_and_then_said_to_be_missing() -> None:
+    seat, _ = after(*GONE, Memory(500, "1500 MB are not back"))
+    assert seat.due(BACK_S - 0.1) == []
+    assert seat.due(BACK_S) == [Warn("1500 MB are not back (waited 5 s)"), DropToken()]
+    assert seat.due(BACK_S + 1) == []
+    said = seat.report(BACK_S)
+    assert (said["phase"], said["freed_mb"], said["message"]) == ("cold", 500, "1500 MB are not back")
+    seat.step(Memory(0, judged=False), 7.0)
+    assert "message" in seat.report(7.0), "what nobody can judge is not back for that"
+    seat.step(Memory(2000), 8.0)
+    assert "message" not in seat.report(8.0)
+
+
+def test_a_card_that_tells_nothing_is_not_missed() -> None:
+    seat, _ = after(*GONE)
+    assert seat.due(BACK_S) == [DropToken()]
+    seat, actions = after(*GONE, Memory(0, judged=False))
+    assert (seat.phase, actions) == ("cold", [DropToken()])
+
+
+def test_a_load_over_missing_memory_says_so_until_it_is_hot() -> None:
+    seat, _ = after(*HOT, Placed(B), Unused(), Closed(took_mb=2000), Memory(0, "2000 MB are not back"))
+    seat.due(BACK_S)
+    assert seat.phase == "asking"
+    actions = seat.step(Token(True), 6.0)
+    assert actions == [Warn("b is loaded all the same: 2000 MB are not back"), Open(B)]
+    assert seat.report(6.0)["message"] == "2000 MB are not back"
+    seat.step(Loads(failed="out of memory"), 7.0)
+    assert seat.report(7.0)["message"] == "out of memory; 2000 MB are not back"
+    seat, _ = after(*HOT, Placed(B), Unused(), Closed(took_mb=2000), Memory(0, "2000 MB are not back"))
+    seat.due(BACK_S)
+    seat.step(Token(True), 6.0)
+    seat.step(Loads(ready=True), 7.0)
+    assert "message" not in seat.report(7.0)
+
+
+def test_what_comes_while_memory_is_waited_for_is_done_when_it_is_back() -> None:
+    again = Wanted(3, "a", {"path": "/a"})
+    seat, actions = after(*GONE, Placed(again))
+    assert (seat.phase, actions) == ("unloading", [])
+    seat.step(Memory(2000), 1.0)
+    assert (seat.phase, seat.wanted) == ("asking", again)
+
+
+def test_a_failed_model_stays_failed_while_its_memory_is_waited_for() -> None:
+    seat, actions = after(*HOT, Loads(failed="its file is gone"), Closed(took_mb=2000))
+    assert (seat.phase, actions) == ("failed", [])
+    assert seat.step(Memory(2000), 1.0) == [DropToken()]
+    assert (seat.phase, seat.report(1.0)["message"]) == ("failed", "its file is gone")
 
 
 def test_a_control_that_says_nothing_usable_is_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_cards_count_together_and_silent_ones_are_believed(entry: Entry) -> None
     with pytest.raises(DefinitionError, match="card 0, 3"):
         check_memory(entry, [card(0, 1000), card(3, 1000)])
     check_memory(entry, [card(0, 1000), card(3, 1000, None)])
+
+
+def test_what_it_took_before_is_believed_before_an_estimate(entry: Entry) -> None:
+    measured = replace(entry, vram_source="measured", vram_mb=900)
+    check_memory(measured, [card(0, 1000)])
+    for other in (replace(measured, vram_mb=1100), replace(measured, vram_source="estimate")):
+        with pytest.raises(DefinitionError, match="card 0 has 1000 MB free"):
+            check_memory(other, [card(0, 1000)])
 
 
 def test_available_memory_is_that_of_the_kernel(tmp_path: Path) -> None:
