@@ -18,7 +18,12 @@ _HEX: Final = frozenset("0123456789abcdef")
 _EXTRA: Final[tuple[tuple[str, Any], ...]] = (("exit", int), ("duration_s", (int, float)), ("log", str))
 _POLICY_INTS: Final = ("task", "crash", "infra")
 _SPEC_TIMES: Final = ("timeout_s", "queue_timeout_s", "no_progress_s")
-_POLICY_FLAGS: Final = (("review", "review"), ("escalate", "escalate"), ("aside", "judges"))
+_POLICY_FLAGS: Final = (
+    ("review", "review"),
+    ("escalate", "escalate"),
+    ("aside", "judges"),
+    ("aside", "aside"),
+)
 _NOTHING: Final[dict[str, Any]] = {}
 #: 16 TiB: more than any machine's cards have together
 MAX_VRAM_MB: Final = 2**24

@@ -83,6 +83,17 @@ class Bridge(Table):
         return value
 
 
+class Brain(Table):
+    """What the brain may ask of a model."""
+
+    infer_wait_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="a plan waits so long for a model to say classes that a rule cannot; 0: never asked",
+    )
+
+
 class AgentSpec(Table):
     """An agent that ``up`` starts beside the workers: ``[[agents]]``."""
 
@@ -144,6 +155,7 @@ class Settings(BaseSettings):
     limits: Limits = Field(default_factory=Limits)
     logs: Logs = Field(default_factory=Logs)
     bridge: Bridge = Field(default_factory=Bridge)
+    brain: Brain = Field(default_factory=Brain)
 
     @classmethod
     def settings_customise_sources(
@@ -366,6 +378,7 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
         "limits": Limits,
         "logs": Logs,
         "bridge": Bridge,
+        "brain": Brain,
         "models": Model,
         "gpus": Gpu,
         "thermal": Thermal,

@@ -260,7 +260,11 @@ class Explaining(Judging):
         out["summary"] = f"{done} of {some(batch.total, 'task')} ended" + soon(out["eta"], end=True)
         tests = []
         if not batch.total and batch.kind == "plan":
-            text = "the brain has not declared its tasks yet" + ("" if self.brain else f"; {_NO_BRAIN}")
+            asks = any(task.policy.aside and not task.ended for task in batch.keys.values())
+            text = "the brain has not declared its tasks yet" + (
+                ": it asks a model for their classes" if asks else ""
+            )
+            text += "" if self.brain else f"; {_NO_BRAIN}"
             reasons.append(text)
             out["summary"] = text
             fix = "" if self.brain else "rigbus brain"
@@ -308,7 +312,7 @@ class Explaining(Judging):
         bad = (TaskState.DEAD, TaskState.EXPIRED)
         if not any(batch.counts[s] for s in bad):
             return []
-        rows = (t for t in batch.keys.values() if t.state in bad)
+        rows = (t for t in batch.keys.values() if t.state in bad and not t.policy.aside)
         return [
             {"id": t.id, "name": t.key, "state": STATE_NAMES[t.state], "error": (t.error or "")[:_ERROR]}
             for t in islice(rows, _FAILED)

@@ -133,17 +133,25 @@ class Ledger:
         if task.worker:
             data["worker"] = task.worker
         channel = batch.channel
-        if task.policy.aside:  # not mirrored: the task that it judges shows what came of it
-            channel, judged = "c", self.tasks.get(task.parent)
-            data["judges"] = judged.id if judged is not None else ""
+        if task.policy.aside:  # not mirrored: the tasks that it is about show what came of it
+            channel = "c"
+            if task.parent:
+                judged = self.tasks.get(task.parent)
+                data["judges"] = judged.id if judged is not None else ""
+            else:
+                data["asks"] = True
         task.seq = self.emit(channel, topic, task.id, batch.id, data)
         # of other batches only what waits for a verdict: their tasks have no policy beside what stands on them
         awaited = task.policy.aside or task.state in (TaskState.REVIEW, TaskState.FAILED)
-        if what is None and (awaited or batch.kind == "plan") and self.wants_brain(task):
+        # a question whose time is over has no answer, though whoever has it is not dead yet
+        told = what is None or (what == "ending" and task.policy.aside)
+        if told and (awaited or batch.kind == "plan") and self.wants_brain(task):
             self.emit("a", topic, task.id, batch.id, data)
 
     def wants_brain(self, task: Task) -> bool:
         """Whether a plan's task is in a state that the brain has to act on."""
+        if task.policy.aside and not task.parent:
+            return (task.ended or task.ending > 0) and not task.batch.closed
         if task.policy.aside:
             judged = self.tasks.get(task.parent)
             return task.ended and judged is not None and judged.state is TaskState.REVIEW

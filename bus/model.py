@@ -67,7 +67,7 @@ class Policy:
     no_progress_s: float | None = None
     review: bool = False
     escalate: bool = False
-    aside: bool = False  #: it judges another task: not part of its batch's count, nor of the mirror
+    aside: bool = False  #: the brain's own question: not part of its batch's count, nor of the mirror
 
     def cap(self, error_class: str) -> int:
         """Attempts allowed that end in this class; ``definition`` gets one."""
@@ -300,6 +300,7 @@ class Task:
             "join": self.join,
             "hold": self.hold,
             "cancel_requested": self.ending == 1,
+            "ending": self.ending > 0,
             "review": self.policy.review,
             "aside": self.policy.aside,
             "reason": self.hold_reason,

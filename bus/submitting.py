@@ -202,6 +202,10 @@ class Submitting(Leasing):
             raise DefinitionError(f"meta must be a map of at most {MAX_META_BYTES} bytes")
         if spec.get("judges") is not None:
             self._check_judge(batch, spec, by_brain=by_brain)
+        if spec.get("aside") and not (by_brain and batch.kind == "plan"):
+            raise DefinitionError(
+                "`aside` is for what the brain asks about a plan before it declares its tasks"
+            )
         parent = spec.get("parent")
         if parent and self._parent(parent).batch is not batch:
             raise DefinitionError(

@@ -332,21 +332,7 @@ SPECIAL: Final = ("executor", "task_class", "depends_on", "foreach")
 TASK_FIELDS: Final = frozenset(READERS) | frozenset(SPECIAL)
 SETTING_FIELDS: Final = frozenset({"on_failure", "priority", "timeout_s", "max_attempts"})
 
-_CLASS_WORDS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    ("script", ("whisper", "transcrib", "embed", "cuda", "gpu")),
-    ("llm", ("ollama", "llama", "generate", "prompt", "llm")),
-)
 _CLASS_ALIASES: Final = {"resource": "meta"}
-
-
-def infer_class(command: str) -> tuple[TaskClass, str]:
-    """(class, the word that decided) by the earlier system's rule; ``cpu`` where no word decides."""
-    text = command.lower()
-    for name, words in _CLASS_WORDS:
-        for word in words:
-            if word in text:
-                return ("script" if name == "script" else "llm"), word
-    return "cpu", ""
 
 
 def known_class(text: str) -> TaskClass | None:

@@ -82,6 +82,10 @@ class PlanTask(_Frozen):
     executor: Executor = "worker"
     task_class: TaskClass = "cpu"
     task_class_inferred: bool = False
+    #: Its command does not tell its class for sure: who reads what it starts may know better than the rule.
+    task_class_unsure: bool = False
+    #: Who said its class in the end, in words; the brain fills it in.
+    task_class_fix: str = ""
     command: str | None = None
     argv: list[str] | None = None
     depends_on: list[str] = Field(default_factory=list)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
+from .classes import guess_class
 from .errors import FaultList
 from .fields import (
     READERS,
     TASK_FIELDS,
     FieldError,
-    infer_class,
     known_class,
     read_dependencies,
     read_foreach,
@@ -263,21 +263,17 @@ def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: Faul
         task_class = "cpu"
         values["task_class_inferred"] = True
     if task_class is None:
-        task_class, reason = _inferred(values)
+        guess = guess_class(values.get("command"), values.get("argv"))
+        task_class = guess.task_class
         what = f"has the unknown task_class {written[:40]!r}" if written else "has no task_class"
         faults.warning(
             fields["task_class"].line if written else line,
-            f"task {name!r} {what}: taken as {task_class} ({reason})",
+            f"task {name!r} {what}: taken as {guess.words}",
             f"write `- **task_class**: {task_class}` (one of cpu, script, llm, brain, meta)",
             mark=written or name,
         )
-        values["task_class_inferred"] = True
+        values.update(task_class_inferred=True, task_class_unsure=not guess.sure)
     values.update(executor="worker", task_class=task_class)
-
-
-def _inferred(values: dict[str, Any]) -> tuple[str, str]:
-    found, word = infer_class(values.get("command") or " ".join(values.get("argv") or []))
-    return found, f"its command holds {word!r}" if word else "the default"
 
 
 def _warn_unused(values: dict[str, Any], fields: dict[str, Field], faults: FaultList) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .blocks import Block, Fence, Text
+from .classes import guess_class
 from .errors import FaultList
-from .fields import FieldError, infer_class, read_command
+from .fields import FieldError, read_command
 from .keys import is_plain_name, slug
 from .markdown import Field, read_fields, unquote
 from .model import MAX_VRAM_MB, PlanTask, TaskClass
@@ -273,14 +274,13 @@ def _task(
     base = script.stem if is_plain_name(script.stem) else slug(script.stem)
     used[base] = used.get(base, 0) + 1
     name = base if used[base] == 1 else f"{base}-{used[base]}"
-    task_class, inferred = script.task_class, False
+    task_class, inferred, unsure = script.task_class, False, False
     if task_class is None:
-        task_class, word = infer_class(script.command)
-        inferred = True
-        reason = f"its command holds {word!r}" if word else "the default"
+        guess = guess_class(script.command)
+        task_class, inferred, unsure = guess.task_class, True, not guess.sure
         faults.warning(
             script.line,
-            f"the script {script.path!r} does not say GPU yes or no: taken as {task_class} ({reason})",
+            f"the script {script.path!r} does not say GPU yes or no: taken as {guess.words}",
             "add `**GPU**: no` or `**GPU**: yes` below it",
         )
     values: dict[str, Any] = {}
@@ -292,6 +292,7 @@ def _task(
         lines={"command": script.command_line},
         task_class=task_class,
         task_class_inferred=inferred,
+        task_class_unsure=unsure,
         command=script.command,
         depends_on=list(before),
         **values,

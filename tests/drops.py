@@ -29,12 +29,16 @@ GOOD = HEAD + task("one", "echo hi")
 
 @contextmanager
 def own_rig(
-    tmp_path_factory: pytest.TempPathFactory, *, workers: int = 2, model: Path | None = None
+    tmp_path_factory: pytest.TempPathFactory,
+    *,
+    workers: int = 2,
+    model: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[LiveRig]:
     """A rig for a whole module, with a model where a file is named: started once, stopped at the end."""
     with short_folder() as folder:
         processes = Processes(tmp_path_factory.mktemp("processes"))
-        rig = LiveRig(folder, processes, workers=workers, model=model)
+        rig = LiveRig(folder, processes, workers=workers, model=model, env=env)
         try:
             rig.start()
             yield rig

@@ -119,9 +119,13 @@ def lint_plan(path: Path, given: Mapping[str, Any]) -> Linted:
 
 def inferred(plan: Plan) -> Iterator[dict[str, Any]]:
     """What the tasks leave open: ``{"task", "field", "value", "rule"}`` for classes and time limits."""
+    from ..plans.classes import UNSURE
+
     for task in plan.tasks:
         if task.task_class_inferred:
             rule = "its words; the warning names them"
+            if task.task_class_unsure:
+                rule += f"; {UNSURE}"
             yield {"task": task.id, "field": "task_class", "value": task.task_class, "rule": rule}
     for task in plan.tasks:
         if task.timeout_s is None:

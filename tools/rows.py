@@ -80,12 +80,14 @@ def task_object(row: Row, result: Any, attempts: Sequence[Row] = ()) -> dict[str
     out["started_at"] = row.get("started_at") or None
     out["ended_at"] = row.get("ended_at") or None
     out["command"] = meta.get("command")
+    out["fix_applied"] = meta.get("fix_applied")
     out["depends_on"] = list(meta.get("depends_on") or ())
     out["attempts"] = attempt_list(row, attempts)
     out["result"] = result
     if row.get("ref"):
         out["ref"] = row["ref"]
     if row.get("aside"):
+        out["aside"] = True
         out["judges"] = meta.get("judges")
     if row.get("evaluation"):
         out["evaluation"] = row["evaluation"]

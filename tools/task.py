@@ -110,6 +110,8 @@ def lines_of(t: dict[str, Any]) -> list[str]:
     ]
     kind = f"{t['type']}, class {t['class'] or 'any'}" + (f", pool {t['pool']}" if t["pool"] else "")
     lines.append(f"  type     {render.clean(kind)}")
+    if t.get("fix_applied"):
+        lines.append(f"  said     {render.clean(str(t['fix_applied']))}")
     if t["command"]:
         lines.append(f"  command  {render.clean(str(t['command']))}")
     if t["depends_on"]:

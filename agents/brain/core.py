@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PlanBatch:
-    """Declare the tasks of a batch in state ``planning``."""
+    """Declare the tasks of a batch in state ``planning``, or go on with it when a question about them has ended."""
 
     batch: str
 
@@ -81,7 +81,7 @@ def work_of_snapshot(batches: list[Mapping[str, Any]], rows: list[Mapping[str, A
     for row in rows:
         batch, key, state = row["batch"], row["key"], row["state"]
         if row.get("aside"):
-            continue  # what it judges is in the snapshot, too
+            continue  # what it judges, or the batch that it is about, is in the snapshot, too
         if row["type"] == "expand" and state == "done":
             if (batch, template_of(key)) in held:
                 work.append(ExpandTemplate(batch, row["id"], key))
@@ -101,6 +101,8 @@ def work_of_event(topic: str, id_: str, batch: str, data: Mapping[str, Any]) -> 
         if state == "reopened":
             return [LookAgain(batch)]
         return [PlanBatch(batch)] if state == "planning" else []
+    if data.get("asks"):
+        return [PlanBatch(batch)]
     if data.get("judges"):
         return [Judge(batch, str(data["judges"]), "review")]
     if rest == "expand.done":

@@ -302,7 +302,8 @@ def _meta(task: PlanTask) -> dict[str, Any]:
     if task.on_failure is not None:
         meta["on_failure"] = task.on_failure
     if task.task_class_inferred and task.type == "shell":
-        meta["fix_applied"] = f"inferred task_class={task.task_class!r} from command"
+        inferred = f"inferred task_class={task.task_class!r} from command"
+        meta["fix_applied"] = task.task_class_fix or inferred
     return meta
 
 

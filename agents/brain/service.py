@@ -30,8 +30,10 @@ from ...plans.parser import parse_plan
 from . import core, planner
 from .evaluating import NO_MODELS, Evaluating, Judging, judging_of
 from .expanding import Expanding
+from .inferring import Asking
 from .placements import Placements, placing_of
 from .placing import Placing
+from .planning import Planning
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,13 @@ class Brain:
         endpoint: str,
         placing: Placing | None = None,
         judging: Judging = NO_MODELS,
+        asking: Asking | None = None,
     ) -> None:
         self.paths = paths
         self.link = Connection(endpoint, role="brain", name="brain", build=__version__)
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
+        self.planning = Planning(self, asking)
         self.expanding = Expanding(self)
         self.placements = Placements(self, placing or Placing({}))
         self.evaluating = Evaluating(self, judging)
@@ -262,7 +266,7 @@ class Brain:
 
     def _begin(self, work: core.Work) -> None:
         if isinstance(work, core.PlanBatch):
-            self.plan(work.batch)
+            self.planning.step(work.batch)
         elif isinstance(work, core.ExpandTemplate):
             self.work.extend(self.expanding.step(work))
         elif isinstance(work, core.Unblock):
@@ -302,24 +306,6 @@ class Brain:
         """SUBMIT of the brain's own tasks."""
         self.link.request(Verb.SUBMIT, {"batch": batch, "tasks": specs}, payloads, timeout_s=_REQUEST_S)
 
-    def plan(self, batch_id: str) -> None:
-        """Declare a batch's tasks, then close it; the last message does both."""
-        row = self.batch_row(batch_id)
-        if row["closed"] or row["kind"] != "plan":
-            return
-        run, plan = self.run_of(row)
-        messages = planner.declare(plan, run)
-        for message in messages[:-1]:
-            self.tell({}, message, batch_id)
-        said = [str(w) for w in plan.warnings][:50]
-        fact = {"tasks": len(plan.tasks), "warnings": said, "title": plan.title}
-        old = self.link.request(
-            Verb.QUERY, {"what": "facts", "scope": "plan", "key": batch_id}, timeout_s=_REQUEST_S
-        ).header["facts"]
-        facts = [] if old else [{"scope": "plan", "key": batch_id, "rev": 0, "value": fact}]
-        self.tell({"close": [batch_id], "facts": facts}, messages[-1], batch_id)
-        log.info("planned %s: %s, %d tasks", batch_id, plan.name, len(plan.tasks))
-
     def check_abort(self, work: core.CheckAbort) -> None:
         """Apply a plan's `on_failure: abort`."""
         rows = self.rows([work.task])
@@ -332,7 +318,7 @@ class Brain:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
-        """The run and the parsed plan of a batch, from its staged copy.
+        """The run and the parsed plan of a batch, from its staged copy, with the classes that were found for it.
 
         Raises:
             Unplannable: the staged copy is gone or invalid.
@@ -358,7 +344,7 @@ class Brain:
             if len(self.plans) >= _CACHED_PLANS:
                 del self.plans[next(iter(self.plans))]
             self.plans[sha] = plan
-        return run, plan
+        return run, self.planning.settled(plan, run.batch)
 
     @staticmethod
     def _parse(staged: Path, name: str) -> Plan:
@@ -452,6 +438,8 @@ def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -
     started = time.monotonic()
     placing = placing_of(settings, rig.paths.state) if settings is not None else Placing({})
     judging = judging_of(placing.catalogue.values())
-    code = Brain(rig.paths, rig.endpoints["commands"], placing, judging).run()
+    wait_s = float(settings["brain"]["infer_wait_s"]) if settings is not None else 0.0
+    asking = Asking(judging.expected, wait_s)
+    code = Brain(rig.paths, rig.endpoints["commands"], placing, judging, asking).run()
     log.info("brain ended after %.1f s", time.monotonic() - started)
     return code

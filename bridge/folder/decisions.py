@@ -48,7 +48,8 @@ def task_decision(before: Row | None, task: Row) -> Decision | None:
     if state == "leased" and started:
         word, text = ("SHELL_EXECUTE" if shell else "TASK_ASSIGNED"), f"{name} on {task.get('worker')}"
     elif state in ("waiting", "ready") and was is None:
-        word, text = "TASK_CREATED", f"{name} ({task.get('class')})"
+        inferred = f", {task['fix_applied']}" if task.get("fix_applied") else ""
+        word, text = "TASK_CREATED", f"{name} ({task.get('class')}){inferred}"
     elif state == "ready" and was == "waiting":
         word, text = "TASK_RELEASED", name
     elif state == "ready" and was in ("leased", "failed", "review"):

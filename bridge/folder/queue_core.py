@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ...bus.tags import MODEL_TYPES
 from ...bus.wire import MAX_META_BYTES, MAX_PAYLOAD_BYTES, pack
+from ...plans.classes import guess_class
 from .drafts import Invalid
 from .intake_core import Settings, parse_object
 from .layout import priority_word
@@ -229,6 +230,8 @@ def _task_order(task_id: str, type_: str, fields: dict[str, Any]) -> TaskOrder:
         "executor": executor,
         "created_by": _text(fields, "created_by", 100, "file"),
     }
+    if spec["class"] != "brain" and spec["type"] == "shell" and not _text(fields, "task_class", 40, ""):
+        spec["meta"]["fix_applied"] = f"inferred task_class={spec['class']!r} from command"
     for key, text in (("command", payload.get("command")), ("prompt", fields.get("prompt"))):
         if isinstance(text, str) and len(text.encode()) < MAX_META_BYTES // 4:
             spec["meta"][key] = text
@@ -263,11 +266,14 @@ def _shell_task(
         raise Invalid(Problem("command holds a NUL", "command", "remove it"))
     if class_ and class_ not in CLASSES:
         raise _wrong("task_class", class_, f"one of {', '.join(sorted(CLASSES))}")
-    if not class_:
-        notes.append("task_class was left out: taken as cpu.")
     brain = fields.get("executor") == "brain" or class_ == "brain"
+    if not class_ and not brain:
+        # by the rule alone: a file is one task that runs at once, no model is asked about it
+        guess = guess_class(command)
+        class_ = guess.task_class
+        notes.append(f"task_class was left out: taken as {class_} ({guess.reason}).")
     timeout_s = _seconds(fields, "timeout_seconds") or SHELL_TIMEOUT_S
-    spec = {"type": "shell", "class": "brain" if brain else class_ or "cpu", "timeout_s": timeout_s}
+    spec = {"type": "shell", "class": "brain" if brain else class_, "timeout_s": timeout_s}
     return spec, {"command": command}
 
 

@@ -284,6 +284,13 @@ def test_a_change_has_the_word_that_the_scripts_know(before: Any, after: Any, wo
     assert (decision and decision.type) == word
 
 
+def test_the_line_of_a_new_task_says_how_its_class_was_inferred() -> None:
+    said = "inferred task_class='script' by the model judge: it trains"
+    decision = task_decision(None, task(**{"class": "script", "fix_applied": said}))
+    assert decision is not None
+    assert decision.message.endswith(f" (script), {said}")
+
+
 @pytest.mark.parametrize(("before", "after"), list(product([None, *STATES], STATES)))
 def test_every_pair_of_states_gives_a_line_or_none(before: str | None, after: str) -> None:
     was = None if before is None else task(state=before, started=True)

@@ -106,6 +106,25 @@ class TestWhatAFileAsksFor:
         assert found.spec["meta"]["file_id"] == ID
 
     @pytest.mark.parametrize(
+        ("command", "wanted", "why"),
+        [
+            ("whisper a.wav", "script", "its command holds 'whisper'"),
+            ("ls", "cpu", "it starts only ls"),
+            ("python3 x.py", "cpu", "the default"),
+        ],
+    )
+    def test_a_class_that_is_left_out_is_inferred_by_the_rule_and_said(
+        self, command: str, wanted: str, why: str
+    ) -> None:
+        found = order(type="shell", task_id=ID, command=command, task_class=None)
+        assert found.spec["class"] == wanted
+        assert found.spec["meta"]["fix_applied"] == f"inferred task_class={wanted!r} from command"
+        assert f"task_class was left out: taken as {wanted} ({why})." in found.note
+        assert "fix_applied" not in order(**{**SHELL, "command": command}).spec["meta"]
+        brains = order(type="shell", task_id=ID, command=command, executor="brain")
+        assert (brains.spec["class"], "fix_applied" in brains.spec["meta"]) == ("brain", False)
+
+    @pytest.mark.parametrize(
         ("type_", "handler"),
         [("generate", "generate"), ("decide", "decide"), ("parse", "generate"), ("transform", "generate")],
     )

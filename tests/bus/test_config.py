@@ -38,10 +38,12 @@ def test_flags_beat_the_environment_beats_the_files(monkeypatch: pytest.MonkeyPa
     user = write(tmp_path / "xdg/rigbus/config.toml", "workers = 4\nslots = 2\n[retention]\ntasks = 5000\n")
     monkeypatch.setenv("RIGBUS_LEASE_S", "8")
     monkeypatch.setenv("RIGBUS_LOGS__LEVEL", "debug")
+    monkeypatch.setenv("RIGBUS_BRAIN__INFER_WAIT_S", "0")
     loaded = load({"durability": "normal", "settle_s": None})
     s = loaded.settings
     assert (s.workers, s.lease_s, s.slots, s.durability) == (3, 8.0, 2, "normal")
     assert (s.retention.events, s.retention.tasks) == (50_000, 5000)
+    assert s.brain.infer_wait_s == 0
     origins = {row.name: row.origin for row in loaded.show()}
     assert origins["workers"] == str(here)
     assert origins["slots"] == str(user)
@@ -90,6 +92,9 @@ def test_agents_and_lists_come_from_tables(tmp_path: Path, monkeypatch: pytest.M
         ("[[agents]]\nslots = 1\n", ["agents", "missing"]),
         ("workers = \n", ["rigbus.toml", "not TOML", "line 1"]),
         ("[limits]\nlive_tasks = 2000000\n", ["limits.live_tasks", "1000000"]),
+        ("[brain]\ninfer_wait_s = -1\n", ["brain.infer_wait_s", "greater than or equal to 0"]),
+        ("[brain]\ninfer_wait_s = nan\n", ["brain.infer_wait_s"]),
+        ("[brain]\ninfer_wait = 3\n", ["brain.infer_wait", "did you mean 'infer_wait_s'"]),
     ],
 )
 def test_a_wrong_file_is_named_with_key_and_fix(tmp_path: Path, text: str, parts: list[str]) -> None:

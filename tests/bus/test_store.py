@@ -321,6 +321,24 @@ def test_a_running_lease_is_kept_over_a_restart(rig: Durable) -> None:
     again.store.close()
 
 
+def test_a_question_about_a_plan_and_its_deadline_are_kept_over_a_restart(rig: Durable) -> None:
+    batch = rig.client().submit(kind="plan", plan={"name": "p"}).header["batch"]
+    question = spec("plan:classes.1", aside=True, deadline_s=30)
+    brain = rig.brain()
+    header = {"epoch": rig.core.epoch, "upto_seq": 0, "batch": batch, "tasks": [question]}
+    (id_,) = brain.ask(Verb.BRAIN, header, [b""]).header["ids"]
+    again = rig.restart(away_s=10)
+    kept = again.core.ids[id_]
+    assert (kept.batch.total, kept.batch.state.name) == (0, "PLANNING")
+    again.wait(19)
+    assert kept.state is TaskState.READY
+    again.wait(2)
+    assert kept.state is TaskState.EXPIRED
+    assert [e[7].get("asks") for e in again.events if e[3] == "a"] == [True]
+    again.check()
+    again.store.close()
+
+
 def test_a_lease_whose_worker_does_not_come_back_ends_after_the_grace(rig: Durable) -> None:
     worker = rig.worker(credit=2, slots=2)
     started, not_started = rig.client().tasks(spec("a"), spec("b"))

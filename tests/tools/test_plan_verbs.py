@@ -122,6 +122,14 @@ def test_what_is_inferred_is_said(say, plan):
     ]
 
 
+def test_a_class_that_is_not_sure_is_the_rules_here_and_a_models_on_a_rig(say, plan):
+    plan(GOOD.replace("echo hi", "python3 train.py").replace("- **task_class**: cpu\n", "", 1))
+    asked = "unsure: a model of the rig is asked, where there is one"
+    assert f"has no task_class: taken as cpu (the default), {asked}" in say("plan", "lint", "good").out
+    [one] = say("plan", "lint", "good", "--json").json["plans"]
+    assert one["inferred"][0]["rule"].endswith(asked)
+
+
 def test_values_come_from_the_options_and_from_config_json(say, plan):
     text = GOOD.replace("echo hi", "echo {WHO}") + "\n## Inputs\n\n- **WHO**: whom\n"
     plan(text)

@@ -1,0 +1,92 @@
+"""A batch in state ``planning`` -> the tasks of its plan, and what is kept of it: the fact ``plan/<batch>``.
+
+The fact is written with the first tasks: what was decided about the plan then holds for all of its batch's life, whoever
+goes on with it. Its value: ``tasks`` (how many), ``title``, ``warnings``, and ``classes`` where some were not sure.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final, Protocol
+
+from ...plans.model import Plan
+from . import inferring, planner
+from .class_questions import Classes, classes_from
+from .inferring import Asking, Inferring
+from .planner import Run
+
+log = logging.getLogger(__name__)
+
+SCOPE: Final = "plan"
+_WARNINGS: Final = 50
+_WARNING_BYTES: Final = 600
+
+
+class Bus(inferring.Bus, Protocol):
+    """What the brain's process offers to this part of it."""
+
+    def batch_row(self, batch_id: str) -> dict[str, Any]:
+        """A batch as QUERY shows it."""
+
+    def run_of(self, row: dict[str, Any]) -> tuple[Run, Plan]:
+        """The run and the plan of a batch, its classes settled."""
+
+    def query(self, what: str, **more: Any) -> dict[str, Any]:
+        """The header of QUERY's answer."""
+
+
+class Planning:
+    """Declares plans."""
+
+    def __init__(self, bus: Bus, asking: Asking | None = None) -> None:
+        self._bus = bus
+        self._inferring = Inferring(bus, asking)
+
+    def step(self, batch_id: str) -> None:
+        """Declare a batch's tasks, then close it; the last message does both. Or ask a model for what the plan leaves open.
+
+        Raises:
+            Unplannable: the plan cannot become tasks.
+        """
+        row = self._bus.batch_row(batch_id)
+        if row["closed"] or row["kind"] != "plan":
+            return
+        run, plan = self._bus.run_of(row)
+        facts: list[dict[str, Any]] = []
+        if self._fact(batch_id) is None:
+            planner.values_of(plan, run)  # a plan that cannot run is not asked about
+            classes = self._inferring.step(row, run, plan)
+            if classes is None:
+                return  # the end of the question brings the batch back
+            plan = classes.settle(plan)
+            facts = [{"scope": SCOPE, "key": batch_id, "rev": 0, "value": _kept(plan, classes)}]
+        messages = planner.declare(plan, run)
+        for number, message in enumerate(messages, 1):
+            header: dict[str, Any] = {"facts": facts} if number == 1 else {}
+            if number == len(messages):
+                header["close"] = [batch_id]
+            self._bus.tell(header, message, batch_id)
+        log.info("planned %s: %s, %d tasks", batch_id, plan.name, len(plan.tasks))
+
+    def settled(self, plan: Plan, batch_id: str) -> Plan:
+        """The plan with the classes that were found for this batch."""
+        if not any(task.task_class_unsure for task in plan.tasks):
+            return plan
+        kept = self._fact(batch_id)
+        return classes_from(kept.get("classes")).settle(plan) if kept and kept.get("classes") else plan
+
+    def _fact(self, batch_id: str) -> dict[str, Any] | None:
+        facts = self._bus.query("facts", scope=SCOPE, key=batch_id)["facts"]
+        return facts[0]["value"] if facts else None
+
+
+def _kept(plan: Plan, classes: Classes) -> dict[str, Any]:
+    said = [*classes.sentences(plan), *map(str, plan.warnings)]
+    value = {
+        "tasks": len(plan.tasks),
+        "title": plan.title,
+        "warnings": [planner.cut(text, _WARNING_BYTES) for text in said[:_WARNINGS]],
+    }
+    for sentence in classes.sentences(plan)[:_WARNINGS]:
+        log.info("%s: %s", plan.name, sentence)
+    return value | ({"classes": classes.to_map()} if classes.answers or classes.rest else {})
