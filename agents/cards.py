@@ -44,6 +44,7 @@ def seats(
     """
     known = dict(uuids or {})
     brain = brain_cards(settings["brain_gpus"], settings["models"])
+    pairs = [card for split in worker_splits(settings["models"]) for card in split]
     named: Sequence[str] | None = settings["worker_gpus"]
     taken = {known.get(card, card) for card in brain}
     cards = list(named) if named is not None else [c for c in present if known.get(c, c) not in taken]
@@ -60,28 +61,35 @@ def seats(
     return Seats(
         tuple(places),
         ",".join(known.get(card, card) for card in brain) if brain else None,
-        tuple(_notes(places, cards, [*cards[:count], *brain], present, known)),
+        tuple(_notes(places, cards, [*cards[:count], *brain, *pairs], present, known)),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSeat:
-    """A model worker: CUDA_VISIBLE_DEVICES ("": as it is), the group of its link, and whose models it holds."""
+    """A model worker: CUDA_VISIBLE_DEVICES ("": as it is), the group of its link, and whose models it holds.
+
+    ``split``: of one for split models the cards as the configuration names them, joined by commas; "" for any other.
+    """
 
     name: str
     cards: str
     group: str
     role: str = "worker"
+    split: str = ""
 
 
 def model_seats(
     settings: Mapping[str, Any], seated: Seats, uuids: Mapping[str, str] | None = None
 ) -> list[ModelSeat]:
-    """One for each card that has a worker, and one for the brain's cards where a model is the brain's; none without models.
+    """One for each card that has a worker, one for the cards of each split, and one for the brain's cards where a model is the
+    brain's; none without models.
 
-    Where there is no card: as many as ``[placement] seats``.
+    Where there is no card: as many as ``[placement] seats``. Those of a split share their cards with the single ones: the
+    brain sees to it that only one of them holds a model.
     """
-    catalogue = Catalogue.from_settings(settings).named_both_ways(uuids or {})
+    known = dict(uuids or {})
+    catalogue = Catalogue.from_settings(settings).named_both_ways(known)
     if not catalogue:
         return []
     cards = list(dict.fromkeys(card for card in seated.workers if card))
@@ -90,10 +98,28 @@ def model_seats(
     found = [
         ModelSeat(f"model-{n}", card, catalogue.card(card).pcie_group) for n, card in enumerate(places, 1)
     ]
+    for split in worker_splits(settings["models"]):
+        group = catalogue.card(split[0]).pcie_group
+        shown = ",".join(known.get(card, card) for card in split)
+        found.append(ModelSeat(split_seat(split, known), shown, group, split=",".join(split)))
     if seated.brain and any(entry.role == "brain" for entry in catalogue):
         group = catalogue.card(seated.brain.split(",")[0]).pcie_group
         found.append(ModelSeat("model-brain", seated.brain, group, "brain"))
     return found
+
+
+def worker_splits(models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The cards of each split of a model that is not the brain's, once each. ``models`` are tables as plain data."""
+    return list(
+        dict.fromkeys(tuple(m["split"]) for m in models.values() if m["role"] == "worker" and m["split"])
+    )
+
+
+def split_seat(split: Sequence[str], uuids: Mapping[str, str] | None = None) -> str:
+    """The name of the model worker of a split: ``model-cards-1-2``. ``uuids``: index -> UUID of those that are known."""
+    indexes = {uuid: index for index, uuid in (uuids or {}).items()}
+    words = [indexes.get(card, card.removeprefix("GPU-").removeprefix("MIG-")[:8]) for card in split]
+    return "model-cards-" + "-".join(words)
 
 
 def _notes(
@@ -108,6 +134,12 @@ def _notes(
         yield (
             f"{len(places)} workers on {len(cards)} cards: no card for worker-{len(cards) + 1}{last}; share_gpus = true "
             "lets several have one"
+        )
+    unknown = [card for card in dict.fromkeys(used) if card not in known and card not in known.values()]
+    if len({card.isdigit() for card in unknown}) > 1:
+        yield (
+            f"cards {', '.join(unknown)} are named by index and by UUID, and the driver does not tell which are the same: a "
+            "model could be loaded where another one is; name all in one way"
         )
     here = {*present, *known.values()}
     missing = [card for card in dict.fromkeys(used) if card not in here and (card.isdigit() or known)]

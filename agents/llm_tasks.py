@@ -19,6 +19,7 @@ from .models.tasks.answers import (
     ANSWER_TOKENS,
     DECISION_TOKENS,
     PARSE_TASK,
+    TEXT_TOKENS,
     AnswerInvalid,
     Messages,
     add_parts,
@@ -41,16 +42,20 @@ SIGNS: Final = 20  #: of life that an answer gives on its way to max_tokens
 
 
 class ModelTasks(Agent):
-    """Answers with ``model``, which a subclass sets in its ``on_start``."""
+    """Answers with ``model``, which a subclass sets in its ``on_start``.
+
+    ``max_tokens`` of an answer, where a request names no number; None: by the type of the task.
+    """
 
     model: Model
+    max_tokens: int | None = None
 
     @handler("generate", cls="llm")
     def generate(
         self,
         prompt: str | None = None,
         messages: list[dict[str, str]] | None = None,
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
         temperature: float = 0.8,
         seed: int | None = None,
         stop: str | list[str] | None = None,
@@ -69,9 +74,8 @@ class ModelTasks(Agent):
         self._check_model("generate", model)
         prompt, asked = add_parts(prompt, messages, [self._material("generate", None, input, plan)])
         prompt, asked = with_feedback(prompt, asked, self.task.feedback)
-        request = _request(
-            "generate", prompt, asked, max_tokens, temperature, seed, stop, _schema(json_schema)
-        )
+        most = self._most(max_tokens, TEXT_TOKENS)
+        request = _request("generate", prompt, asked, most, temperature, seed, stop, _schema(json_schema))
         as_json = json_schema is not None
         result = self._collect(request, lambda text: self.task.progress(data=text), as_json=as_json)
         if output is not None and result.usage.finish != "cancelled":
@@ -86,7 +90,7 @@ class ModelTasks(Agent):
         input: str | None = None,
         prompt: str | None = None,
         messages: list[dict[str, str]] | None = None,
-        max_tokens: int = ANSWER_TOKENS,
+        max_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         stop: str | list[str] | None = None,
@@ -111,7 +115,8 @@ class ModelTasks(Agent):
             prompt = PARSE_TASK
         prompt, asked = add_parts(prompt, messages, [material, shown_schema(schema or {})])
         prompt, asked = with_feedback(prompt, asked, self.task.feedback)
-        request = _request("parse", prompt, asked, max_tokens, temperature, seed, stop, schema)
+        most = self._most(max_tokens, ANSWER_TOKENS)
+        request = _request("parse", prompt, asked, most, temperature, seed, stop, schema)
         return self._keep(self._answer("parse", request, Schema(schema or {})), output)
 
     @handler("decide", cls="llm")
@@ -122,7 +127,7 @@ class ModelTasks(Agent):
         choices: list[str] | None = None,
         json_schema: dict[str, Any] | str | None = None,
         input: str | None = None,
-        max_tokens: int = DECISION_TOKENS,
+        max_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         stop: str | list[str] | None = None,
@@ -148,7 +153,8 @@ class ModelTasks(Agent):
             prompt, asked = add_parts(prompt, messages, [material, told])
         prompt, asked = with_feedback(prompt, asked, self.task.feedback)
         wanted = decision_schema(choices) if schema is None else schema
-        request = _request("decide", prompt, asked, max_tokens, temperature, seed, stop, wanted)
+        most = self._most(max_tokens, DECISION_TOKENS)
+        request = _request("decide", prompt, asked, most, temperature, seed, stop, wanted)
         checked = Schema(checked_decision(wanted) if schema is None else wanted)
         return decision_map(self._keep(self._answer("decide", request, checked), output))
 
@@ -188,6 +194,10 @@ class ModelTasks(Agent):
         return value
 
     # -- what they share
+
+    def _most(self, asked: int | None, usual: int) -> int:
+        """Tokens that an answer may have: what the request says, else the model's entry, else the task's type."""
+        return next(number for number in (asked, self.max_tokens, usual) if number is not None)
 
     def _check_model(self, kind: str, model: str | None) -> None:
         if model is not None and model != self.model.name:

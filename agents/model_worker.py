@@ -26,7 +26,7 @@ from .lifeline import lifeline_fd
 from .llm import ModelAgent
 from .loop import ALIVE_VARIABLE, Loop, Peer
 from .models.card_meter import CardMeter
-from .models.catalogue.opening import offer_of, open_model
+from .models.catalogue.opening import entry_of, offer_of, open_model
 from .models.endpoint.lending import Lender
 from .models.endpoint.server import Endpoint
 from .models.protocol import PARALLEL, Model
@@ -51,12 +51,14 @@ class ModelWorkerOptions:
     """``slots``: requests and commands of class llm at once. ``cards``: CUDA_VISIBLE_DEVICES, "" for those of the machine.
 
     ``group``: one model is loaded at a time in it; "" for any number. ``role`` "brain": it holds the brain's models only.
+    ``split``: the cards as the configuration names them: it holds the models that are split over these, and no others.
     """
 
     slots: int = PARALLEL
     cards: str = ""
     group: str = GROUP
     role: str = "worker"
+    split: str = ""
     env_pass: tuple[str, ...] = ()
     thermal: ThermalLimits | None = None
 
@@ -133,6 +135,7 @@ class ModelWorker:
                 "cards": self.options.cards,
                 "group": self.options.group,
                 "role": self.options.role,
+                **({"split": self.options.split} if self.options.split else {}),
             },
             threaded=frozenset(self._specs),
             timeouts={s.type: s.options.timeout_s for s in self._specs.values()},
@@ -172,6 +175,7 @@ class ModelWorker:
             self.loop.post(Serve((), ()))
             return
         self.agent.model = model
+        self.agent.max_tokens = self.lender.endpoint.max_tokens = entry_of(wanted.spec or {}).max_tokens
         types, needs = offer_of(wanted.spec or {})
         self.loop.post(Serve(("shell", *types), ("llm",), needs))
 
@@ -187,6 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cards", default="", help="CUDA_VISIBLE_DEVICES of its models")
     parser.add_argument("--group", default=GROUP, help="one model is loaded at a time in it")
     parser.add_argument("--role", choices=("worker", "brain"), default="worker")
+    parser.add_argument(
+        "--split",
+        default="",
+        help="the cards as the configuration names them, of a worker for models split over them",
+    )
     parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C")
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
     a = parser.parse_args(argv)
@@ -195,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         processes().become_subreaper()
         limits = ThermalLimits.parse(a.thermal) if a.thermal else None
-        options = ModelWorkerOptions(a.slots, a.cards, a.group, a.role, tuple(a.env_pass), limits)
+        options = ModelWorkerOptions(a.slots, a.cards, a.group, a.role, a.split, tuple(a.env_pass), limits)
         worker = ModelWorker(place_of(a.name, a.state), options)
         code, hangs = worker.run(), worker.hangs
     except RigbusError as e:

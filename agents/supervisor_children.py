@@ -78,6 +78,7 @@ def model_worker_spec(seat: ModelSeat, *, env_pass: Sequence[str] = (), thermal:
     """A worker that holds what the brain places there."""
     words = ["--name", seat.name, "--group", seat.group, "--role", seat.role]
     words += ["--cards", seat.cards] if seat.cards else []
+    words += ["--split", seat.split] if seat.split else []
     words += ["--thermal", thermal] if thermal else []
     words += [word for value in env_pass for word in ("--env-pass", value)]
     argv = ("rigbus.agents.model_worker", *words)

@@ -83,8 +83,11 @@ class Model(Table):
     vram_mb: int | None = Field(
         default=None, ge=1, description="what it takes; measured or estimated when not set"
     )
-    max_tokens: int = Field(
-        default=256, ge=1, le=MAX_TOKENS, description="of an answer, where none is asked for"
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_TOKENS,
+        description="of an answer, where a request names no number; by its type when not set",
     )
 
     @field_validator("split")

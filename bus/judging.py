@@ -55,7 +55,6 @@ class Judging(Submitting):
     """What the brain may change."""
 
     epoch: int
-    brain: str  #: session that holds the epoch
 
     def brain_message(self, session: Session, env: Envelope) -> dict[str, Any]:
         """One atomic message of the brain; the header of OK.

@@ -144,6 +144,11 @@ class Batch:
         return c[0] + c[1] + c[2] + c[3] + c[4]
 
     @property
+    def own(self) -> bool:
+        """It holds what the brain asks for by itself; nobody else may put a task into it."""
+        return self.key == PLACEMENT or self.key.startswith(f"{PLACEMENT}/")
+
+    @property
     def channel(self) -> str:
         """The event channel of its tasks (PROTOCOL §6)."""
         return "p" if self.mirror else "c"

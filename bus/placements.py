@@ -10,7 +10,8 @@ import math
 from typing import Any, Final
 
 from .checks import maps
-from .model import PLACEMENT, Session, of_model
+from .model import PLACEMENT, Fact, Session, of_model
+from .states import STATE_NAMES
 from .surveying import Surveying
 from .wire import Envelope, Verb
 
@@ -54,14 +55,20 @@ class Placements(Surveying):
                 if w.info.get("cards") and not w.info.get("seat")
             ],
             "facts": [
-                {"key": key, "rev": fact.rev, "value": fact.value}
+                {"key": key, "rev": fact.rev, "value": fact.value, "ask_state": self._ask_state(fact)}
                 for (scope, key), fact in self.facts.items()
                 if scope == SCOPE
             ],
-            "rows": [task.row() for _, task in sorted(self.asks.items())[:_SHAPES]],
+            "rows": [task.row() | {"own": task.batch.own} for _, task in sorted(self.asks.items())[:_SHAPES]],
             "_fill": True,
             "demand": self._demand(),
         }
+
+    def _ask_state(self, fact: Fact) -> str | None:
+        """What has become of the task that a placement was decided for; None where there is none (any more)."""
+        asked = fact.value.get("ask") if isinstance(fact.value, dict) else None
+        task = self.ids.get(asked) if isinstance(asked, str) else None
+        return STATE_NAMES[task.state] if task is not None else None
 
     def _seat_row(self, worker: Session) -> dict[str, Any]:
         _, telemetry = self.heartbeats.get(worker.name, (0.0, {}))

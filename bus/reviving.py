@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .lifecycle import Lifecycle
-from .model import Task
+from .model import PLACEMENT_ASKS, Task
 from .states import ENDED_BADLY, TaskEvent, TaskState
 
 
@@ -33,6 +33,8 @@ class Reviving(Lifecycle):
             task.deadline = 0.0  # times start anew, and the old one may be over
             task.ending = 0
             task.owner = ""  # its client may be gone; the person is there
+            if task.shape.type in PLACEMENT_ASKS:
+                self.asks[task.no] = task
             task.unmet = int(task.hold) + sum(self._open(no, coming) for no, _ in task.after)
             if task.unmet or task.join or task.state is TaskState.SKIPPED:
                 waiting.append(task)

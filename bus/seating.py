@@ -150,7 +150,16 @@ class Seating(Asking):
         self.epoch += 1
         session.epoch = self.epoch
         self.changes.meta["epoch"] = self.epoch
+        self._close_own_batches()
         return {"epoch": self.epoch, "standby": False}
+
+    def _close_own_batches(self) -> None:
+        """The asks of an earlier brain are a batch that nobody adds to: it ends with them, and retention may take it."""
+        for batch in self.batches.values():
+            if batch.own and not batch.closed:
+                batch.closed = True
+                self.keep_batch(batch)
+                self.touch_batch(batch)
 
     # -- going on --------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class Submitting(Leasing):
 
     max_live = 1_000_000
     max_batch_tasks = 100_000
+    brain: str  #: session that holds the epoch
 
     # -- SUBMIT ----------------------------------------------------------------------------------------------
 
@@ -64,12 +65,15 @@ class Submitting(Leasing):
         if not isinstance(head, dict) or not isinstance(specs, list):
             raise DefinitionError("SUBMIT wants `batch`, a map, and `tasks`, a list")
         batch, is_new = self._batch_for(head, specs)
+        if batch.own and session.id != self.brain:
+            raise Refused(f"batch {batch.key:.80} is the brain's own; submit a batch with another key")
         made = self._plan_tasks(session, batch, specs, env.body)
         if is_new:
             self.next_batch += 1
             self.add_batch(batch)
         ids, states = self._apply_tasks(session, batch, made, watch=session.role == "client")
-        closes = batch.kind == "client" and not head.get("open") and not batch.closed
+        last = batch.kind == "client" and not head.get("open")
+        closes = not batch.closed and (last or (batch.kind == "calls" and head.get("open") is False))
         if closes:
             batch.closed = True
         if is_new:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from .common import config_option, json_option, print_json, state_option, talk
 from .reach import reach_bus
 
+if TYPE_CHECKING:
+    from ..bus.client import Client
+    from ..bus.work import Result
+
+_CANCEL_S: Final = 5.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT = click.option(
@@ -48,7 +53,7 @@ def load(
 ) -> int:
     """Load MODEL of the catalogue (the default one when left out) and wait until it answers.
 
-    A cold worker takes it, else the one whose model has been idle for the longest time.
+    A cold worker takes it, else the one whose model has been idle for the longest time. Ctrl-C takes it back.
     """
     return _ask("load_llm", model, worker, state, config, as_json, timeout_s)
 
@@ -80,7 +85,7 @@ def _ask(
         ids = rig.bus.submit([Task(type=op, cls="meta", key=key, meta=meta)])
         if not as_json:
             talk(f"asked for; `rigbus why {ids[0][:12]}` says how far it is")
-        (result,) = rig.bus.results(ids, timeout_s=timeout_s)
+        result = _heard(rig.bus, ids, timeout_s)
     if as_json:
         said = {"task": result.id, "state": result.state, "error": result.error, "note": _note(result.value)}
         print_json({"schema": "rigbus.placement/1", "op": op, "model": model, "worker": worker, **said})
@@ -89,6 +94,21 @@ def _ask(
     if not as_json:
         click.echo(_note(result.value))
     return 0
+
+
+def _heard(bus: Client, ids: list[str], timeout_s: float) -> Result:
+    """The ask's end. Who stops waiting by Ctrl-C takes the ask back; after ``timeout_s`` it goes on."""
+    from ..bus.errors import RigbusError
+
+    try:
+        (result,) = bus.results(ids, timeout_s=timeout_s)
+    except KeyboardInterrupt:
+        try:
+            bus.cancel(ids, reason="its asker has stopped waiting", timeout_s=_CANCEL_S)
+        except RigbusError as e:
+            talk(f"it goes on, for it could not be cancelled: {e}; `rigbus cancel {ids[0][:12]}` ends it")
+        raise
+    return result
 
 
 def _note(value: object) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .placing import MATTERS, Entry, Seat
+from .placing_asks import MATTERS
+from .placing_view import Entry, Seat
 
 
 def with_measures(catalogue: Mapping[str, Entry], seats: Iterable[Seat]) -> Mapping[str, Entry]:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,15 +14,32 @@ from ...bus.wire import pack
 from . import placing
 from .catalogue import entries_of
 from .measured import with_measures
-from .placing import Action, Ask, Chosen, Done, Failed, Place, Placing, Request, Reserve, Seat, View, Want
+from .placing import (
+    Action,
+    Ask,
+    Chosen,
+    Done,
+    Failed,
+    Keep,
+    Place,
+    Placing,
+    Request,
+    Reserve,
+    Seat,
+    View,
+    Want,
+)
 from .sharing import Neighbour, share
 
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 MOVING_LOOK_S: Final = 0.25
-BATCH: Final = "placement"  #: key of the batch of this module's own asks
+BATCH: Final = "placement"  #: name of the batches of this module's own asks, and how their keys begin
+#: Then a batch is closed and the next one begins, so that retention takes it when it is old.
+ASKS_A_BATCH: Final = 100
 SCOPE: Final = "placement"
+_TAKEN_BACK: Final = frozenset({"cancelled", "expired"})  #: of an ask: nobody wants what was decided for it
 
 
 class Bus(Protocol):
@@ -87,16 +105,15 @@ class Placements:
         match action:
             case Place(seat, model, ask):
                 entry = self._core.catalogue.get(model or "")
-                value = {
-                    "generation": seat.chosen.generation + 1,
-                    "model": model,
-                    "spec": dict(entry.spec) if entry is not None else None,
-                    "ask": ask.id,
-                    "automatic": ask.automatic,
-                    "at": time.time(),
-                }
+                spec = dict(entry.spec) if entry is not None else None
+                cards = seat.cards if seat.role != "brain" else ()
+                chosen = Chosen(
+                    seat.chosen.generation + 1, model, ask.id, spec, cards, automatic=ask.automatic
+                )
                 log.info("%s is to hold %s", seat.worker, model or "nothing")
-                self._fact(seat.worker, value, revs)
+                self._fact(seat.worker, _fact_of(chosen), revs)
+            case Keep(seat):
+                self._fact(seat.worker, _fact_of(replace(seat.chosen, ask="")), revs)
             case Reserve(worker, mb):
                 self._fact(
                     worker, {"generation": revs.get(worker, 0) + 1, "model": None, "beside_mb": mb}, revs
@@ -108,12 +125,22 @@ class Placements:
                 self._bus.tell({"fail": [{"task": ask.id, "error": error}]})
             case Request(op, model, worker, why):
                 log.info("%s of %s on %s: %s", op, model, worker or "any worker", why)
-                self._count += 1
-                key = f"{self._bus.epoch}.{self._count}:{op}:{model}"  # never one that has ended
-                meta = {"model": model, "worker": worker, "automatic": True, "why": why}
-                spec = {"key": key, "type": op, "class": "meta", "name": f"{op} {model}", "meta": meta}
-                batch = {"key": BATCH, "kind": "calls", "name": BATCH}
-                self._bus.submit(batch, [spec], [pack({})])
+                self._submit(op, model, {"model": model, "worker": worker, "automatic": True, "why": why})
+
+    def _submit(self, op: str, model: str, meta: dict[str, Any]) -> None:
+        """An ask of our own. A hundred make a batch; one that is left open, its brain gone, the broker closes."""
+        number = self._count
+        self._count += 1
+        key = f"{self._bus.epoch}.{number + 1}:{op}:{model}"  # never one that has ended
+        spec = {"key": key, "type": op, "class": "meta", "name": f"{op} {model}", "meta": meta}
+        batch: dict[str, Any] = {
+            "key": f"{BATCH}/{self._bus.epoch}.{number // ASKS_A_BATCH + 1}",
+            "kind": "calls",
+            "name": BATCH,
+        }
+        if (number + 1) % ASKS_A_BATCH == 0:
+            batch["open"] = False
+        self._bus.submit(batch, [spec], [pack({})])
 
     def _explain(self, why: str, revs: Mapping[str, int]) -> None:
         """The line that `why` shows with work that waits for a model."""
@@ -130,7 +157,7 @@ def view_of(answer: Mapping[str, Any]) -> tuple[View, dict[str, int]]:
     facts = {str(f["key"]): f for f in answer["facts"]}
     seats = [seat for row in answer["workers"] if (seat := _seat_or_none(row, facts)) is not None]
     here = {seat.worker for seat in seats}
-    away = {
+    absent = {
         key: _chosen(fact)
         for key, fact in facts.items()
         if key and key not in here and "beside_mb" not in fact["value"]
@@ -141,7 +168,7 @@ def view_of(answer: Mapping[str, Any]) -> tuple[View, dict[str, int]]:
         for w in answer["demand"]
     ]
     ordered = sorted(seats, key=lambda s: _natural(s.worker))
-    return View(ordered, asks, wants, away), {key: int(f["rev"]) for key, f in facts.items()}
+    return View(ordered, asks, wants, absent), {key: int(f["rev"]) for key, f in facts.items()}
 
 
 def neighbours_of(answer: Mapping[str, Any]) -> list[Neighbour]:
@@ -159,8 +186,8 @@ def neighbours_of(answer: Mapping[str, Any]) -> list[Neighbour]:
     ]
 
 
-def _cards(info: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(card for card in str(info.get("cards") or "").split(",") if card)
+def _cards(info: Mapping[str, Any], name: str = "cards") -> tuple[str, ...]:
+    return tuple(card for card in str(info.get(name) or "").split(",") if card)
 
 
 def _seat_or_none(row: Mapping[str, Any], facts: Mapping[str, Any]) -> Seat | None:
@@ -175,8 +202,27 @@ def _seat_or_none(row: Mapping[str, Any], facts: Mapping[str, Any]) -> Seat | No
 def _chosen(fact: Mapping[str, Any] | None) -> Chosen:
     value = (fact or {}).get("value") or {}
     return Chosen(
-        int(value.get("generation") or 0), value.get("model"), str(value.get("ask") or ""), value.get("spec")
+        generation=int(value.get("generation") or 0),
+        model=value.get("model"),
+        ask=str(value.get("ask") or ""),
+        spec=value.get("spec"),
+        cards=tuple(value.get("cards") or ()),
+        automatic=bool(value.get("automatic")),
+        taken_back=(fact or {}).get("ask_state") in _TAKEN_BACK,
     )
+
+
+def _fact_of(chosen: Chosen) -> dict[str, Any]:
+    """As it is kept, and handed to the worker."""
+    return {
+        "generation": chosen.generation,
+        "model": chosen.model,
+        "spec": chosen.spec,
+        "ask": chosen.ask,
+        "automatic": chosen.automatic,
+        "cards": list(chosen.cards),
+        "at": time.time(),
+    }
 
 
 def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
@@ -198,6 +244,7 @@ def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
         cards=_cards(info),
         vram_mb=int(said.get("vram_mb") or 0),
         freed_mb=int(said.get("freed_mb") or 0),
+        split=_cards(info, "split"),
     )
 
 
@@ -209,7 +256,7 @@ def _ask(row: Mapping[str, Any]) -> Ask:
         op=str(row["type"]),
         model=str(meta.get("model") or ""),
         worker=str(meta.get("worker") or ""),
-        automatic=bool(meta.get("automatic")),
+        automatic=bool(row.get("own")),  # by the broker's word: `meta` is whoever asks
     )
 
 

@@ -31,23 +31,30 @@ class Neighbour:
         return self.leased_mb <= max(0, self.budget_mb + self.beside_mb - beside_mb)
 
 
-def on_each_card(entry: Entry | None, seat: Seat) -> int:
-    """MiB that a model takes of each card of its worker."""
-    return 0 if entry is None else math.ceil(entry.vram_mb / max(1, len(seat.cards)))
+def on_card(entry: Entry | None, seat: Seat, card: str) -> int:
+    """MiB that a model takes of one card of its worker: by its ``tensor_split``, else the same of each."""
+    if entry is None or card not in seat.cards:
+        return 0
+    weights: tuple[float, ...] = tuple(entry.spec.get("tensor_split") or ())
+    if len(weights) != len(seat.cards):
+        weights = (1.0,) * len(seat.cards)
+    return math.ceil(entry.vram_mb * weights[seat.cards.index(card)] / sum(weights))
 
 
 def beside(
     neighbour: Neighbour, seats: Iterable[Seat], meant: Mapping[str, str], catalogue: Mapping[str, Entry]
 ) -> int:
-    """MiB that models beside a worker take or are to take; ``meant``: worker -> the model that is to be placed there next."""
-    total = 0
+    """MiB that models beside a worker take or are to take; ``meant``: worker -> the model that is to be placed there next.
+
+    Of several cards the one that they take most of counts, as the worker's budget is that of one card.
+    """
+    total = dict.fromkeys(neighbour.cards, 0)
     for seat in seats:
-        if not set(seat.cards) & set(neighbour.cards):
-            continue
         held = seat.model if seat.phase != "cold" else None  # until its process is gone
         models = {held, seat.chosen.model, meant.get(seat.worker)}
-        total += max((on_each_card(catalogue.get(model or ""), seat) for model in models), default=0)
-    return total
+        for card in set(seat.cards) & set(neighbour.cards):
+            total[card] += max(on_card(catalogue.get(model or ""), seat, card) for model in models)
+    return max(total.values(), default=0)
 
 
 def share(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from rigbus.agents.cards import card_uuids, present_cards, seats
+from rigbus.agents.cards import ModelSeat, card_uuids, model_seats, present_cards, seats
 from rigbus.agents.models.catalogue.catalogue import brain_cards
 from rigbus.agents.supervisor_children import rig_specs
 from rigbus.bus.config import Settings
@@ -15,6 +15,7 @@ from rigbus.tools.worker import worker
 
 FIVE = ["0", "1", "2", "3", "4"]
 UUIDS = {n: f"GPU-{n * 8}" for n in FIVE}
+WIDE = {"wide": {"path": "w.gguf", "split": ["1", "2"]}}
 BIG = {"big": {"path": "b.gguf", "role": "brain", "split": ["0", "3"]}}
 
 
@@ -70,6 +71,7 @@ def test_uuids_are_given_where_they_are_known_and_may_be_given():
         ({"workers": 6}, FIVE, "6 workers on 5 cards: no card for worker-6; "),
         ({"worker_gpus": ["1", "7"]}, FIVE, "card 7 is not here (there are 0, 1, 2, 3, 4)"),
         ({"models": BIG}, [], "card 0, 3 is not here (there is none)"),
+        ({"models": WIDE}, ["0", "1"], "card 2 is not here (there are 0, 1)"),
         ({}, FIVE, ""),
         ({"workers": 7}, [], ""),
         ({"workers": 7, "share_gpus": True}, FIVE, ""),
@@ -105,6 +107,44 @@ def test_the_drivers_files_tell_the_uuids_in_the_order_of_the_bus(tmp_path):
     (tmp_path / "0000:0c:00.0").mkdir()
     assert card_uuids(tmp_path) == {"0": "GPU-aaaa1111-1", "1": "GPU-bbbb2222-1"}
     assert card_uuids(tmp_path / "none") == {}
+
+
+def test_the_models_of_a_split_have_a_worker_of_its_cards_beside_the_single_ones():
+    models = {**WIDE, "also": {"path": "a.gguf", "split": ["1", "2"]}, "small": {"path": "s.gguf"}, **BIG}
+    settings = dumped(models=models, gpus={"1": {"pcie_group": "left"}})
+    found = model_seats(settings, seats(settings, FIVE, UUIDS), UUIDS)
+    assert [s.name for s in found] == ["model-1", "model-2", "model-3", "model-cards-1-2", "model-brain"]
+    assert found[3] == ModelSeat(
+        "model-cards-1-2", "GPU-11111111,GPU-22222222", "left", "worker", split="1,2"
+    ), "UUIDs for CUDA, and the names by which the model finds it"
+    assert not any(s.split for s in found if s.name != "model-cards-1-2")
+
+
+def test_a_split_by_uuid_is_named_by_its_indexes_where_they_are_known():
+    models = {"wide": {"path": "w.gguf", "split": ["GPU-11111111", "GPU-abcdef99-7"]}}
+    settings = dumped(models=models)
+    found = model_seats(settings, seats(settings, FIVE, UUIDS), UUIDS)
+    assert (found[-1].name, found[-1].cards) == ("model-cards-1-abcdef99", "GPU-11111111,GPU-abcdef99-7")
+
+
+def test_names_of_two_kinds_that_cannot_be_compared_are_said():
+    mixed = {"wide": {"path": "w.gguf", "split": ["GPU-11111111", "GPU-22222222"]}}
+    settings = dumped(worker_gpus=["1", "2"], models=mixed)
+    (note,) = [n for n in seats(settings, FIVE).notes if "by index and by UUID" in n]
+    assert note.startswith("cards 1, 2, GPU-11111111, GPU-22222222 are") and note.endswith(
+        "name all in one way"
+    )
+    assert not any("by index and by UUID" in n for n in seats(settings, FIVE, UUIDS).notes)
+    assert not any("by UUID" in n for n in seats(dumped(worker_gpus=["1", "2"], models=WIDE), FIVE).notes)
+
+
+def test_a_split_worker_is_told_its_cards(monkeypatch):
+    monkeypatch.setattr("rigbus.agents.cards.present_cards", lambda: FIVE)
+    monkeypatch.setattr("rigbus.agents.cards.card_uuids", dict)
+    specs = {spec.name: spec.argv for spec in up.specs_of(dumped(models=WIDE))}
+    words = specs["model-cards-1-2"]
+    assert words[words.index("--cards") + 1] == words[words.index("--split") + 1] == "1,2"
+    assert "--split" not in specs["model-1"]
 
 
 def test_up_starts_the_workers_with_their_cards(monkeypatch, capsys):

@@ -276,3 +276,31 @@ def test_a_wrong_payload_is_a_definition_error_that_names_the_field(
     outcome = rig("1").run(kind, **payload)
     assert outcome.cls == "definition", outcome.error
     assert words in (outcome.error or "")
+
+
+# -- how long an answer may be
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "usual"),
+    [
+        ("generate", {"prompt": "a"}, 256),
+        ("parse", {"text": "a", "json_schema": SCORE}, 512),
+        ("decide", {"prompt": "a", "choices": ["yes", "no"]}, 1024),
+    ],
+)
+def test_a_request_says_how_long_else_its_model_does_else_its_type(
+    kind: str, payload: dict[str, Any], usual: int
+) -> None:
+    asked = []
+    for of_model, given in ((None, {}), (77, {}), (77, {"max_tokens": 5})):
+        r = rig("no JSON", "no JSON")
+        r.agent.max_tokens = of_model
+        r.run(kind, **payload, **given)
+        asked.append(r.model.asked[0].max_tokens)
+    assert asked == [usual, 77, 5]
+
+
+def test_a_wrong_number_is_named() -> None:
+    outcome = rig().run("generate", prompt="a", max_tokens=0)
+    assert not outcome.ok and 'field "max_tokens" is 0; give 1 to' in (outcome.error or "")

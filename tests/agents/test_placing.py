@@ -15,6 +15,7 @@ from rigbus.agents.brain.placing import (
     Done,
     Entry,
     Failed,
+    Keep,
     Place,
     Placing,
     Request,
@@ -110,8 +111,21 @@ class TestAsks:
 
     def test_it_fails_with_what_the_worker_says(self) -> None:
         seat = Seat("model-1", "pcie-0", Chosen(1, "small", "a"), 1, "failed", "small", message="no GGUF")
-        (action,) = decide(core(), seat, asks=(load(),))
-        assert isinstance(action, Failed) and "no GGUF" in action.error and "model-1" in action.error
+        failed, keep = decide(core(), seat, asks=(load(),))
+        assert isinstance(failed, Failed) and "no GGUF" in failed.error and "model-1" in failed.error
+        assert keep == Keep(seat)
+        (again,) = decide(core(), replace(seat, chosen=Chosen(1, "small")), asks=(load(),))
+        assert isinstance(again, Place), "a retry of the same ask is tried"
+
+    def test_one_fact_is_written_once_in_a_look(self) -> None:
+        seat = Seat("model-1", "pcie-0", Chosen(1, "small", "a"), 1, "failed", "small")
+        assert [type(a) for a in decide(core(), seat, asks=(load(), load("large", "model-1", "b")))] == [
+            Failed,
+            Keep,
+        ]
+        kept = hot(1)
+        kept = replace(kept, chosen=replace(kept.chosen, taken_back=True))
+        assert decide(core(), kept, asks=(load("large", "model-1", "b"),)) == [Keep(kept)]
 
     def test_what_is_there_already_is_done(self) -> None:
         (action,) = decide(core(), hot(1), asks=(load(),))
@@ -138,6 +152,19 @@ class TestAsks:
 
     def test_a_draining_worker_gets_nothing(self) -> None:
         assert decide(core(), cold(1, willing=False), asks=(load(),)) == []
+
+    def test_of_two_asks_that_name_one_worker_the_last_counts_and_the_other_ends(self) -> None:
+        asks = (load("small", "model-1", "x"), load("large", "model-1", "y"))
+        place, failed = decide(core(), loading(1, ask="x"), asks=asks)
+        assert isinstance(place, Place) and (place.model, place.ask.id) == ("large", "y")
+        assert isinstance(failed, Failed) and failed.ask.id == "x"
+        assert decide(core(), loading(1, "large", ask="y"), asks=asks) == [], "and not the other way round"
+
+    def test_automation_takes_no_worker_that_a_person_was_quicker_to_fill(self) -> None:
+        (done,) = decide(
+            core(), hot(1, "large"), asks=(load(worker="model-1", automatic=True),), wants=(LLM,)
+        )
+        assert isinstance(done, Done) and "is to hold large" in done.note
 
 
 class TestStart:
@@ -193,6 +220,11 @@ class TestHeat:
         assert decide(placing, hot(1, since_s=5.0), asks=asks, wants=(want,)) == [], "no thrash"
         (place,) = decide(placing, hot(1), asks=asks, wants=(want,))
         assert isinstance(place, Place) and place.model == "large"
+
+    def test_what_everything_pinned_leaves_no_card_for_is_not_asked_for(self) -> None:
+        placing = core(SMALL, replace(LARGE, pinned=True))
+        want = replace(LLM, needs=frozenset({"model:small"}))
+        assert decide(placing, hot(1, "large"), wants=(want,)) == []
 
     def test_an_ask_that_nobody_needs_any_more_ends(self) -> None:
         (action,) = decide(core(), hot(1, leases=1), asks=(load("large", automatic=True),))
@@ -346,6 +378,29 @@ class TestWhatABrokenRigTaught:
         decide(placing, hot(1), wants=(SCRIPT, nowhere), now=0.0)
         (request,) = decide(placing, hot(1), wants=(SCRIPT, nowhere), now=100.0)
         assert isinstance(request, Request) and request.op == UNLOAD
+
+
+def view(rows: list[dict[str, Any]], **more: Any) -> View:
+    return view_of({"workers": [], "facts": [], "rows": rows, "demand": [], **more})[0]
+
+
+def test_an_ask_is_the_rigs_own_by_the_brokers_word_only() -> None:
+    row = {"id": "a", "batch": "b", "type": LOAD, "meta": {"model": "small", "automatic": True}}
+    assert [a.automatic for a in view([row, {**row, "own": True}]).asks] == [False, True]
+
+
+def test_a_placement_whose_ask_was_cancelled_is_to_be_taken_back() -> None:
+    value = {"generation": 2, "model": "small", "ask": "a", "automatic": True, "cards": ["1"]}
+    for state, back in (
+        ("cancelled", True),
+        ("expired", True),
+        ("done", False),
+        ("waiting", False),
+        (None, False),
+    ):
+        fact = {"key": "model-1", "rev": 1, "value": value, "ask_state": state}
+        (found,) = view([], facts=[fact]).chosen.values()
+        assert found == Chosen(2, "small", "a", None, ("1",), automatic=True, taken_back=back)
 
 
 def test_a_worker_that_says_what_nobody_understands_is_left_alone() -> None:

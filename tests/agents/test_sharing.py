@@ -74,3 +74,34 @@ def test_unloading_needs_no_room() -> None:
     assert share([place], [hot()], [neighbour(budget=1800, beside=3000, leased=1800)], CATALOGUE)[0] == [
         place
     ]
+
+
+def test_a_part_for_each_card_counts_as_the_configuration_divides_it() -> None:
+    uneven = {"big": Entry("big", {"tensor_split": [3, 1]}, vram_mb=5000)}
+    both = seat("1,2")
+    cards = [Neighbour("worker-1", ("1",), 4800), Neighbour("worker-2", ("2",), 4800)]
+    (_, told) = share([Place(both, "big", ASK)], [both], cards, uneven)
+    assert told == [Reserve("worker-1", 3750), Reserve("worker-2", 1250)]
+
+
+def test_a_split_model_waits_for_the_commands_of_each_of_its_cards() -> None:
+    both = seat("0,3")
+    place = Place(both, "big", ASK)
+    ready = Neighbour("worker-1", ("0",), 2300, beside_mb=2500)
+    crowded = Neighbour("worker-2", ("3",), 2300, leased_mb=2400, beside_mb=2500)
+    assert share([place], [both], [ready, crowded], CATALOGUE) == ([], [])
+    assert share([place], [both], [ready, Neighbour("worker-2", ("3",), 2300, 2300, 2500)], CATALOGUE)[0] == [
+        place
+    ]
+
+
+def test_of_a_workers_two_cards_the_fuller_one_counts() -> None:
+    one, other = seat("0"), Seat("model-2", "pcie-0", Chosen(1, "m", "old"), 1, "hot", "m", cards=("3",))
+    both = Neighbour("worker-1", ("0", "3"), 4800)
+    assert share([Place(one, "m", ASK)], [one, other], [both], CATALOGUE)[1] == [Reserve("worker-1", 3000)]
+
+
+def test_while_one_that_shares_its_card_goes_both_have_their_part() -> None:
+    pair = Seat("model-cards-0-3", "pcie-0", Chosen(1, "big", "a"), 0, cards=("0", "3"), split=("0", "3"))
+    (_, told) = share([], [hot("unloading", wanted=None), pair], [neighbour()], CATALOGUE)
+    assert told == [Reserve("worker-1", 5500)]

@@ -122,6 +122,25 @@ def test_the_shipped_profile_is_judged_by_its_own_cards(tmp_path):
     assert facts.notes == ()
 
 
+def test_a_split_model_is_said_to_want_its_cards_alone_and_what_has_no_other_card_is_named(tmp_path):
+    for name in ("wide", "small"):
+        g["write_llama"](tmp_path / f"{name}.gguf")
+    text = '[models.wide]\npath = "wide.gguf"\nsplit = ["0", "1"]\npinned = {}\n[models.small]\npath = "small.gguf"\n'
+    said = {}
+    for pinned, cards in (("false", 2), ("true", 3), ("true", 2)):
+        (tmp_path / "rigbus.toml").write_text(text.format(pinned))
+        settings = load(config=tmp_path / "rigbus.toml").settings.model_dump(mode="json")
+        found = list(models.judge(models.gather(settings, (), tmp_path, [ROW] * cards)))
+        assert "on cards 0, 1 together, where no other model is then" in next(
+            f.value for f in found if f.check == "wide"
+        )
+        said[pinned, cards] = [f for f in found if f.check == "small" and f.status == "warn"]
+    assert not said["false", 2] and not said["true", 3]
+    (warned,) = said["true", 2]
+    assert warned.value == "it has no card beside wide, which is pinned on cards 0, 1"
+    assert warned.fix == "leave wide unpinned, or add a card"
+
+
 def test_the_verb_says_it_where_a_rig_is(say, monkeypatch):
     with short_folder() as folder:
         monkeypatch.setenv("RIGBUS_SHARED", str(folder))

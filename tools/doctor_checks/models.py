@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .findings import Finding
 
 if TYPE_CHECKING:
+    from ...agents.cards import ModelSeat
     from ...agents.models.catalogue.entries import Entry
     from ...agents.models.gguf.vram import Estimate
 
@@ -62,13 +63,14 @@ class CatalogueFacts:
     cuda: bool | None = None
     any_card: bool = False
     notes: Sequence[str] = field(default_factory=tuple)
+    seats: Sequence[ModelSeat] = ()
 
 
 def gather(
     settings: Mapping[str, Any], warnings: Sequence[str], state: Path, rows: Sequence[Sequence[str]]
 ) -> CatalogueFacts:
     """Reads the header of each file. ``rows`` are nvidia-smi's (see ``gpu.py``)."""
-    from ...agents.cards import seats
+    from ...agents.cards import model_seats, seats
     from ...agents.models.catalogue.catalogue import Catalogue
     from ...bus.errors import ConfigError
 
@@ -89,7 +91,14 @@ def gather(
             rooms.append(CardRoom(name, card.vram_mb or memory.get(name, 0), card.reserve_mb))
         models.append(_facts(entry, rooms))
     return CatalogueFacts(
-        models, warnings, _same_files(catalogue), _memory_mb(), _cuda(), bool(rows), seated.notes
+        models,
+        warnings,
+        _same_files(catalogue),
+        _memory_mb(),
+        _cuda(),
+        bool(rows),
+        seated.notes,
+        model_seats(settings, seated, uuids),
     )
 
 
@@ -160,6 +169,7 @@ def judge(facts: CatalogueFacts) -> Iterable[Finding]:
         )
     for model in facts.models:
         yield _judge_model(model, facts)
+    yield from _crowded_out(facts)
     for warning in (*facts.warnings, *facts.notes):
         what, _, fix = warning.rpartition("; ")
         yield Finding(GROUP, "configuration", "warn", what or warning, fix or "correct rigbus.toml")
@@ -171,6 +181,26 @@ def judge(facts: CatalogueFacts) -> Iterable[Finding]:
         yield Finding(
             GROUP, "llama cuda", "warn", "llama-cpp-python is built without CUDA: no card is used", fix
         )
+
+
+def _crowded_out(facts: CatalogueFacts) -> Iterable[Finding]:
+    """Models whose every card is one of a pinned model that is split over cards: they are never loaded."""
+    here = [m.entry for m in facts.models if m.entry.local and m.entry.role == "worker"]
+    for pinned in (e for e in here if e.pinned and e.split):
+        taken = {card for seat in _seats_of(pinned, facts) for card in seat.cards.split(",")}
+        for other in here:
+            places = [set(seat.cards.split(",")) for seat in _seats_of(other, facts)]
+            if other is not pinned and places and all(cards & taken for cards in places):
+                said = (
+                    f"it has no card beside {pinned.name}, which is pinned on cards {', '.join(pinned.split)}"
+                )
+                yield Finding(GROUP, other.name, "warn", said, f"leave {pinned.name} unpinned, or add a card")
+
+
+def _seats_of(entry: Entry, facts: CatalogueFacts) -> list[ModelSeat]:
+    """The model workers with cards that a worker's model may go to."""
+    split = ",".join(entry.split)
+    return [seat for seat in facts.seats if seat.role == "worker" and seat.cards and seat.split == split]
 
 
 def _judge_model(model: ModelFacts, facts: CatalogueFacts) -> Finding:
@@ -187,6 +217,8 @@ def _judge_model(model: ModelFacts, facts: CatalogueFacts) -> Finding:
     needs = {c.name: _need(model, share) for c, share in zip(model.cards, shares, strict=True)}
     short = [card for card in known if needs[card.name] > card.room_for(entry)]
     said = f"{entry.description}, {max(needs.values())} MB a card ({entry.vram_source}) for {model.estimate.ctx} tokens"
+    if entry.split and entry.role == "worker":
+        said += f"; on cards {', '.join(entry.split)} together, where no other model is then"
     if not short:
         return Finding(GROUP, entry.name, "ok", said)
     rooms = ", ".join(f"card {card.name} has room for {card.room_for(entry)} MB" for card in short)

@@ -32,7 +32,8 @@ class Entry:
 
     ``split``: the cards that it needs together (empty: any one card). ``vram_mb`` (2^20 bytes, all cards together) is by
     ``vram_source``: the configuration, the largest measured peak, an estimate, or 0 where it is unknown. ``size_bytes`` is
-    what is moved to load it. ``problem``: why it cannot be loaded as it is, "" where nothing is known against it.
+    what is moved to load it. ``max_tokens`` of an answer where a request names no number; None: by the type of the
+    task. ``problem``: why it cannot be loaded as it is, "" where nothing is known against it.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Entry:
     placement: PlacementKind = SINGLE
     role: Role = "worker"
     pinned: bool = False
-    max_tokens: int = 256
+    max_tokens: int | None = None
     vram_mb: int = 0
     vram_source: VramSource = "unknown"
     size_bytes: int = 0

@@ -63,19 +63,20 @@ class Embedder(Protocol):
 class Endpoint:
     """Serves ``model`` from ``start`` to ``close``. ``model`` may be set anew at any time; None: nothing is loaded (503).
 
-    ``max_tokens``: where a request names none. Every method may be called from any thread.
+    ``max_tokens``: where a request names none; may be set anew, too, and is 1024 where it is None. Every method may be called
+    from any thread.
     """
 
     def __init__(
         self,
         model: Model | None = None,
         *,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        max_tokens: int | None = None,
         limits: Limits | None = None,
         idle_s: float = IDLE_S,
     ) -> None:
         self.model = model
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._idle_s = idle_s
         self._server = LoopbackServer(self._serve, limits)
         self._grants = Grants()
@@ -176,11 +177,15 @@ class Endpoint:
 
     # ------------------------------------------------------------ texts
 
+    def _most(self) -> int:
+        """Tokens of an answer for which a request names no number."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
     def _chat(self, exchange: Exchange) -> None:
-        self._openai_text(exchange, chat_call(read_json(exchange.body()), self._max_tokens))
+        self._openai_text(exchange, chat_call(read_json(exchange.body()), self._most()))
 
     def _completion(self, exchange: Exchange) -> None:
-        self._openai_text(exchange, completion_call(read_json(exchange.body()), self._max_tokens))
+        self._openai_text(exchange, completion_call(read_json(exchange.body()), self._most()))
 
     def _openai_text(self, exchange: Exchange, call: TextCall) -> None:
         model = self._asked(call.model)
@@ -194,10 +199,10 @@ class Endpoint:
         self._text(exchange, call, model, answer)
 
     def _ollama_generate(self, exchange: Exchange) -> None:
-        self._ollama_text(exchange, ollama.generate_call(read_json(exchange.body()), self._max_tokens))
+        self._ollama_text(exchange, ollama.generate_call(read_json(exchange.body()), self._most()))
 
     def _ollama_chat(self, exchange: Exchange) -> None:
-        self._ollama_text(exchange, ollama.chat_call(read_json(exchange.body()), self._max_tokens))
+        self._ollama_text(exchange, ollama.chat_call(read_json(exchange.body()), self._most()))
 
     def _ollama_text(self, exchange: Exchange, call: TextCall) -> None:
         model = self._asked(call.model)

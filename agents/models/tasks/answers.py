@@ -15,6 +15,7 @@ from ....bus.errors import DefinitionError, RigbusError
 from ..protocol import GenerateRequest, GenerateResult
 from .validation import Schema
 
+TEXT_TOKENS: Final = 256  #: `max_tokens` of generate where nobody says
 ANSWER_TOKENS: Final = 512  #: `max_tokens` of parse where nobody says
 #: `max_tokens` of decide, and the characters of its parts: at four tokens a character, the worst that a vocabulary of
 #: bytes can do, a decision is still not cut off.

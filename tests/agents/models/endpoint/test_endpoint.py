@@ -117,6 +117,27 @@ def test_a_completion_and_the_paths_without_v1(asker: Asker) -> None:
     assert asker.ask("POST", "/chat/completions?x=1", {"messages": HI})[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HI}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/api/chat", {"messages": HI, "stream": False}),
+        ("/api/generate", {"prompt": "a", "stream": False}),
+    ],
+)
+def test_an_answer_has_as_many_tokens_as_its_model_may_where_nobody_says(
+    endpoint: Endpoint, asker: Asker, model: ScriptedModel, path: str, body: dict[str, Any]
+) -> None:
+    for most in (None, 2):
+        endpoint.max_tokens = most
+        assert asker.ask("POST", path, body)[0] == 200
+    endpoint.max_tokens = 2
+    given = {"options": {"num_predict": 7}} if path.startswith("/api") else {"max_tokens": 7}
+    assert asker.ask("POST", path, {**body, **given})[0] == 200
+    assert [request.max_tokens for request in model.asked] == [1024, 2, 7]
+
+
 def test_the_model_is_listed_and_found(asker: Asker) -> None:
     assert [m["id"] for m in asker.ask("GET", "/v1/models")[1]["data"]] == ["scripted"]
     assert asker.ask("GET", "/v1/models/scripted")[1]["id"] == "scripted"
