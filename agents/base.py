@@ -126,7 +126,10 @@ class Agent:
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> None:
-        """Run this agent as a process until it is stopped: ``--state DIR --name NAME --slots N``. Never returns."""
+        """Run this agent as a process until it is stopped: ``--state DIR --name NAME --slots N --thermal W:C:H``.
+
+        Without ``--thermal`` its cards have the limits of ``[thermal]`` in the configuration. Never returns.
+        """
         from .main_parent import run_alone
 
         sys.exit(run_alone(agent_ref(cls), argv, program=Path(sys.argv[0]).name or cls.__name__))

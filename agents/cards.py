@@ -16,7 +16,10 @@ from typing import Any, Final
 from .models.catalogue.catalogue import Catalogue, brain_cards
 
 DEFAULT_WORKERS: Final = 2  #: where there is no card
+_DEVICES: Final = Path("/dev")
 _DRIVER: Final = Path("/proc/driver/nvidia/gpus")
+_NODE: Final = re.compile(r"nvidia(0|[1-9][0-9]{0,3})")
+_MINOR: Final = re.compile(r"^Device Minor:\s*([0-9]{1,4})\s*$", re.MULTILINE)
 _UUID: Final = re.compile(r"^GPU UUID:\s*(GPU-[0-9a-f-]{8,})\s*$", re.MULTILINE)
 
 
@@ -148,28 +151,49 @@ def _notes(
         yield f"card {', '.join(missing)} is not here ({there}); see `nvidia-smi -L`, correct worker_gpus or brain_gpus"
 
 
-def present_cards() -> list[str]:
-    """The indexes of the NVIDIA cards that the kernel shows; none elsewhere."""
+def present_cards(devices: Path = _DEVICES, driver: Path = _DRIVER) -> list[str]:
+    """The indexes of the NVIDIA cards that this process may use; none elsewhere.
+
+    They count from 0 whatever the nodes in /dev are called: so do CUDA and nvidia-smi in a container that has only some of
+    the machine's cards.
+    """
+    return [str(index) for index in range(len(_visible(devices, driver)))]
+
+
+def card_uuids(devices: Path = _DEVICES, driver: Path = _DRIVER) -> dict[str, str]:
+    """Index -> UUID of those cards, as the driver's files have them; cards that it has not opened yet are left out."""
+    return {str(index): uuid for index, uuid in enumerate(_visible(devices, driver)) if uuid}
+
+
+def _visible(devices: Path, driver: Path) -> list[str]:
+    """The UUID, or "", of each card that has a node in ``devices``, in the order of the bus.
+
+    The number in a node's name is the card's *minor*, by the order in which the driver found it: no index. And in a
+    container the driver's files may tell of every card of the machine. So a card is here if the node of its minor is.
+    """
     try:
-        names = os.listdir("/dev")
+        nodes = {int(found[1]) for name in os.listdir(devices) if (found := _NODE.fullmatch(name))}
     except OSError:
-        return []
-    count = sum(name.startswith("nvidia") and name[6:].isdigit() for name in names)
-    return [str(n) for n in range(count)]
+        nodes = set()
+    told = _driver_cards(driver)
+    here = [uuid for minor, uuid in told if minor is None or minor in nodes]
+    if not here or len(here) > len(nodes):
+        return [""] * len(nodes)  # nothing says which of them is which
+    return here
 
 
-def card_uuids(driver: Path = _DRIVER) -> dict[str, str]:
-    """Index -> UUID as the driver's files have them; cards that it has not opened yet are left out."""
+def _driver_cards(driver: Path) -> list[tuple[int | None, str]]:
+    """Minor (None: not told) and UUID ("": not known yet) of each card that the driver drives, in the order of the bus."""
     try:
         folders = sorted(driver.iterdir(), key=lambda folder: folder.name)
     except OSError:
-        return {}
-    found = {}
-    for index, folder in enumerate(folders):
+        return []
+    cards: list[tuple[int | None, str]] = []
+    for folder in folders:
         try:
-            said = _UUID.search((folder / "information").read_text("ascii", "replace"))
+            text = (folder / "information").read_text("ascii", "replace")
         except OSError:
-            continue
-        if said:
-            found[str(index)] = said[1]
-    return found
+            text = ""
+        minor, uuid = _MINOR.search(text), _UUID.search(text)
+        cards.append((int(minor[1]) if minor else None, uuid[1] if uuid else ""))
+    return cards

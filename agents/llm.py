@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from ..bus.errors import ConfigError, DefinitionError
+from ..bus.paths import model_file
 from ..bus.tags import offered_tags
 from .base import agent_ref
 from .llm_tasks import ModelTasks
@@ -56,7 +57,7 @@ class ModelAgent(ModelTasks):
         Raises:
             ConfigError: none is named, or a RIGBUS_MODEL_* variable is no number.
         """
-        file = self.model_file or _path(os.environ.get(MODEL_VARIABLE, ""))
+        file = self.model_file or model_file(os.environ)
         if file is None:
             raise ConfigError(f"no model: give --model FILE.gguf, or set {MODEL_VARIABLE}")
         return ModelHost(
@@ -111,7 +112,7 @@ class ModelAgent(ModelTasks):
         # By the environment: the agent runs in a child of run_alone's, as under `rigbus up`.
         os.environ.update({name: str(value) for name, value in options.items() if value is not None})
         try:
-            file = cls.model_file or _path(os.environ.get(MODEL_VARIABLE, ""))
+            file = cls.model_file or model_file(os.environ)
             if file is None:
                 raise ConfigError(f"no model: give --model FILE.gguf, or set {MODEL_VARIABLE}")
             check_model_file(file)
@@ -122,10 +123,6 @@ class ModelAgent(ModelTasks):
         # Under `python -m` this module is called __main__; the child must find it by its real name.
         ref = f"{__package__}.llm:{cls.__qualname__}" if cls.__module__ == "__main__" else agent_ref(cls)
         sys.exit(run_alone(ref, rest, program="rigbus.agents.llm"))
-
-
-def _path(text: str) -> Path | None:
-    return Path(text) if text else None
 
 
 def _number(variable: str, default: int) -> int:

@@ -29,6 +29,7 @@ from .models.tasks.answers import (
     decision_schema,
     read_answer,
     repair_request,
+    shortened,
     shown_choices,
     shown_schema,
 )
@@ -221,7 +222,7 @@ class ModelTasks(Agent):
         """The answer to one request. A cancel of the task ends it."""
         generation = self.model.generate(request)
         self.task.when_cancelled(generation.cancel)
-        return collect(
+        result = collect(
             generation,
             self.model.name,
             as_json=as_json,
@@ -229,6 +230,11 @@ class ModelTasks(Agent):
             on_wait=self._tell_state,
             on_queue=self._tell_place,
         )
+        if cut := shortened(result, request.max_tokens):
+            # A shorter text is an answer, too; but whoever reads it must be able to learn why.
+            self.task.log(f"the answer is shorter than it might be: {cut}")
+            self.task.progress(note=f"the answer is shorter than it might be: {cut}")
+        return result
 
     def _tell_place(self, position: int) -> None:
         """Where a request stands among those that wait for the model."""
@@ -245,7 +251,7 @@ class ModelTasks(Agent):
             AnswerInvalid: the second answer is not valid either.
         """
         first = self._collect(request, self._tell_share(request))
-        value, fault = read_answer(first, schema)
+        value, fault = read_answer(first, schema, request.max_tokens)
         if not fault or first.usage.finish == "cancelled":
             return answer_map([first], value)
         self.task.progress(0.0, note=f"the answer is not valid, it is asked for once more: {fault}")
@@ -256,7 +262,7 @@ class ModelTasks(Agent):
             raise AnswerInvalid(
                 f"the answer is not valid: {fault}; it could not be asked for once more: {e}"
             ) from e
-        value, again = read_answer(second, schema)
+        value, again = read_answer(second, schema, request.max_tokens)
         if again and second.usage.finish != "cancelled":
             self.task.log(f"{kind}: the second answer is not valid: {again}\n{second.text}")
             raise AnswerInvalid(f"the answer is not valid: {again} (the first one: {fault})")

@@ -39,6 +39,11 @@ def arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--state", help="the rig's state folder (default: RIGBUS_STATE, else the user's)")
     parser.add_argument("--name", help="the worker's name, unique in the rig")
     parser.add_argument("--slots", type=int, help="handlers that run at once")
+    parser.add_argument(
+        "--thermal",
+        metavar="WARN:CRITICAL:HYSTERESIS",
+        help="when its cards are too hot, in °C (default: [thermal] of rigbus.toml)",
+    )
     return parser.parse_args(argv)
 
 
@@ -51,6 +56,8 @@ def run_alone(ref: str, argv: Sequence[str] | None = None, *, program: str = "ag
         words += ["--state", given.state]
     if given.slots:
         words += ["--slots", str(given.slots)]
+    if given.thermal:
+        words += ["--thermal", given.thermal]
     return Parent(words, name).run()
 
 

@@ -16,6 +16,7 @@ import zmq
 from ..bus.errors import ConfigError, RigbusError
 from .base import Agent, dispatch, event_methods
 from .context import TaskContext
+from .gpu.guard import ThermalLimits
 from .gpu.guarding import keeper_of
 from .gpu.watch import own_cards
 from .handlers import Spec
@@ -49,10 +50,19 @@ class Place:
 
 
 class AgentWorker:
-    """One agent that serves a rig from the calling thread (:meth:`run`); :meth:`stop` from any other."""
+    """One agent that serves a rig from the calling thread (:meth:`run`); :meth:`stop` from any other.
+
+    ``thermal``: of its cards; None: the guard's own limits.
+    """
 
     def __init__(
-        self, agent: Agent, place: Place, *, slots: int | None = None, ref: str | None = None
+        self,
+        agent: Agent,
+        place: Place,
+        *,
+        slots: int | None = None,
+        ref: str | None = None,
+        thermal: ThermalLimits | None = None,
     ) -> None:
         self.agent = agent
         self.place = place
@@ -79,7 +89,7 @@ class AgentWorker:
             cards=own_cards(),
         )
         models = any(s.options.cls == "llm" for s in self._specs.values())  # they compute on any card
-        keeper = keeper_of(self.loop, self.loop.cards, uses_any=models)
+        keeper = keeper_of(self.loop, self.loop.cards, uses_any=models, limits=thermal)
         if keeper is not None:
             self.loop.add((), keeper)
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}

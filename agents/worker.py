@@ -149,7 +149,14 @@ def run_worker(name: str, state: Path | None, options: WorkerOptions | None = No
     return Worker(place_of(name, state), options).run()
 
 
-def run_agent(ref: str, name: str, state: Path | None, *, slots: int | None = None) -> tuple[int, bool]:
+def run_agent(
+    ref: str,
+    name: str,
+    state: Path | None,
+    *,
+    slots: int | None = None,
+    thermal: ThermalLimits | None = None,
+) -> tuple[int, bool]:
     """Be the agent ``module:Class`` until drained: the exit code, and whether a thread of it still hangs.
 
     Raises:
@@ -159,8 +166,26 @@ def run_agent(ref: str, name: str, state: Path | None, *, slots: int | None = No
     place = place_of(name, state)
     if any(s.options.isolated for s in cls.specs().values()):
         processes().become_subreaper()
-    worker = AgentWorker(cls(), place, slots=slots, ref=ref)
+    worker = AgentWorker(cls(), place, slots=slots, ref=ref, thermal=thermal)
     return worker.run(), worker.hangs
+
+
+def thermal_limits(given: str | None) -> ThermalLimits | None:
+    """What ``--thermal`` says, else the ``[thermal]`` of the configuration that the verbs read from this folder.
+
+    It is read only where there may be cards: an agent elsewhere needs no configuration, and loads nothing for it.
+
+    Raises:
+        ConfigError: neither three numbers nor a configuration that can be read; the message names the place.
+    """
+    if given:
+        return ThermalLimits.parse(given)
+    if own_cards() is None:
+        return None
+    from ..bus.config import load
+
+    said = load().settings.thermal
+    return ThermalLimits(warn_c=said.warn_c, critical_c=said.critical_c, hysteresis_c=said.hysteresis_c)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -177,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", dest="pools", action="append", default=[])
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
     parser.add_argument("--gpu", help="CUDA_VISIBLE_DEVICES of its commands")
-    parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C")
+    parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C; as configured")
     parser.add_argument("--vram-mb", type=int, help="MiB of its cards that tasks may take together")
     parser.add_argument("--verbose", action="store_true")
     a = parser.parse_args(argv)
@@ -188,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     hangs = False
     try:
         if a.agent:
-            code, hangs = run_agent(a.agent, a.name, a.state, slots=a.slots)
+            limits = thermal_limits(a.thermal)
+            code, hangs = run_agent(a.agent, a.name, a.state, slots=a.slots, thermal=limits)
         else:
             options = WorkerOptions(
                 slots=a.slots or 1,
@@ -197,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 pools=tuple(a.pools),
                 env_pass=tuple(a.env_pass),
                 gpu=a.gpu,
-                thermal=ThermalLimits.parse(a.thermal) if a.thermal else None,
+                thermal=thermal_limits(a.thermal),
                 vram_mb=a.vram_mb,
             )
             code = run_worker(a.name, a.state, options)

@@ -21,7 +21,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from .config_models import Card, Gpu, Model, Placement, Table, Thermal, problems, twice
 from .errors import ConfigError
 from .mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S
-from .paths import RigPaths, config_files, default_state, read_toml, rig_paths
+from .paths import RigPaths, config_files, default_state, model_file, read_toml, rig_paths
+from .urls import shown_url
 from .wire import LEASE_S
 
 PREFIX: Final = "RIGBUS_"
@@ -207,10 +208,18 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
     def show(self) -> list[Row]:
-        """Every setting with its value and origin (``default`` when nobody set it), in the order of the model."""
+        """Every setting with its value and origin (``default`` when nobody set it), in the order of the model.
+
+        For people: an address without the key that somebody may have written into it.
+        """
         return [
-            Row(name, value, _origin(self.origins, name)) for name, value in _flat(self.settings.model_dump())
+            Row(name, _shown(name, value), _origin(self.origins, name))
+            for name, value in _flat(self.settings.model_dump())
         ]
+
+
+def _shown(name: str, value: Any) -> Any:
+    return shown_url(value) if isinstance(value, str) and name.endswith(".url") else value
 
 
 def _origin(origins: Mapping[str, str], name: str) -> str:
@@ -312,11 +321,14 @@ def _rename(source: _Source) -> None:
 
 def _environment() -> _Source:
     try:
-        return _Source(EnvSettingsSource(Settings)(), "environment")
+        values = EnvSettingsSource(Settings)()
     except ValueError as e:
         raise ConfigError(
             f"{e}: write lists and tables as JSON, such as RIGBUS_ENV_PASS='[\"LANG\"]'"
         ) from None
+    if os.environ.get("RIGBUS_MODEL") and model_file() is None:
+        values.pop("model", None)  # in a command of a rig: the name of its worker's model
+    return _Source(values, "environment")
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from .urls import shown_url
+
 MAX_TOKENS: Final = 2**31 - 1
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CARD: Final = re.compile(r"0|[1-9][0-9]{0,2}|(?:GPU|MIG)-[0-9A-Za-z/-]{4,80}")
@@ -103,9 +105,13 @@ class Model(Table):
     def _server(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{value[:80]!r} is no address; write it as http://host:port/v1")
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        except ValueError:  # brackets that are no IPv6 address; its words would repeat the address
+            usable = False
+        if not usable:
+            raise ValueError(f"{shown_url(value)[:80]!r} is no address; write it as http://host:port/v1")
         if parts.username is not None or parts.password is not None:
             raise ValueError("a key does not belong into an address; use api_key_env or api_key_file")
         return value

@@ -70,6 +70,18 @@ def default_state(environ: Mapping[str, str] = os.environ) -> Path:
     return base / "rigbus"
 
 
+def model_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """RIGBUS_MODEL where it is the GGUF file that a rig or an agent is to serve; None where it is not set, or is a name.
+
+    A command of a rig (RIGBUS_TASK_ID is there) finds the *name* of its worker's model in this variable: what it starts
+    must not take that for a file. A command that sets it itself names a file by a ``/`` or the ending ``.gguf``.
+    """
+    given = environ.get("RIGBUS_MODEL", "")
+    if environ.get("RIGBUS_TASK_ID") and "/" not in given and not given.endswith(".gguf"):
+        return None
+    return Path(given) if given else None
+
+
 def config_files(environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> list[Path]:
     """Where a configuration is looked for, the strongest first; the files need not exist."""
     xdg = environ.get("XDG_CONFIG_HOME", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -153,10 +154,14 @@ def _model_workers(settings: dict[str, Any], seated: Seats, uuids: dict[str, str
     from ..agents.cards import model_seats
     from ..agents.supervisor_children import model_worker_spec
 
-    if settings["model"] is not None and not Path(settings["model"]).is_file():
-        raise ConfigError(
-            f"the model {settings['model']} is no file; give the path of a GGUF file with --model"
-        )
+    model = settings["model"]
+    if model is not None and not Path(model).is_file():
+        if os.environ.get("RIGBUS_MODEL") == model:
+            raise ConfigError(
+                f"RIGBUS_MODEL={model!r} is no file: for a rig it is the path of a GGUF file, only for a command of class "
+                "llm the name of a model; correct or unset it, or give --model FILE"
+            )
+        raise ConfigError(f"the model {model} is no file; give the path of a GGUF file with --model")
     return [
         model_worker_spec(seat, env_pass=settings["env_pass"], thermal=thermal_text(settings))
         for seat in model_seats(settings, seated, uuids)

@@ -46,6 +46,8 @@ def worker(
     words = ["--state", str(where(state, None, config).state)]
     for option, value in (("--name", name), ("--slots", slots)):
         words += [option, str(value)] if value is not None else []
+    settings = settings_of(config)
+    words += ["--thermal", thermal_text(settings)]
     if agent is not None and SUPERVISED not in os.environ:
         from ..agents.main_parent import run_alone
 
@@ -57,9 +59,7 @@ def worker(
     for option, values in (("--class", classes), ("--need", needs), ("--pool", pools)):
         words += [word for value in values for word in (option, value)]
     if agent is None:
-        settings = settings_of(config)
         words += [word for value in settings["env_pass"] for word in ("--env-pass", value)]
-        words += ["--thermal", thermal_text(settings)]
     if gpu is not None:
         words += ["--gpu", gpu]
     main(words)

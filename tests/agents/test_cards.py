@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
@@ -10,6 +12,7 @@ from rigbus.agents.models.catalogue.catalogue import brain_cards
 from rigbus.agents.supervisor_children import rig_specs
 from rigbus.bus.config import Settings
 from rigbus.bus.config_models import brain_cards as of_settings
+from rigbus.bus.errors import ConfigError
 from rigbus.tools import up
 from rigbus.tools.worker import worker
 
@@ -95,18 +98,81 @@ def test_the_brains_cards_are_the_same_of_settings_and_of_plain_data():
         assert of_settings(s.brain_gpus, s.models) == brain_cards(plain["brain_gpus"], plain["models"])
 
 
-def test_the_drivers_files_tell_the_uuids_in_the_order_of_the_bus(tmp_path):
-    for bus, uuid in (
-        ("0000:0a:00.0", "GPU-bbbb2222-1"),
-        ("0000:01:00.0", "GPU-aaaa1111-1"),
-        ("0000:0b:00.0", "GPU-????????-?"),
-    ):
-        (tmp_path / bus).mkdir()
-        text = f"Model: \t\t NVIDIA GeForce GTX 1060 6GB\nIRQ:   \t\t 130\nGPU UUID: \t {uuid}\nDevice Minor: \t 0\n"
-        (tmp_path / bus / "information").write_text(text)
-    (tmp_path / "0000:0c:00.0").mkdir()
-    assert card_uuids(tmp_path) == {"0": "GPU-aaaa1111-1", "1": "GPU-bbbb2222-1"}
-    assert card_uuids(tmp_path / "none") == {}
+class Machine:
+    """What the kernel shows of cards: nodes in /dev, files of the driver in /proc."""
+
+    def __init__(self, folder: Path, nodes: str, cards: dict[str, str | None]) -> None:
+        """``nodes``: names after "nvidia"; ``cards``: bus -> the driver's words, None for a file that is not there."""
+        self.devices, self.driver = folder / "dev", folder / "proc"
+        self.devices.mkdir()
+        for name in [
+            "null",
+            "nvidiactl",
+            "nvidia-uvm",
+            "nvidia-caps",
+            *(f"nvidia{n}" for n in nodes.split()),
+        ]:
+            (self.devices / name).touch()
+        for bus, text in cards.items():
+            (self.driver / bus).mkdir(parents=True)
+            if text is not None:
+                (self.driver / bus / "information").write_text(text)
+
+    def seen(self) -> tuple[list[str], dict[str, str]]:
+        return present_cards(self.devices, self.driver), card_uuids(self.devices, self.driver)
+
+
+def told(uuid: str, minor: int | str) -> str:
+    return f"Model: \t\t NVIDIA GeForce GTX 1060 6GB\nIRQ:   \t\t 130\nGPU UUID: \t {uuid}\nDevice Minor: \t {minor}\n"
+
+
+A, B, C, D = (f"GPU-{letter * 8}-1" for letter in "abcd")
+#: Four cards whose minors are not in the order of the bus.
+HOST: dict[str, str | None] = {
+    "0000:0a:00.0": told(B, 0),
+    "0000:01:00.0": told(A, 2),
+    "0000:0b:00.0": told(C, 3),
+    "0000:0c:00.0": told(D, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cards", "uuids"),
+    [
+        pytest.param("0 1 2 3", HOST, {"0": A, "1": B, "2": C, "3": D}, id="the whole machine"),
+        pytest.param("1 3", HOST, {"0": C, "1": D}, id="a container that sees the host's /proc"),
+        pytest.param("1 3", {k: HOST[k] for k in ("0000:0b:00.0", "0000:0c:00.0")}, {"0": C, "1": D}, id="only its own"),
+        pytest.param("3", HOST, {"0": C}, id="one that is not the first"),
+        pytest.param("0 1 2 3", {"0000:0a:00.0": told(B, 0)}, {"0": B}, id="nodes of cards that fell off the bus"),
+        pytest.param("0 1", {"0000:01:00.0": told("GPU-????????-?", 0), "0000:0a:00.0": told(B, 1)}, {"1": B}, id="not opened"),
+        pytest.param("0 1", {"0000:01:00.0": None, "0000:0a:00.0": told(B, 1)}, {"1": B}, id="one says nothing"),
+        pytest.param("0", {"0000:01:00.0": told(A, ""), "0000:0a:00.0": told(B, "x")}, {}, id="which one is not told"),
+    ],
+)  # fmt: skip
+def test_the_cards_that_are_here_are_those_with_a_node(tmp_path, nodes, cards, uuids):
+    present, known = Machine(tmp_path, nodes, cards).seen()
+    assert known == uuids
+    count = max(len(uuids), int(max(uuids, default="0")) + 1)
+    assert present == [str(n) for n in range(count)]
+
+
+@pytest.mark.parametrize(("nodes", "count"), [("1 3", 2), ("0", 1), ("", 0), ("-1 x 01", 0)])
+def test_without_the_drivers_files_the_nodes_are_counted(tmp_path, nodes, count):
+    assert Machine(tmp_path, nodes, {}).seen() == ([str(n) for n in range(count)], {})
+
+
+def test_a_container_without_cards_has_none_whatever_the_driver_says(tmp_path):
+    assert Machine(tmp_path, "", HOST).seen() == ([], {})
+
+
+def test_workers_in_a_container_get_the_cards_that_it_has(tmp_path):
+    present, known = Machine(tmp_path, "1 3", HOST).seen()
+    found = seats(
+        dumped(models={"big": {"path": "b.gguf", "role": "brain"}}, brain_gpus=["1"]), present, known
+    )
+    assert (found.workers, found.brain, found.notes) == ((C,), D, ())
+    (note,) = seats(dumped(worker_gpus=["0", "3"]), present, known).notes
+    assert note.startswith("card 3 is not here (there are 0, 1)")
 
 
 def test_the_models_of_a_split_have_a_worker_of_its_cards_beside_the_single_ones():
@@ -169,5 +235,13 @@ def test_a_worker_without_a_card_is_told_so_and_the_verb_takes_it():
         assert context.params["gpu"] == ""
 
 
-def test_cards_that_are_here_are_counted_from_0():
-    assert present_cards() == [str(n) for n in range(len(present_cards()))]
+def test_a_name_in_rigbus_model_is_no_file_and_both_meanings_are_said(monkeypatch):
+    monkeypatch.setenv("RIGBUS_MODEL", "tiny")
+    with pytest.raises(
+        ConfigError, match=r"RIGBUS_MODEL='tiny' is no file: .*path of a GGUF.*name of a model.*--model"
+    ):
+        up.specs_of(dumped(model="tiny"))
+    with pytest.raises(
+        ConfigError, match=r"^the model other is no file; give the path of a GGUF file with --model$"
+    ):
+        up.specs_of(dumped(model="other"))

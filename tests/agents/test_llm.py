@@ -211,6 +211,10 @@ def test_an_agent_without_a_model_says_how_to_name_one(monkeypatch: pytest.Monke
     monkeypatch.setenv("RIGBUS_MODEL_CTX", "big")
     with pytest.raises(ConfigError, match="RIGBUS_MODEL_CTX='big'"):
         ModelAgent().on_start()
+    monkeypatch.setenv("RIGBUS_TASK_ID", "in a command of a rig")
+    monkeypatch.setenv("RIGBUS_MODEL", "the-name-of-its-workers-model")
+    with pytest.raises(ConfigError, match=r"no model: give --model FILE\.gguf"):
+        ModelAgent().on_start()
 
 
 @pytest.mark.parametrize(

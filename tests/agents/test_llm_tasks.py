@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from modelparts import write_tiny_gguf
 
 from rigbus.agents.context import TaskContext
 from rigbus.agents.llm import ModelAgent
-from rigbus.agents.models.protocol import GenerateRequest
+from rigbus.agents.models.host import ModelHost
+from rigbus.agents.models.protocol import GenerateRequest, Model
 from rigbus.agents.models.scripted import ScriptedGeneration, ScriptedModel
 from rigbus.agents.runners import run_handler
 from rigbus.agents.worker_events import Lease, Outcome
@@ -42,8 +45,8 @@ class Listener:
 class Rig:
     """An agent with one model, without a bus."""
 
-    def __init__(self, model: ScriptedModel, logs: Path | None = None) -> None:
-        self.model = model
+    def __init__(self, model: Model, logs: Path | None = None) -> None:
+        self.model: Any = model
         self.listener = Listener()
         self.agent = ModelAgent()
         self.agent.model = model
@@ -304,3 +307,41 @@ def test_a_request_says_how_long_else_its_model_does_else_its_type(
 def test_a_wrong_number_is_named() -> None:
     outcome = rig().run("generate", prompt="a", max_tokens=0)
     assert not outcome.ok and 'field "max_tokens" is 0; give 1 to' in (outcome.error or "")
+
+
+# -- a small context
+
+
+@pytest.mark.llm
+def test_what_a_small_context_has_shortened_is_said(tmp_path: Path) -> None:
+    host = ModelHost(write_tiny_gguf(tmp_path / "tiny.gguf"), ctx=512, log_path=tmp_path / "model.log")
+    try:
+        host.load(30)
+        r = Rig(host, tmp_path)
+        value = r.value("generate", prompt="x" * 450, max_tokens=80, temperature=0.3)
+        made, read = value["usage"]["completion_tokens"], value["usage"]["prompt_tokens"]
+        assert (value["finish"], made + read) == ("length", 512)
+        said = (
+            f"it was cut off after {made} of 80 tokens: the context of model tiny was full (its prompt has {read} tokens); "
+            "shorten the prompt, or give the model a larger ctx"
+        )
+        assert r.listener.notes[-1].endswith(said)
+        assert said in "".join(file.read_text() for file in tmp_path.rglob("key*"))
+        long = {"type": "string", "minLength": 400}
+        outcome = r.run("parse", text="x" * 200, json_schema=long, max_tokens=600)
+        assert not outcome.ok
+        assert re.search(
+            r"cut off after \d+ of 600 tokens: the context of model tiny was full", outcome.error or ""
+        )
+        outcome = r.run("parse", text="x" * 600, json_schema=long, max_tokens=600)
+        assert (outcome.cls, "tokens, the context of model tiny holds 512" in (outcome.error or "")) == (
+            "definition",
+            True,
+        )
+        enough = r.value("generate", prompt="x", max_tokens=20)
+        assert (enough["finish"], enough["usage"]["completion_tokens"]) == ("length", 20)
+        assert sum("shorter than it might be" in note for note in r.listener.notes) == 2, (
+            "max_tokens is no news"
+        )
+    finally:
+        host.close()

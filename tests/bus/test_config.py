@@ -151,3 +151,24 @@ def test_paths_and_client_load_no_pydantic() -> None:
 def test_paths_load_no_zmq() -> None:
     code = "import sys, rigbus.bus.paths, rigbus.bus.mounts\nassert not {'zmq', 'msgpack'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("tiny", None),
+        ("a.b-7b", None),
+        ("tiny.gguf", "tiny.gguf"),
+        ("./tiny", "tiny"),
+        ("/m/tiny", "/m/tiny"),
+    ],
+)
+def test_the_name_of_a_model_in_a_command_is_no_file_of_a_rig(
+    monkeypatch: pytest.MonkeyPatch, given: str, taken: str | None
+) -> None:
+    monkeypatch.setenv("RIGBUS_MODEL", given)
+    assert load().settings.model == Path(given), "outside of a command every value is a path"
+    monkeypatch.setenv("RIGBUS_TASK_ID", "t")
+    assert load().settings.model == (taken and Path(taken))
+    assert "model" not in load().origins or taken
+    assert load({"model": "x.gguf"}).settings.model == Path("x.gguf")

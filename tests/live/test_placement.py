@@ -239,7 +239,7 @@ def test_nothing_is_unloaded_under_a_request(rig: LiveRig) -> None:
 
 
 ASK = """
-import json, os, urllib.request
+import json, os, subprocess, sys, urllib.request
 request = urllib.request.Request(
     os.environ["OPENAI_BASE_URL"] + "/chat/completions",
     json.dumps({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}).encode(),
@@ -247,6 +247,9 @@ request = urllib.request.Request(
 )
 with urllib.request.urlopen(request, timeout=30) as answer:
     print(json.load(answer)["usage"]["completion_tokens"], os.environ["RIGBUS_MODEL"], os.environ["WORKER_API_BASE"])
+shown = subprocess.run([sys.executable, "-m", "rigbus", "config", "show", "--json"], capture_output=True, check=True)
+(own,) = (s for s in json.loads(shown.stdout)["settings"] if s["name"] == "model")
+print(own["value"], own["origin"])
 """
 
 
@@ -258,8 +261,11 @@ def test_a_command_of_class_llm_asks_its_workers_model_until_it_ends(rig: LiveRi
         )
         assert said.ok, said.error
         assert said.worker == first(bus)
-        tokens, model, base = said.value["output"].split()
+        tokens, model, base, *own = said.value["output"].split()
         assert (tokens, model) == ("5", "small")
+        assert own == ["None", "default"], (
+            "a rig that the command starts does not take that name for its file"
+        )
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{base}/v1/models", timeout=10)  # noqa: S310 - our own URL
         plain = bus.results(bus.submit([Task(type="shell", payload={"command": "env"})]), timeout_s=30)

@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT, short_folder, wait_for
 
 from rigbus.bus.errors import ConfigError, RigbusError
-from rigbus.tools.bench import hops, limits, machine, mirror, page, profiled, series
+from rigbus.tools.bench import hops, limits, llm, machine, mirror, page, profiled, series
 from rigbus.tools.bench.dag import chain_of, fan_of
 from rigbus.tools.bench.figures import Figure, Outcome, Spread, cpu_a_task, lines_of, number
 from rigbus.tools.bench.rig import BenchRig, Setup
@@ -278,6 +278,19 @@ def test_each_limit_of_the_machine_is_measured(tmp_path):
     with short_folder() as folder, limits.echo(folder) as echo:
         assert echo(50, 0.05) > 0
         assert echo(1, 0.05) > 0
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "cancel_ms", "target", "met"),
+    [(50.0, 54.9, 55.0, True), (50.0, 55.5, 55.0, False), (10.0, 14.0, 15.0, True), (2.0, 90.0, None, None)],
+)
+def test_a_cancel_has_one_step_and_the_way_of_a_message(step_ms, cancel_ms, target, met):
+    rate = [1000 / step_ms]
+    rounds = llm.Rounds(one=rate, many=rate, spread=[1.0], first_ms=[step_ms])
+    bare = dict.fromkeys(("one", "many", "locked"), rate)
+    (found,) = (f for f in llm._figures(bare, rounds, rounds, [cancel_ms]) if f.name == "cancel to free")
+    assert (found.unit, found.target, found.at_least, found.met) == ("ms", target, False, met)
+    assert found.ratio == pytest.approx(cancel_ms / step_ms)
 
 
 # -- parts ---------------------------------------------------------------------------------------------------

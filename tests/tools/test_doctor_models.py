@@ -78,6 +78,13 @@ def test_a_model_behind_a_url_is_not_asked_after():
     assert (found.status, found.value) == ("ok", "behind http://h/v1, as big:70b")
 
 
+def test_a_key_in_a_url_is_not_shown_and_the_url_is_not_used():
+    entry = Entry(name="m", url="http://h/v1?key=sk-secret", remote_model="big")
+    found = one(CatalogueFacts([ModelFacts(entry)]))
+    assert (found.status, found.value) == ("fail", "behind http://h/v1?key=…, as big: such a url is not used")
+    assert "api_key_env" in found.fix
+
+
 def test_no_model_is_said():
     assert one(CatalogueFacts()).status == "info"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ...bus.urls import shown_url
 from .findings import Finding
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _seats_of(entry: Entry, facts: CatalogueFacts) -> list[ModelSeat]:
 def _judge_model(model: ModelFacts, facts: CatalogueFacts) -> Finding:
     entry = model.entry
     if entry.url is not None:
-        return Finding(GROUP, entry.name, "ok", f"behind {entry.url}, as {entry.remote_model}")
+        return _judge_url(entry, entry.url)
     if entry.problem or model.estimate is None:
         what, _, fix = entry.problem.rpartition("; ")
         return Finding(GROUP, entry.name, "fail", what or entry.problem, fix or "correct its path")
@@ -226,6 +227,16 @@ def _judge_model(model: ModelFacts, facts: CatalogueFacts) -> Finding:
     return Finding(
         GROUP, entry.name, "fail" if everywhere else "warn", f"{said}; {rooms}", _fix(model, short)
     )
+
+
+def _judge_url(entry: Entry, url: str) -> Finding:
+    """The server itself is not asked."""
+    shown = shown_url(url)
+    said = f"behind {shown}, as {entry.remote_model}"
+    if shown == url:
+        return Finding(GROUP, entry.name, "ok", said)
+    fix = "write scheme, host, port and path only; the key goes in api_key_env or api_key_file"
+    return Finding(GROUP, entry.name, "fail", f"{said}: such a url is not used", fix)
 
 
 def _need(model: ModelFacts, share: float) -> int:

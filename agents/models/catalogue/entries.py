@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from ....bus.errors import BadFrame, DefinitionError
+from ....bus.urls import shown_url
 from ..gguf.model import read_gguf
 from ..gguf.vram import Estimate, estimate_vram_mb
 from ..protocol import PARALLEL, LoadOptions
@@ -78,7 +79,9 @@ class Entry:
             DefinitionError: it is behind a url.
         """
         if self.path is None:
-            raise DefinitionError(f"model {self.name} is behind {self.url}; there is nothing to load")
+            raise DefinitionError(
+                f"model {self.name} is behind {shown_url(self.url or '')}; there is nothing to load"
+            )
         return LoadOptions(
             path=self.path,
             name=self.name,
@@ -142,7 +145,9 @@ def estimate(entry: Entry) -> Estimate:
         DefinitionError: the file cannot be used, or ``entry`` has none.
     """
     if entry.path is None:
-        raise DefinitionError(f"model {entry.name} is behind {entry.url}; its memory is its server's")
+        raise DefinitionError(
+            f"model {entry.name} is behind {shown_url(entry.url or '')}; its memory is its server's"
+        )
     return estimate_vram_mb(read_gguf(Path(entry.path)), entry.ctx, entry.parallel, entry.gpu_layers)
 
 

@@ -60,6 +60,7 @@ class Host(Protocol):
     limits: Limits
 
     def serve(self, exchange: Exchange) -> None: ...
+    def know(self, known: bool) -> None: ...
     def watch(self, sock: socket.socket, on_gone: Callable[[], None]) -> AbstractContextManager[Watch]: ...
     def abort(self, sock: socket.socket) -> None: ...
 
@@ -216,6 +217,10 @@ class Exchange(BaseHTTPRequestHandler):
     def watch(self, on_gone: Callable[[], None]) -> AbstractContextManager[Watch]:
         """A ``with`` block in which ``on_gone`` is called as soon as the client closes; its value has ``gone``, an Event."""
         return self._loopback.watch(self.connection, on_gone)
+
+    def know(self, known: bool) -> None:
+        """Whether it is known who asks: a connection of which it is not makes room for others (see ``loopback.py``)."""
+        self._loopback.know(known)
 
     def abort(self) -> None:
         """From any thread: end the connection."""

@@ -3,6 +3,10 @@ that has gone.
 
 One thread accepts, and watches the connections whose client waits; each connection has a thread that reads and writes
 it (``exchange.py``). The watcher only peeks.
+
+Whoever is on this machine can connect, and say nothing. So a connection is a *stranger* until ``serve`` knows whose it is,
+and where all places are taken the stranger who has been there the longest makes room. One who has something to say has
+said it by then: that many others would have to come between its connect and the reading of its head.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
@@ -20,7 +25,7 @@ from .exchange import LOOPBACK, Exchange, Limits, Watch
 
 log = logging.getLogger(__name__)
 
-_BACKLOG: Final = 64
+_BACKLOG: Final = 512  # one that does not fit in comes again after a second only
 _ACCEPT_PAUSE_S: Final = 1.0  # after EMFILE
 _JOIN_S: Final = 5.0
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
@@ -30,10 +35,20 @@ _FULL: Final = (
 )
 
 
+@dataclass(slots=True)
+class _Connection:
+    """``known``: ``serve`` knows whose it is; ``ended``: we have shut it, and its thread is on its way out."""
+
+    sock: socket.socket
+    known: bool = False
+    ended: bool = False
+
+
 class LoopbackServer:
     """Serves HTTP on an ephemeral port of 127.0.0.1 from ``start`` to ``close``; ``serve`` answers each request.
 
-    ``serve`` runs in the connection's thread; an ApiError that it raises becomes the answer.
+    ``serve`` runs in the connection's thread, and calls ``know`` with what it finds out; an ApiError that it raises becomes
+    the answer.
     """
 
     def __init__(self, serve: Callable[[Exchange], None], limits: Limits | None = None) -> None:
@@ -45,7 +60,7 @@ class LoopbackServer:
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
         self._closing = False
-        self._open: dict[threading.Thread, socket.socket] = {}
+        self._open: dict[threading.Thread, _Connection] = {}  # the oldest first
         self._watched: dict[int, Watch] = {}
         self._loop: threading.Thread | None = None
         self.port = 0
@@ -62,8 +77,8 @@ class LoopbackServer:
         """End every connection. Harmless twice."""
         with self._lock:
             self._closing = True
-            for sock in self._open.values():
-                _shut(sock)
+            for connection in self._open.values():
+                _shut(connection.sock)
             threads = list(self._open)
         self._wake()
         if self._loop is not None:
@@ -113,12 +128,12 @@ class LoopbackServer:
             log.warning("the model's endpoint cannot accept: %s; next try in %g s", e, _ACCEPT_PAUSE_S)
             return monotonic() + _ACCEPT_PAUSE_S
         with self._lock:
-            full = len(self._open) >= self.limits.connections or self._closing
+            full = self._closing or not self._has_room()
             if not full:
                 thread = threading.Thread(
                     target=self._serve, args=(sock,), name="loopback-client", daemon=True
                 )
-                self._open[thread] = sock
+                self._open[thread] = _Connection(sock)
                 thread.start()
         if full:
             sock.setblocking(False)
@@ -128,6 +143,21 @@ class LoopbackServer:
                 pass  # it has gone already
             sock.close()
         return 0.0
+
+    def _has_room(self) -> bool:
+        """Is there a place for one more, if need be that of a stranger? With the lock held."""
+        most = self.limits.connections
+        if len(self._open) >= 2 * most:
+            return False  # so many threads of those that were shut have yet to end
+        there = [connection for connection in self._open.values() if not connection.ended]
+        if len(there) < most:
+            return True
+        stranger = next((connection for connection in there if not connection.known), None)
+        if stranger is None:
+            return False
+        stranger.ended = True
+        _shut(stranger.sock)
+        return True
 
     def _look(self, fd: int) -> None:
         """Is the client of ``fd`` gone? Under the lock, so that its thread cannot close the socket meanwhile."""
@@ -184,10 +214,15 @@ class LoopbackServer:
                 if self._watched.get(fd) is watch:
                     del self._watched[fd]
 
+    def know(self, known: bool) -> None:
+        """Of the calling thread's connection: it is a stranger's no more, or again."""
+        with self._lock:
+            self._open[threading.current_thread()].known = known
+
     def abort(self, sock: socket.socket) -> None:
         """From any thread: end a connection. Its thread, or its watch, sees that as the client's end."""
         with self._lock:
-            if sock in self._open.values():
+            if any(connection.sock is sock for connection in self._open.values()):
                 _shut(sock)
 
     def _wake(self) -> None:

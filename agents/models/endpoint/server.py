@@ -117,8 +117,11 @@ class Endpoint:
         try:
             # Ended like a client that goes: the watch of what it waits for sees the connection's end.
             with self._grants.admitted(secret, exchange.abort):
+                exchange.know(True)
                 self._route(exchange, path.rstrip("/") or "/")
         except ApiError as e:
+            if e.status == 401:
+                exchange.know(False)  # its task may have ended meanwhile
             exchange.refuse(e, ollama.error_map(e) if path.startswith("/api/") else None)
 
     def _route(self, exchange: Exchange, path: str) -> None:

@@ -224,7 +224,7 @@ class Llama:
         if len(tokens) >= self.ctx:
             raise DefinitionError(
                 f"generate: the prompt has {len(tokens)} tokens, the context of model {self.name} holds {self.ctx} "
-                "with the answer; shorten it, or start the model with a larger --ctx"
+                "with the answer; shorten it, or give the model a larger ctx"
             )
         return tokens
 

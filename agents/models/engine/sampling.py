@@ -10,7 +10,8 @@ import ctypes
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from time import thread_time
+from typing import Any, Final
 
 import numpy as np  # llama-cpp-python has it
 
@@ -21,6 +22,11 @@ from .context import EngineBroken
 from .llama import Llama
 
 TOP_K, TOP_P, MIN_P = 40, 0.95, 0.05  # llama.cpp's own defaults
+#: What llama.cpp may take to follow a grammar past a token, in seconds of this thread. It takes below 0.3 ms, whatever the
+#: text's length and depth, and the square of the number of ways that it has to follow: parts that begin alike, one inside
+#: of another, multiply them. The next level would take minutes, and no call of llama.cpp can be ended: so it is not begun.
+FOLLOW_S: Final = 0.002  #: twice in a row; a single one may be the machine's
+FOLLOW_ONCE_S: Final = 0.02
 
 
 class Sampler:
@@ -34,6 +40,7 @@ class Sampler:
         self._llama = llama
         self._chain = _chain(llama.api, request)
         self._grammar = None
+        self._slow_before = False
         if request.json_schema is not None:
             llama.forgive()  # the errors of others are no reason why llama.cpp cannot read this grammar
             try:
@@ -46,7 +53,8 @@ class Sampler:
         """The token after the step's row ``row``.
 
         Raises:
-            DefinitionError: the grammar allows nothing any more: this request cannot end, others can go on.
+            DefinitionError: the grammar allows nothing any more, or follows too many ways: this request cannot end,
+                others can go on.
             EngineBroken: the logits are no numbers. Nobody's are to be trusted then: all sequences share the memory.
         """
         api = self._llama.api
@@ -59,8 +67,20 @@ class Sampler:
             return token
         if not self._allowed(token):
             token = self._weigh(row)
-        api.llama_sampler_accept(self._grammar, token)
+        self._follow(token)
         return token
+
+    def _follow(self, token: int) -> None:
+        since = thread_time()
+        self._llama.api.llama_sampler_accept(self._grammar, token)
+        took_s = thread_time() - since
+        slow = took_s > FOLLOW_S
+        if took_s > FOLLOW_ONCE_S or (slow and self._slow_before):
+            raise DefinitionError(
+                f"json_schema: its grammar has too many ways to go on ({1000 * took_s:.0f} ms for one token): parts that "
+                "begin alike lie inside of one another; give each a first property with a constant of its own"
+            )
+        self._slow_before = slow
 
     def _logits(self, row: int) -> Any:
         logits = self._llama.api.llama_get_logits_ith(self._llama.context, row)

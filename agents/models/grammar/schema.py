@@ -16,7 +16,7 @@ The grammar may be narrower than the schema, never wider in what it enforces:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from .gbnf import Rules, Symbols, literal
 from .parts import MAX_DEPTH, Document, Node, Part, json_text, pointer, refuse
@@ -26,6 +26,8 @@ from .values import anything, comma, listed, space, text
 #: Properties one after the other that are not required: llama.cpp weighs them all at once.
 MAX_OPTIONAL: Final = 256
 MAX_WAYS: Final = 512  #: of a union; llama.cpp compares each with each
+#: The same where a schema refers to itself: if they begin alike, the second level has the square of them to compare (1.8 s).
+MAX_RECURSIVE_WAYS: Final = 192
 
 
 def to_gbnf(schema: Mapping[str, Any]) -> str:
@@ -57,6 +59,7 @@ class _Converter:
         self._made: dict[tuple[tuple[str, frozenset[str]], ...], str] = {}
         self._where: dict[str, str] = {}
         self._recursive = False
+        self._widest = (0, "")  # the most ways of a union, and where
         # Of a value's rule, once it is made: how many beginnings of the value there are to tell apart.
         self._ways: dict[str, int] = {}
         self._any: str | None = None
@@ -71,6 +74,10 @@ class _Converter:
                     "has no finite value: each holds another one",
                     "let it end: a property that is not required, an array that may be empty, or null",
                 )
+        if self._recursive and self._widest[0] > MAX_RECURSIVE_WAYS:
+            _refuse_ways(
+                self._widest[1], self._widest[0], MAX_RECURSIVE_WAYS, " of a schema that refers to itself"
+            )
         self.text = self._rules.text(root)
 
     def _value(self, parts: list[Part], depth: int, within: frozenset[str] = frozenset()) -> str:
@@ -112,11 +119,8 @@ class _Converter:
         )
         ways = self._ways[name] = sum(self._ways.get(rule, 1) for rule in rules)
         if ways > MAX_WAYS:
-            refuse(
-                pointer(owner.where, keyword),
-                f"has {ways} values and properties to choose from at one place; at most {MAX_WAYS}",
-                "join literals in one enum, require properties",
-            )
+            _refuse_ways(pointer(owner.where, keyword), ways, MAX_WAYS)
+        self._widest = max(self._widest, (ways, pointer(owner.where, keyword)))
         return self._rules.define(name, *((rule,) for rule in rules))
 
     def _anything(self) -> str:
@@ -278,6 +282,14 @@ class _Converter:
             node.values["type"] = {"string"}
             return self._simple.literals(node)[0][0]
         return self._simple.string(node)
+
+
+def _refuse_ways(where: str, ways: int, most: int, what: str = "") -> NoReturn:
+    refuse(
+        where,
+        f"has {ways} values and properties to choose from at one place{what}; at most {most}",
+        "join literals in one enum, require properties",
+    )
 
 
 def _discriminator(part: Part) -> Part | None:

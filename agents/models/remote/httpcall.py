@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from ....bus.errors import DefinitionError, RigbusError
 from ....bus.openai_client import error_words
+from ....bus.urls import HIDDEN, shown_url
 
 RETRY_AFTER_MAX_S: Final = 60.0
 READ_BYTES: Final = 64 * 1024
@@ -113,15 +114,23 @@ class Server:
     def __init__(self, url: str, key: ApiKey, *, connect_s: float, silent_s: float) -> None:
         try:
             parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as e:
-            raise BadServer(f"url {url!r}: {e}; give http://HOST:PORT/v1") from e
+            host = parts.hostname
+        except ValueError:  # its words would repeat the url
+            raise BadServer(f"url {shown_url(url)!r} is none of a server; give http://HOST:PORT/v1") from None
+        try:
+            port = parts.port
+        except ValueError:
+            raise BadServer(
+                f"url of {host}: its port is no number up to 65535; give http://HOST:PORT/v1"
+            ) from None
         if parts.username is not None or parts.query or parts.fragment:
             raise BadServer(
                 f"url of {host}: only scheme, host, port and path; the key goes in a variable or a file"
             )
         if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable():
-            raise BadServer(f"url {url!r} is none of a server; give http://HOST:PORT/v1 or https://…")
+            raise BadServer(
+                f"url {shown_url(url)!r} is none of a server; give http://HOST:PORT/v1 or https://…"
+            )
         self.host, self.port = host, port
         self.path = parts.path.rstrip("/") or "/v1"
         self.url = f"{parts.scheme}://{parts.netloc}{self.path}"
@@ -179,7 +188,8 @@ class Call:
         """
         self._connect()
         headers = {"Accept": "application/json, text/event-stream", "User-Agent": "rigbus"}
-        if key := self._server.key.read():
+        key = self._server.key.read()
+        if key:
             headers["Authorization"] = f"Bearer {key}"
         if self._body is not None:
             headers["Content-Type"] = "application/json"
@@ -196,7 +206,7 @@ class Call:
         except (OSError, HTTPException) as e:
             raise RemoteFailed(f"{self._server.url}: no HTTP answer ({str(e)[:200]!r})") from e
         if self._response.status != 200:
-            raise self._refusal(self._response)
+            raise self._refusal(self._response, key)
         kind = self._response.headers.get("Content-Type", "")
         self.streamed = kind.partition(";")[0].strip().lower() == "text/event-stream"
 
@@ -257,11 +267,14 @@ class Call:
             f"{self._server.url}: not a byte for {self._server.silent_s:g} s; does the server hang?"
         )
 
-    def _refusal(self, response: HTTPResponse) -> RigbusError:
+    def _refusal(self, response: HTTPResponse, key: str) -> RigbusError:
         try:
-            words = error_words(response.read(_ERROR_BYTES))
+            body = response.read(_ERROR_BYTES)
         except (OSError, HTTPException):
-            words = ""
+            body = b""
+        if key:  # some servers repeat the key that they refuse
+            body = body.replace(key.encode(), HIDDEN.encode())
+        words = error_words(body)
         status, url = response.status, self._server.url
         said = f"{url} answers {status}" + (f": {words}" if words else f" ({response.reason})")
         if status in (401, 403):
@@ -270,7 +283,7 @@ class Call:
             fix = "is the model's name right, and does the URL end where /chat/completions follows?"
             return BadServer(f"{said}; {fix}", status)
         if 300 <= status < 400:
-            place = response.headers.get("Location", "?")[:200]
+            place = shown_url(response.headers.get("Location", "?"))[:200]
             return BadServer(f"{said}; give the URL that it moved to: {place}", status)
         if status in (408, 425, 429) or status >= 500 or status < 300:
             after_s = retry_after_s(response.headers.get("Retry-After", ""), datetime.now(UTC))

@@ -103,8 +103,22 @@ def checked_decision(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "properties": free}
 
 
-def read_answer(result: GenerateResult, schema: Schema) -> tuple[Any, str]:
-    """(the value, what is wrong with it: empty for a good one).
+def shortened(result: GenerateResult, max_tokens: int) -> str:
+    """What is to be said of an answer that ended before its ``max_tokens`` for want of room; "" of any other.
+
+    Of a server that counts no tokens nothing is known.
+    """
+    usage = result.usage
+    if usage.finish != "length" or not usage.prompt_tokens or usage.completion_tokens >= max_tokens:
+        return ""
+    return (
+        f"it was cut off after {usage.completion_tokens} of {max_tokens} tokens: the context of model {result.model} was full "
+        f"(its prompt has {usage.prompt_tokens} tokens); shorten the prompt, or give the model a larger ctx"
+    )
+
+
+def read_answer(result: GenerateResult, schema: Schema, max_tokens: int) -> tuple[Any, str]:
+    """(the value, what is wrong with it: empty for a good one). ``max_tokens``: what was asked for.
 
     Raises:
         DefinitionError: the schema cannot be checked (see ``Schema.faults``).
@@ -115,7 +129,8 @@ def read_answer(result: GenerateResult, schema: Schema) -> tuple[Any, str]:
         return None, "it is nested too deeply"
     except ValueError as e:
         if result.usage.finish == "length":
-            return None, "it was cut off at max_tokens, before its end: it must be shorter, or may have more"
+            limit = f"it was cut off at max_tokens ({max_tokens}), before its end: it must be shorter, or may have more"
+            return None, shortened(result, max_tokens) or limit
         return None, f"it is no JSON ({e})"
     return value, "; ".join(str(fault) for fault in schema.faults(value))
 

@@ -17,6 +17,13 @@ from rigbus.agents.gpu.guard import ThermalLimits
 from rigbus.agents.gpu.guarding import LOOK_S, CardKeeper, keeper_of
 from rigbus.agents.gpu.readings import GpuReading
 from rigbus.agents.testing import Rig
+from rigbus.agents.worker import thermal_limits
+from rigbus.bus.config import Settings
+from rigbus.bus.config_models import Thermal
+from rigbus.bus.errors import ConfigError
+from rigbus.tools.cli import run
+
+AGENTS = Path(__file__).parent.with_name("sample_agents.py")
 
 
 class ScriptedCards:
@@ -248,3 +255,60 @@ def test_a_plain_worker_is_guarded_by_the_readings_of_its_own_card_only() -> Non
         assert row(rig, "w1")["held"] == "GPU 1 is at 84 °C, resumes below 79 °C"
         assert (row(rig, "w0")["held"], row(rig, "cpu")["held"]) == (None, None)
         assert row(rig, "cpu")["vram_mb"] is None
+
+
+@pytest.mark.live
+def test_an_agent_is_guarded_by_the_configured_limits() -> None:
+    """Started by hand as a class's ``main()`` starts it, and by the verb with a file of its own."""
+    hot_at_65 = "[thermal]\nwarn_c = 60\ncritical_c = 95\nhysteresis_c = 5\n"
+
+    def row(rig: Rig, name: str) -> dict[str, Any]:
+        return next((r for r in rig.bus.query("status")["workers"] if r["id"] == name), {})
+
+    with Rig.running() as rig:
+        log_file, home = rig.folder / "cards.jsonl", rig.folder / "home"
+        cards = [{"index": 0, "temperature_c": 65, "vram_total_mb": 6144}]
+        log_file.write_text(json.dumps({"schema": "rigbus.gpu/1", "cards": cards}) + "\n")
+        (home / "rigbus").mkdir(parents=True)
+        (home / "rigbus" / "config.toml").write_text(hot_at_65)
+        (rig.folder / "own.toml").write_text(hot_at_65.replace("60", "64"))
+        env = {"RIGBUS_GPU_SOURCE": f"file:{log_file}", "CUDA_VISIBLE_DEVICES": "0"}
+        agent = ["--agent", f"{AGENTS}:Sampler"]
+        rig._worker("plain", agent, {**env, "XDG_CONFIG_HOME": str(rig.folder)})
+        rig._worker("by-hand", agent, {**env, "XDG_CONFIG_HOME": str(home)})
+        rig._worker("named", [*agent, "--thermal", "62:95:1"], env)
+        words = ["-m", "rigbus", "worker", "--state", str(rig.state), "--name", "verb", *agent]
+        rig._start("verb", [*words, "--config", str(rig.folder / "own.toml")], env)
+        for name, resumes_c in (("by-hand", 55), ("named", 61), ("verb", 59)):
+            rig.wait(lambda name=name: row(rig, name).get("held"), what=f"{name} being held")
+            assert row(rig, name)["held"] == f"GPU 0 is at 65 °C, resumes below {resumes_c} °C"
+        rig.wait(lambda: (row(rig, "plain").get("gpu") or {}).get("temperature_c") == 65, what="its card")
+        assert row(rig, "plain")["held"] is None, "65 °C is nothing by the defaults"
+
+
+def test_the_limits_of_a_rig_reach_its_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``up`` hands its settings on; the verb makes words of them."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr("rigbus.agents.worker.main", seen.append)
+    monkeypatch.setenv("RIGBUS_ALIVE_FD", "5")
+    settings = Settings(thermal=Thermal(warn_c=70, critical_c=80, hysteresis_c=3)).model_dump(mode="json")
+    monkeypatch.setenv("RIGBUS_UP_SETTINGS", json.dumps(settings))
+    assert run(["worker", "--agent", "module:Class", "--name", "a"]) == 0
+    (words,) = seen
+    assert words[words.index("--thermal") + 1] == "70:80:3"
+    assert words[words.index("--agent") + 1] == "module:Class"
+
+
+def test_an_agent_without_cards_reads_no_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "rigbus.toml").write_text("[thermal]\nwarn_c = 'hot'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RIGBUS_GPU_SOURCE", "none")
+    assert thermal_limits(None) is None
+    monkeypatch.setenv("RIGBUS_GPU_SOURCE", "synthetic:1")
+    with pytest.raises(ConfigError, match=r"rigbus\.toml: thermal\.warn_c"):
+        thermal_limits(None)
+    (tmp_path / "rigbus.toml").write_text("[thermal]\nwarn_c = 70\n")
+    assert thermal_limits(None) == ThermalLimits(warn_c=70)
+    assert thermal_limits("60:61:2") == ThermalLimits(warn_c=60, critical_c=61, hysteresis_c=2)

@@ -65,6 +65,15 @@ def heard(sock: socket.socket) -> bytes:
     return data
 
 
+def answered(sock: socket.socket, request: bytes, status: int = 200) -> bool:
+    """Ask on a connection that stays open; its whole answer is read."""
+    sock.sendall(request)
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    response.read()
+    return response.status == status
+
+
 def status_of(data: bytes) -> int:
     assert data.startswith(b"HTTP/1.1 "), data[:100]
     return int(data[9:12])
@@ -233,13 +242,79 @@ def test_an_idle_connection_is_closed(rig: Rig) -> None:
     assert b"keep-alive" in heard(sock)
 
 
-def test_too_many_connections_are_refused_at_once_and_the_next_is_served_when_one_goes(rig: Rig) -> None:
-    held = [rig.connect() for _ in range(QUICK.connections)]
-    refused = heard(rig.connect())
-    assert status_of(refused) == 503
-    assert b"Retry-After: 1" in refused
-    held[0].close()
-    wait_for(lambda: status_of(rig.say(rig.head("GET /v1/models HTTP/1.1", "Connection: close"))) == 200)
+def test_too_many_connections_are_refused_at_once_and_the_next_is_served_when_one_goes(
+    model: ScriptedModel,
+) -> None:
+    with endpoint_of(model, Limits(connections=6)) as endpoint:
+        rig = Rig(endpoint)
+        held = [rig.connect() for _ in range(6)]
+        for sock in held:
+            assert answered(sock, rig.head("GET /v1/models HTTP/1.1"))
+        refused = heard(rig.connect())
+        assert status_of(refused) == 503
+        assert b"Retry-After: 1" in refused
+        held[0].close()
+        wait_for(lambda: status_of(rig.say(rig.head("GET /v1/models HTTP/1.1", "Connection: close"))) == 200)
+        for sock in held[1:]:
+            assert answered(sock, rig.head("GET /v1/models HTTP/1.1")), "it is known, nobody takes its place"
+        rig.close()
+
+
+def test_connections_that_say_nothing_keep_nobody_out() -> None:
+    with endpoint_of(ScriptedModel(["yes"] * 200)) as endpoint:
+        rig = Rig(endpoint)
+        idle = [rig.connect() for _ in range(100)]
+        began = monotonic()
+        for _ in range(20):
+            assert rig.serves()
+        assert monotonic() - began < 2, "no call waits until a silent one has had its 10 s"
+        assert heard(idle[0]) == b"", "who has said nothing for the longest has gone"
+        idle[-1].sendall(rig.head("GET /v1/models HTTP/1.1", "Connection: close"))
+        assert status_of(heard(idle[-1])) == 200, "the youngest has its place and may still speak"
+        rig.close()
+
+
+def test_a_stranger_that_comes_again_and_again_keeps_nobody_out() -> None:
+    with endpoint_of(ScriptedModel(["yes"] * 200)) as endpoint:
+        rig = Rig(endpoint)
+        stop, came = threading.Event(), []
+
+        def intrude() -> None:
+            held: list[socket.socket] = []
+            while not stop.is_set():
+                held.append(socket.create_connection(("127.0.0.1", rig.port), timeout=10))
+                held[-1].sendall(b"GET /v1/models HTTP/1.1\r\n")
+                came.append(1)
+                if len(held) > 200:
+                    held.pop(0).close()
+            for sock in held:
+                sock.close()
+
+        intruder = threading.Thread(target=intrude)
+        intruder.start()
+        try:
+            wait_for(lambda: len(came) > 100, what="a full house")
+            served = sum(rig.serves() for _ in range(20))
+        finally:
+            stop.set()
+            intruder.join(10)
+        assert served == 20
+        rig.close()
+
+
+def test_whose_secret_is_void_is_a_stranger_again(model: ScriptedModel) -> None:
+    with endpoint_of(model, Limits(connections=6)) as endpoint:
+        rig = Rig(endpoint)
+        held = [rig.connect() for _ in range(6)]
+        for sock in held:
+            assert answered(sock, rig.head("GET /v1/models HTTP/1.1"))
+        assert status_of(heard(rig.connect())) == 503
+        endpoint.revoke(rig.secret)
+        assert answered(held[3], rig.head("GET /v1/models HTTP/1.1"), status=401)
+        rig.secret = endpoint.grant("next")
+        assert rig.serves()
+        assert heard(held[3]) == b"", "that one made room"
+        rig.close()
 
 
 def test_a_client_that_does_not_read_is_let_go() -> None:

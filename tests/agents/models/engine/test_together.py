@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -187,3 +188,61 @@ def test_a_schema_without_a_grammar_is_a_definition_error(host: ModelHost, schem
     with pytest.raises(DefinitionError, match="json_schema: "):
         ask(host, json_schema=schema)
     assert ask(host, max_tokens=2).usage.completion_tokens == 2
+
+
+# ------------------------------------------------------------ schemas that refer to themselves
+
+ARRAYS = {"type": "array", "items": {"$ref": "#"}}
+TREE = {
+    "type": "object",
+    "properties": {"v": {"enum": [1, 2]}, "kids": {"type": "array", "items": {"$ref": "#"}, "minItems": 1}},
+    "required": ["v"],
+}
+KINDS = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"kind": {"const": f"k{n}"}, "a": {"$ref": "#"}},
+            "required": ["kind"],
+        }
+        for n in range(60)
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "temperature", "tokens"),
+    [(ARRAYS, 1, 2000), (ARRAYS, 0, 600), (TREE, 1, 600), (KINDS, 1, 600)],
+    ids=["arrays", "arrays only opened", "tree", "sixty kinds told apart"],
+)
+def test_a_schema_that_refers_to_itself_ends_at_max_tokens_or_before(
+    host: ModelHost, schema: dict[str, Any], temperature: float, tokens: int
+) -> None:
+    """However deep it gets: no crash, no other end, and its text is as long as any other's."""
+    result = ask(host, json_schema=schema, temperature=temperature, max_tokens=tokens, seed=3)
+    assert result.usage.finish == ("length" if result.usage.completion_tokens == tokens else "stop")
+    if result.usage.finish == "stop":
+        json.loads(result.text)
+    else:
+        assert result.json is None, "a text that was cut off has no value"
+    assert host.state.phase == "ready"
+
+
+@pytest.mark.parametrize("count", [2, 30, 150])
+def test_a_schema_whose_ways_multiply_is_refused_before_it_takes_long(host: ModelHost, count: int) -> None:
+    """Kinds that hold one another and begin alike: nobody can tell which one is meant, at any depth."""
+    end = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+    kinds = [
+        {"type": "object", "properties": {"g": {"$ref": "#"}, f"p{n}": {"type": "null"}}, "required": ["g"]}
+        for n in range(count)
+    ]
+    beside = host.generate(GenerateRequest(prompt="go on", max_tokens=5000))
+    first_text(beside)
+    began = monotonic()
+    with pytest.raises(
+        DefinitionError, match=r"too many ways to go on \(.* ms for one token\): .*begin alike"
+    ):
+        ask(host, json_schema={"anyOf": [end, *kinds]}, temperature=0, max_tokens=400)
+    assert monotonic() - began < 5
+    beside.cancel()
+    assert usage_of(beside).finish == "cancelled", "whoever ran beside it goes on"

@@ -66,6 +66,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"anyOf": [{"const": n} for n in range(513)]},
         "#/anyOf has 513 values and properties to choose from",
     ),
+    "union that refers to itself": (
+        {"anyOf": [{"const": 0}, *(objects({"a": {"$ref": "#"}, f"p{n}": INT}) for n in range(192))]},
+        "#/anyOf has 193 values and properties to choose from at one place of a schema that refers to itself; at most 192",
+    ),
     "value": ({"const": float("nan")}, "# holds a value that is no JSON"),
     "look-behind": ({"pattern": "(?<=a)b"}, "#/pattern is '(?<=a)b': look-around"),
     "back-reference": ({"pattern": r"(a)\1"}, r"`\1`: no back-references"),

@@ -203,6 +203,11 @@ def test_a_key_that_is_refused_says_where_to_correct_it(make: Make, monkeypatch:
         "http://user:pw@host/v1",
         "http://h/v1?k=1",
         "http://h:99999/",
+        "http://h:99999/?k=pw",
+        "http://user:pw",
+        "http://[h/v1?k=pw",
+        "user:pw@h/v1",
+        "ftp://user:p/pw@h/v1",
         "http://h\r\nx",
     ],
 )
@@ -210,6 +215,26 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(BadServer, match="url") as bad:
         RemoteModel(url, "m")
     assert "pw" not in str(bad.value)
+
+
+@pytest.mark.parametrize(
+    "head", ["401 Unauthorized", "400 Bad Request", "503 Service Unavailable", "302 Found"]
+)
+@pytest.mark.parametrize(
+    "body", ['{"error": {"message": "no user has %s"}}', "%s is no key", "x" * 190 + "%s"]
+)
+def test_a_key_that_the_server_repeats_is_in_no_message(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, head: str, body: str
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-repeated")
+    place = "Location: https://me:sk-repeated@elsewhere/v1?key=sk-repeated"
+    said = answer(head, (body % "sk-repeated").encode(), place, "Retry-After: 0")
+    with RawServer(chat(said)) as server:
+        model = make(server.url, key_env="SOME_KEY", patience=patient(retries=0))
+        with pytest.raises((BadServer, RemoteFailed, ServerRefused), match=head[:3]) as bad:
+            model.load(5)
+        assert "sk-rep" not in str(bad.value)
+        assert "sk-rep" not in model.state.message + caplog.text
 
 
 def test_the_path_of_a_url_is_kept_and_v1_is_meant_where_there_is_none(make: Make) -> None:
