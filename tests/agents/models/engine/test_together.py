@@ -243,6 +243,6 @@ def test_a_schema_whose_ways_multiply_is_refused_before_it_takes_long(host: Mode
         DefinitionError, match=r"too many ways to go on \(.* ms for one token\): .*begin alike"
     ):
         ask(host, json_schema={"anyOf": [end, *kinds]}, temperature=0, max_tokens=400)
-    assert monotonic() - began < 5
+    assert monotonic() - began < 15, "the next level would take minutes"
     beside.cancel()
     assert usage_of(beside).finish == "cancelled", "whoever ran beside it goes on"
