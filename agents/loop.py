@@ -318,7 +318,10 @@ class Loop:
             case Verb.RECORDED:
                 self._step(core, ev.Recorded(tokens_of(h.get("tokens"))))
             case Verb.RENEWED:
-                self._step(core, ev.Renewed(tokens_of(h.get("cancel")), tokens_of(h.get("stale"))))
+                credit = h.get("credit")
+                renewed = ev.Renewed(tokens_of(h.get("cancel")), tokens_of(h.get("stale")))
+                renewed.credit = credit if isinstance(credit, int) else None
+                self._step(core, renewed)
             case Verb.STALE:
                 self._step(core, ev.Stale(tokens_of(h.get("tokens"))))
             case Verb.WELCOME:

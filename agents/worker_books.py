@@ -40,6 +40,7 @@ class WorkerBooks:
         self._progress = ProgressBook()
         self._prefetch = Prefetch(config.slots, config.max_prefetch)
         self._offered: int | None = None
+        self._renew_offered: int | None = None  #: what was offered before the last RENEW
         self._offered_with: tuple[Any, ...] = ()  #: what else the last OFFER said that may change
         self._vram_mb, self._model_mb = config.vram_mb, 0
         self._offer_now = False

@@ -114,6 +114,8 @@ class WorkerCore(WorkerBooks):
         self._held_until = self._renew_sent_at + self._lease_s
         actions = self._forget(e.stale)
         self.outbox.settle(e.stale)
+        if e.credit is not None and self._offered is not None and e.credit != self._renew_offered:
+            self._offered = None  # that OFFER is lost: without another one nothing would ever be leased here
         for token in e.cancel:
             run = self.runs.get(token)
             if run is None or run.why is not None:
@@ -297,7 +299,7 @@ class WorkerCore(WorkerBooks):
                 self._heard_at = now
                 self.connected = False
                 return [ev.Reconnect()]
-            self._renew_sent_at = now
+            self._renew_sent_at, self._renew_offered = now, self._offered
             actions.append(ev.Send(Verb.RENEW, {"tokens": self.resume()}))
             self.outbox.resend_old(now)
             if self._offered is not None and self.credit < self._offered:

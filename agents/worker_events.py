@@ -139,6 +139,7 @@ class Renewed:
 
     cancel: Sequence[Token] = ()
     stale: Sequence[Token] = ()
+    credit: int | None = None  #: what the broker knows of the last OFFER; None where it does not say
 
 
 @dataclass(slots=True)

@@ -108,7 +108,7 @@ class Leasing(Reviving):
         task.lease_deadline = self.now + self.lease_s
         task.hold_reason = ""
         self.leases[task.token] = task
-        worker.leases[task.token_seq] = task
+        worker.leases[task.token] = task
         self.watch(worker)
         worker.order = self.now
         self.announce(task)
@@ -201,7 +201,7 @@ class Leasing(Reviving):
             task.lease_deadline = deadline
             if task.ending:
                 cancel.append(list(task.token))
-        return {"cancel": cancel, "stale": stale}
+        return {"cancel": cancel, "stale": stale, "credit": worker.credit}
 
     def on_result(self, worker: Session, env: Envelope) -> None:
         """RESULT: record what is current, in this transaction; answer RECORDED or STALE."""
@@ -281,7 +281,7 @@ class Leasing(Reviving):
         self.leases.pop(task.token, None)
         worker = self.sessions.get(task.session)
         if worker is not None:
-            worker.leases.pop(task.token_seq, None)
+            worker.leases.pop(task.token, None)
 
     def remember(self, answered: Token) -> None:
         """A result is recorded: the same again is answered RECORDED, not STALE."""
@@ -333,7 +333,7 @@ class Leasing(Reviving):
         task before it that kills workers must not take it along."""
         oldest = sorted(worker.leases)[: worker.slots]
         for task in lost:
-            self.lose(task, why, ran=task.token_seq in oldest, stuck=stuck)
+            self.lose(task, why, ran=task.token in oldest, stuck=stuck)
 
     def end_worker_leases(self, worker: Session, why: str, *, stuck: bool = False) -> int:
         """All leases of a worker end now; how many."""

@@ -363,7 +363,7 @@ class Session:
         self.state_id = ""
         self.vram_mb: int | None = None  #: MiB that its leases may take together; None: not limited
         self.held = ""  #: why it asks for no work at present, in its own words (a hot card)
-        self.leases: dict[int, Task] = {}  #: by token seq
+        self.leases: dict[tuple[int, int], Task] = {}  #: by token: a seq alone comes again after a restart
         self.draining = False
         self.suspect = False
         self.shapes: dict[Shape, bool] = {}  #: cache of ``accepts``

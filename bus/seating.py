@@ -126,7 +126,7 @@ class Seating(Asking):
             if task is not None:
                 kept.append(list(held))
                 task.lease_deadline = self.now + self.lease_s
-                session.leases[task.token_seq] = task
+                session.leases[task.token] = task
             elif held not in self.recorded:  # an answered one is asked for again by its RESULT
                 stale.append(list(held))
         if session.leases:
@@ -168,6 +168,8 @@ class Seating(Asking):
         session.suspect = False
         if session.role == "worker":
             return self.renew_leases(session, env.header.get("tokens"))
+        if session.role == "brain":
+            return {"epoch": self.epoch if session.id == self.brain else 0}
         return {}
 
     def heartbeat(self, name: str, telemetry: dict[str, Any], now: float) -> None:

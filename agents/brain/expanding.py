@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -66,10 +66,11 @@ class _Progress:
 
 
 class Expanding:
-    """The expansions that are under way."""
+    """The expansions that are under way. ``clock``: monotonic seconds."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._bus = bus
+        self._clock = clock
         self._under_way: dict[ExpandTemplate, _Progress] = {}
 
     def clear(self) -> None:
@@ -90,11 +91,11 @@ class Expanding:
         except Unplannable as e:
             return self._fail(work, str(e))
         message, more = progress.pending
-        sent_at = time.monotonic()
+        sent_at = self._clock()
         answer = self._bus.tell({} if more else self._last(work, progress), message, work.batch)
         progress.pending = None
         if more and answer.get("ids"):
-            progress.most = _paced(progress.most, time.monotonic() - sent_at)
+            progress.most = _paced(progress.most, self._clock() - sent_at)
             return [work]
         del self._under_way[work]
         if message.specs and not answer.get("ids"):

@@ -108,6 +108,8 @@ class Brain:
         while (env := self.link.recv()) is not None:
             if env.verb is Verb.BYE:
                 log.info("the broker ended this session: %s", env.header.get("reason"))
+            elif env.verb is Verb.RENEWED:
+                self._compare(env.header.get("epoch"))
         self.link.renew()
         if self.link.generation != self._generation:
             self._generation = self.link.generation
@@ -117,6 +119,13 @@ class Brain:
             self.work.appendleft(_PLACE)
         if self.work and self.epoch:
             self.do(self.work.popleft())
+
+    def _compare(self, epoch: Any) -> None:
+        """The broker says whether this brain acts: a WELCOME that was lost must not leave the seat empty."""
+        heard = self.link.generation == self._generation
+        if isinstance(epoch, int) and heard and epoch != self.epoch:
+            log.info("the broker says epoch %d, this brain thought %d: HELLO again", epoch, self.epoch)
+            self.link.reconnect()
 
     def _seated(self) -> None:
         """A WELCOME: with an epoch this brain acts, and begins with a snapshot; without one it waits."""

@@ -1,0 +1,88 @@
+"""Somebody who submits, and asks again until it is answered; sometimes cancels."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from rigbus.bus.wire import Envelope, Verb
+
+from .broker import Broker
+from .checkers import Checkers
+from .link import Link
+from .world import Process, World
+
+AGAIN_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Job:
+    """A batch that shall be submitted at ``at``; ``cancel``: keys that are cancelled ``cancel_after_s`` after that."""
+
+    at: float
+    head: dict[str, Any]
+    specs: list[dict[str, Any]]
+    payloads: list[bytes]
+    cancel: list[str] = field(default_factory=list)
+    cancel_after_s: float = 1.0
+
+
+class Client(Process):
+    """What it wants outlives its process, as a script's does: it asks for the same again."""
+
+    def __init__(
+        self, world: World, name: str, broker: Broker, checkers: Checkers, jobs: Sequence[Job]
+    ) -> None:
+        super().__init__(world, name)
+        self.broker = broker
+        self.checkers = checkers
+        self._todo = deque(jobs)
+        self._cancels: deque[tuple[float, list[str]]] = deque()
+        self._corr = 0
+
+    @property
+    def done(self) -> bool:
+        """Everything it wanted was answered."""
+        return not self._todo and not self._cancels
+
+    def begin(self) -> None:
+        self._waits_for = b""
+        self.link = Link(self, self.broker, "client", self._hear)
+        self._go()
+
+    def _go(self) -> None:
+        """Ask what is due, again and again."""
+        now = self.world.now
+        if self._todo and now >= self._todo[0].at:
+            job = self._todo[0]
+            self._ask(Verb.SUBMIT, {"batch": job.head, "tasks": job.specs}, job.payloads)
+        elif self._cancels and now >= self._cancels[0][0]:
+            self._ask(Verb.CANCEL, {"ids": self._cancels[0][1], "reason": "not wanted any more"})
+        else:
+            self.link.send(Verb.RENEW, {})
+        self.after(AGAIN_S * (0.5 + self.world.chance.random()), self._go)
+
+    def _ask(self, verb: Verb, header: dict[str, Any], body: Sequence[bytes] = ()) -> None:
+        self._corr += 1  # never that of an earlier life: its answers may still be on their way
+        self._waits_for = self._corr.to_bytes(8, "big")
+        self.link.send(verb, header, body, self._waits_for)
+
+    def _hear(self, env: Envelope) -> None:
+        if env.corr != self._waits_for:
+            return  # an answer to a question that was asked again, or answered twice
+        if env.verb is Verb.ACCEPTED:
+            self._waits_for = b""
+            job = self._todo.popleft()
+            self.checkers.submitted(job.head["key"], env.header["batch"], [s["key"] for s in job.specs])
+            if job.cancel:
+                ids = [
+                    i for s, i in zip(job.specs, env.header["ids"], strict=True) if s["key"] in job.cancel
+                ]
+                self._cancels.append((self.world.now + job.cancel_after_s, ids))
+        elif env.verb is Verb.OK:
+            self._waits_for = b""
+            self.checkers.cancelled(self._cancels.popleft()[1])
+        elif env.verb in (Verb.CONFLICT, Verb.ERROR) and env.header.get("code") != "no_session":
+            self.checkers.refused(env)

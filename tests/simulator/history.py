@@ -1,0 +1,201 @@
+"""One seed, from its beginning to its verdict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+
+from rigbus.agents import worker_events as ev
+from rigbus.bus.wire import pack
+
+from .brain import Brain
+from .broker import Broker
+from .checkers import Checkers, Violation
+from .client import Client, Job
+from .disk import Disk
+from .faults import Faults
+from .worker import Worker
+from .world import World
+
+STORM_S: Final = 15.0
+CALM_S: Final = 240.0  #: after the faults everything must have ended within this
+_LOOK_S: Final = 2.0
+
+PLAN: Final = """# Plan: simulated
+
+## Goal
+Every list of it is expanded once.
+
+## Tasks
+
+### first
+- **executor**: worker
+- **task_class**: cpu
+- **command**: `true`
+
+### each
+- **executor**: worker
+- **task_class**: cpu
+- **foreach**: `{BATCH_PATH}/list.json:items`
+- **command**: `echo {ITEM.id}`
+- **depends_on**: first
+{evaluate}
+### last
+- **executor**: worker
+- **task_class**: cpu
+- **command**: `true`
+- **depends_on**: each
+"""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """How a history ended. ``wrong`` is empty where everything held."""
+
+    seed: int
+    wrong: str
+    events: int
+    tasks: int
+    virtual_s: float
+    digest: str  #: of everything that happened, to compare two runs of one seed
+    trace: list[tuple[float, str]] = field(default_factory=list)
+
+
+class History:
+    """Builds the rig of a seed; :meth:`run` plays it. ``arm`` may put a defect into it before it starts."""
+
+    def __init__(
+        self, seed: int, arm: Callable[[History], None] = lambda history: None, disk: Any = None
+    ) -> None:
+        self.world = world = World(seed)
+        self.chance = Random(seed ^ 0x5EED)
+        self.disk: Disk = disk if disk is not None else Disk()
+        self.checkers = Checkers(world, self.disk)
+        self.broker = Broker(world, self.disk, self.checkers)
+        self.items: dict[str, int] = {}  #: plan's sha256 -> elements of its list
+        self.fates: dict[str, tuple[float, str]] = {}  #: task key -> seconds, how its attempts end
+        self.plans: dict[str, str] = {}
+        jobs = [self._job(n) for n in range(self.chance.randint(2, 5))]
+        self.clients = [Client(world, "client", self.broker, self.checkers, jobs)]
+        self.workers = [
+            Worker(world, f"worker-{n}", self.broker, self.checkers, self.play)
+            for n in range(self.chance.randint(1, 3))
+        ]
+        self.brains = [Brain(world, f"brain-{n}", self.broker, self.plans) for n in range(2)]
+        arm(self)
+
+    # -- the work --------------------------------------------------------------------------------------------
+
+    def _job(self, n: int) -> Job:
+        chance = self.chance
+        at = self.world.now + STORM_S * 0.8 * chance.random()
+        if chance.random() < 0.4:
+            return self._plan(n, at)
+        specs: list[dict[str, Any]] = []
+        for i in range(chance.randint(1, 14)):
+            key = f"b{n}t{i}"
+            before = [s["key"] for s in specs]
+            after = chance.sample(before, min(len(before), chance.choice((0, 0, 1, 2))))
+            spec: dict[str, Any] = {"key": key, "type": "shell", "class": "cpu"}
+            if after:
+                on_end = chance.random() < 0.2
+                spec["after"] = [[k, "end"] if on_end else k for k in after]
+            if self._fate(key) == "kills its worker":
+                spec["policy"] = {"infra": 4, "crash": 4, "backoff_s": 0.5}  # or it would take minutes to give it up
+            specs.append(spec)
+        payloads = [pack({"key": s["key"]}) for s in specs]
+        cancel = [s["key"] for s in specs if chance.random() < 0.1] if chance.random() < 0.4 else []
+        return Job(at, {"key": f"job-{n}", "name": f"job-{n}"}, specs, payloads, cancel, 3 * chance.random())
+
+    def _plan(self, n: int, at: float) -> Job:
+        sha = f"{n:064x}"
+        evaluate = "- **evaluate**: true\n" if self.chance.random() < 0.3 else ""
+        self.plans[sha] = PLAN.replace("{evaluate}", evaluate)
+        key = f"plan-{n}"
+        self.items[sha] = self.checkers.items[key] = self.chance.choice((0, 1, 3, 8, 120))
+        spec = {
+            "name": "simulated",
+            "sha256": sha,
+            "path": "/share/simulated",
+            "batch_root": "/share/batches",
+            "config": {},
+        }
+        return Job(at, {"key": key, "kind": "plan", "name": key, "plan": spec}, [], [])
+
+    def _fate(self, key: str) -> str:
+        took_s = self.chance.choice((0.001, 0.01, 0.1, 0.5, 2.0, 6.0))
+        how = self.chance.choices(("ok", "fails once", "fails", "kills its worker"), (30, 3, 2, 0.3))[0]
+        self.fates[key] = (took_s, how)
+        if how in ("fails", "kills its worker"):
+            self.checkers.forgiven.add(key)
+        return how
+
+    def play(self, lease: ev.Lease) -> tuple[float, Any, bool]:
+        """Seconds, outcome, and whether it ignores SIGTERM: of one attempt."""
+        chance = Random(f"{self.world.seed}/{lease.id}/{lease.attempt}")
+        deaf = chance.random() < 0.2
+        value: dict[str, Any] = {"token": list(lease.token)}
+        took_s, how = self.fates.get(lease.key, (chance.choice((0.002, 0.02, 0.2)), "ok"))
+        if lease.type == "expand":
+            count = next(self.items[sha] for sha in self.items if sha in str(lease.payload))
+            value |= {"items": [{"id": f"i{i}"} for i in range(count)], "count": count}
+        elif lease.type == "generate":
+            score = chance.choice((1, 3, 4, 5))
+            value |= {"json": {"score": score, "issues": [], "feedback": "better"}, "model": "played"}
+            if score == 1:
+                self.checkers.forgiven |= {lease.key.partition(":judge")[0], "each", "last"}
+        if how == "kills its worker":
+            return took_s, how, deaf
+        if how == "fails" or (how == "fails once" and lease.attempt == 1):
+            return took_s, ev.failed("task", "it was to fail", duration_s=took_s), deaf
+        return took_s, ev.Outcome(True, body=pack(value), duration_s=took_s), deaf
+
+    # -- playing ---------------------------------------------------------------------------------------------
+
+    def run(self) -> Verdict:
+        world = self.world
+        over_at = world.now + STORM_S
+        for process in (self.broker, *self.brains, *self.workers, *self.clients):
+            world.at(world.now + world.between(0.0, 1.0), process.start)
+        Faults(
+            world,
+            self.broker,
+            self.disk,
+            self.workers,
+            self.brains,
+            self.clients,
+            over_at=over_at,
+            every_s=world.chance.choice((0.3, 1.0, 3.0)),
+        )
+        wrong = ""
+        try:
+            world.run(over_at)
+            while world.now < over_at + CALM_S and not self._finished():
+                world.run(world.now + _LOOK_S)
+            world.run(world.now + _LOOK_S)  # what was answered last is heard
+            self.checkers.at_the_end()
+        except Violation as e:
+            wrong = str(e)
+            world.note(f"VIOLATION {wrong}")
+        core = self.checkers.core
+        return Verdict(
+            world.seed,
+            wrong,
+            world.events,
+            len(core.tasks) if core is not None else 0,
+            world.now,
+            self._digest(),
+            list(world.trace),
+        )
+
+    def _finished(self) -> bool:
+        return all(c.done for c in self.clients) and self.checkers.settled
+
+    def _digest(self) -> str:
+        """Of the rows and the trace."""
+        tables = self.disk.tables if isinstance(self.disk, Disk) else {}
+        rows = repr([(name, sorted(rows.items(), key=repr)) for name, rows in tables.items()])
+        return hashlib.sha256((rows + repr(list(self.world.trace))).encode()).hexdigest()[:16]

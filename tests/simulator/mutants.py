@@ -1,0 +1,292 @@
+"""Defects that the checkers must find. Each puts one known mistake into the real cores of one history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from rigbus.agents.brain.expanding import Expanding
+from rigbus.agents.outbox import Outbox
+from rigbus.agents.worker_core import WorkerCore
+from rigbus.bus.checks import outcomes
+from rigbus.bus.core import Core
+from rigbus.bus.model import Batch, Session, Task
+from rigbus.bus.wire import Envelope, Token
+
+from .history import History
+
+Arm = Callable[[History], None]
+
+
+def _core(cls: type[Core]) -> Arm:
+    def arm(history: History) -> None:
+        history.broker.make_core = cls
+
+    return arm
+
+
+def _worker(cls: type[WorkerCore]) -> Arm:
+    def arm(history: History) -> None:
+        for worker in history.workers:
+            worker.make_core = cls
+
+    return arm
+
+
+class NoFence(Core):
+    """A result is believed whoever sends it: the token is not compared with the current lease."""
+
+    def on_result(self, worker: Session, env: Envelope) -> None:
+        for out in outcomes(env.header, env.body):
+            if out.token not in self.leases:
+                task = self._ever.get(out.token)
+                if task is not None and task.token_seq and not task.ended and task.token in self.leases:
+                    out.token = task.token
+                    self._record(task, out)
+        super().on_result(worker, env)
+
+    def _grant(self, task: Task, worker: Session) -> None:
+        super()._grant(task, worker)
+        self._ever[task.token] = task
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self._ever: dict[Token, Task] = {}
+
+
+class PlainCounter(Core):
+    """Tokens have no incarnation: they begin with 1 after each start."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how | {"incarnation": 1})
+
+
+class NotIdempotent(Core):
+    """A result that is sent again is not recognized."""
+
+    def remember(self, answered: Token) -> None:
+        pass
+
+
+class LeaseNeverExpires(Core):
+    """A silent worker keeps what it holds."""
+
+    def check_leases(self, worker: Session) -> None:
+        worker.watched = False
+
+    def _on_second(self, _: None) -> None:
+        self.timer(self.now + 1.0, "second", None)
+
+
+class NoOrphans(Core):
+    """A lease found at start whose worker never comes back is never given to another."""
+
+    def _on_orphan(self, task: Task) -> None:
+        pass
+
+
+class BeforeDependencies(Core):
+    """A task is released when one of the tasks before it has ended."""
+
+    def settle(self, task: Task, **data: Any) -> None:
+        if 0 < task.unmet < len(task.after):
+            task.unmet = 0
+        super().settle(task, **data)
+
+    def add_edge(self, src: Task | None, dst: Task, no: int, on_end: bool) -> None:
+        super().add_edge(src, dst, no, on_end)
+        if dst.unmet > 1:
+            dst.unmet -= 1
+
+
+class EdgesForgotten(Core):
+    """After a restart nobody waits for anybody."""
+
+    def link(self, task: Task, edges: dict[str, Any] | None) -> None:
+        known = self.timers == [] and self.now  # while it loads
+        super().link(task, None if known and not self.sessions else edges)
+
+
+class CancelForgotten(Core):
+    """The wish that a running task ends is only in memory, and a requeue forgets it."""
+
+    def _ask_end(self, task: Task, reason: str, ending: int) -> None:
+        super()._ask_end(task, reason, ending)
+        task.ending = 0
+
+
+class CountsNothing(Core):
+    """Attempts that end with their worker are not counted: a task that kills workers is leased for ever."""
+
+    def lose(self, task: Task, why: str, *, ran: bool = True, stuck: bool = False) -> None:
+        self.hand_back(task, why)
+        task.attempt += 1
+
+
+class BatchTwice(Core):
+    """A batch is made anew when it is submitted again."""
+
+    def _batch_for(self, head: dict[str, Any], specs: list[Any]) -> tuple[Batch, bool]:
+        key = head.get("key")
+        if key and not head.get("id") and key in self.batch_keys:
+            return super()._batch_for({**head, "key": f"{key} again {self.next_batch}"}, specs)
+        return super()._batch_for(head, specs)
+
+
+class ResumesAll(Core):
+    """A worker that comes back is believed whatever it says it holds."""
+
+    def _resume_worker(self, session: Session, resume: list[Token]) -> dict[str, Any]:
+        for task in [t for t in self.leases.values() if t.session == session.id and t.token not in resume]:
+            task.lease_deadline = float("inf")
+            session.leases[task.token_seq] = task
+        return {"kept": [list(t) for t in resume], "stale": []}
+
+
+class ReadyInMemory(Core):
+    """A retry is not written: after a restart the task has its old lease."""
+
+    def enter_ready(self, task: Task, delay_s: float = 0.0) -> None:
+        super().enter_ready(task, delay_s)
+        if task.no not in self.changes.new_tasks and task.attempt:
+            self.changes.tasks.pop(task.no, None)
+
+
+class ForgetsResults(WorkerCore):
+    """A result that could not be sent is gone."""
+
+    def _disconnected(self, e: Any, now: float) -> list[Any]:
+        self.outbox = Outbox()
+        return super()._disconnected(e, now)
+
+    def _welcome(self, e: Any, now: float) -> list[Any]:
+        self.outbox = Outbox()
+        return super()._welcome(e, now)
+
+
+class BeginsAgain(WorkerCore):
+    """A lease that arrives twice begins twice."""
+
+    def _leases(self, e: Any, now: float) -> list[Any]:
+        for lease in e.leases:
+            if lease.token in self.runs:
+                del self.runs[lease.token]
+        return super()._leases(e, now)
+
+
+class KeepsStale(WorkerCore):
+    """What the broker calls stale runs on."""
+
+    def _forget(self, tokens: Any) -> list[Any]:
+        return []
+
+
+class KeepsCancelled(WorkerCore):
+    """SIGTERM, and nothing more: what ignores it runs on."""
+
+    def _sharpen(self, run: Any, now: float) -> list[Any]:
+        run.kill_at = None
+        return []
+
+
+def _answers_first(history: History) -> None:
+    history.broker.answers_first = True
+
+
+def _never_synced(history: History) -> None:
+    history.disk.syncs = False
+
+
+class LastTokenOnDisk(Core):
+    """Tokens go on from the last one on disk, without an incarnation."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how | {"incarnation": 1})
+
+    def load(self, batches: Any, tasks: Any, *rest: Any) -> None:
+        self.token_seq = max((t.token_seq for t in tasks), default=0)
+        super().load(batches, tasks, *rest)
+
+
+def _grants_not_synced(history: History) -> None:
+    """Leases are sent before they are on the disk, and numbered by what is there."""
+    disk, commit = history.disk, history.disk.commit
+
+    def lazy(changes: Any, now: float, wall: float) -> None:
+        acked = changes.new_tasks or changes.results or changes.batches or changes.meta
+        disk.syncs = bool(acked)
+        commit(changes, now, wall)
+
+    disk.commit = lazy  # type: ignore[method-assign]
+    history.broker.make_core = LastTokenOnDisk
+
+
+class _TwiceExpanding(Expanding):
+    """Keys of its children are not derived from the list: an expansion that is done again declares others."""
+
+    rounds = 0
+
+    def _begin(self, work: Any) -> Any:
+        progress = super()._begin(work)
+        if progress is not None:
+            type(self).rounds += 1
+            n = self.rounds
+            progress.children = (
+                ({**spec, "key": f"{spec['key']}.{n}"}, payload, size)
+                for spec, payload, size in progress.children
+            )
+        return progress
+
+
+def _double_expansion(history: History) -> None:
+    for brain in history.brains:
+        brain.make_expanding = _TwiceExpanding
+
+
+class OldBrains(Core):
+    """Whoever says that it is the brain may act, and each expands by its own count."""
+
+    def brain_message(self, session: Session, env: Envelope) -> dict[str, Any]:
+        if session.role == "brain":
+            self.brain, env.header["epoch"] = session.id, self.epoch
+        return super().brain_message(session, env)
+
+
+def _two_brains(history: History) -> None:
+    _core(OldBrains)(history)
+    _double_expansion(history)
+
+
+#: Name -> how to put it in.
+MUTANTS: Final[dict[str, Arm]] = {
+    "no fence": _core(NoFence),
+    "answers before the commit": _answers_first,
+    "commits are not synced": _never_synced,
+    "tokens without an incarnation": _core(PlainCounter),
+    "grants are not synced, tokens have no incarnation": _grants_not_synced,
+    "a repeated result is stale": _core(NotIdempotent),
+    "a lease never expires": _core(LeaseNeverExpires),
+    "orphaned leases stay": _core(NoOrphans),
+    "released before its dependencies": _core(BeforeDependencies),
+    "edges are forgotten at a restart": _core(EdgesForgotten),
+    "a cancel is forgotten": _core(CancelForgotten),
+    "attempts are not counted": _core(CountsNothing),
+    "a batch is made twice": _core(BatchTwice),
+    "a lost lease is kept for its worker": _core(ResumesAll),
+    "a retry is not written": _core(ReadyInMemory),
+    "a worker forgets its results": _worker(ForgetsResults),
+    "a lease begins twice": _worker(BeginsAgain),
+    "a stale attempt runs on": _worker(KeepsStale),
+    "a cancelled attempt runs on": _worker(KeepsCancelled),
+    "a list is expanded twice": _double_expansion,
+    "two brains act": _two_brains,
+}
+
+
+def seeds_to_kill(name: str, most: int, first: int = 1) -> tuple[int, str]:
+    """How many seeds until the checkers find a mutant, and what they say; (0, "") where they do not."""
+    for seed in range(first, first + most):
+        verdict = History(seed, MUTANTS[name]).run()
+        if verdict.wrong:
+            return seed - first + 1, verdict.wrong
+    return 0, ""
