@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PACKAGES := bus agents plans bridge tools
 
-.PHONY: help demo test quick smoke check lint bench bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check lint bench sim bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
@@ -43,6 +43,9 @@ lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
 
 bench: $(VENV)/.base ## every bench on this machine (about 4 minutes), into docs/benchmarks.md
 	@$(BIN)/rigbus bench all --write docs/benchmarks.md $(ARGS)
+
+sim: $(VENV)/.test ## histories of the simulated rig by their seeds; ARGS="--seeds 10000 --jobs 2", or "--seed N --trace"
+	@PYTHONPATH=tests $(BIN)/python -m simulator $(ARGS)
 
 bundle: $(VENV)/.base ## dist/rigbus-bundle: wheels and install.sh for a machine without a network
 	@bash tools/scripts/bundle.sh $(VENV)

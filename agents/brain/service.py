@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,13 +56,18 @@ class Brain:
         placing: Placing | None = None,
         judging: Judging = NO_MODELS,
         asking: Asking | None = None,
+        *,
+        link: Connection | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``link``: to be used instead of one to ``endpoint``. ``clock``: monotonic seconds."""
         self.paths = paths
-        self.link = Connection(endpoint, role="brain", name="brain", build=__version__)
+        self.link = link or Connection(endpoint, role="brain", name="brain", build=__version__)
+        self._clock = clock
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
         self.planning = Planning(self, asking)
-        self.expanding = Expanding(self)
+        self.expanding = Expanding(self, clock=clock)
         self.placements = Placements(self, placing or Placing({}))
         self.evaluating = Evaluating(self, judging)
         self.epoch = 0
@@ -115,7 +120,7 @@ class Brain:
             self._generation = self.link.generation
             self._seated()
         self._hear_events()
-        if self.epoch and self.placements.due(time.monotonic()):
+        if self.epoch and self.placements.due(self._clock()):
             self.work.appendleft(_PLACE)
         if self.work and self.epoch:
             self.do(self.work.popleft())
@@ -286,7 +291,7 @@ class Brain:
             due = core.work_of_snapshot(batches, rows)
             self.work += [w for w in due if isinstance(w, core.ExpandTemplate) and w.batch == work.batch]
         elif isinstance(work, core.PlaceModels):
-            self.placements.turn(time.monotonic())
+            self.placements.turn(self._clock())
         elif isinstance(work, core.Judge):
             self.evaluating.step(work)
         else:

@@ -8,15 +8,7 @@ import sys
 import time
 from multiprocessing import get_context
 
-from .history import History, Verdict
-
-
-def play(seed: int) -> Verdict:
-    """One history, its trace only where something was wrong."""
-    verdict = History(seed).run()
-    if not verdict.wrong:
-        verdict.trace = []
-    return verdict
+from simulator.history import History, play  # by its full name: spawned processes import it
 
 
 def main() -> int:
@@ -34,7 +26,8 @@ def main() -> int:
     seeds = [a.seed] if a.seed is not None else range(a.first, a.first + a.seeds)
     begun, events, tasks, failed = time.perf_counter(), 0, 0, []
     with get_context("spawn").Pool(a.jobs) as pool:
-        verdicts = map(play, seeds) if a.jobs == 1 else pool.imap_unordered(play, seeds, chunksize=4)
+        one = (History(seed).run() for seed in seeds) if a.trace else map(play, seeds)
+        verdicts = one if a.jobs == 1 else pool.imap_unordered(play, seeds, chunksize=4)
         for verdict in verdicts:
             events += verdict.events
             tasks += verdict.tasks

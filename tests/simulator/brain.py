@@ -10,12 +10,8 @@ from typing import Any, Final
 import zmq
 
 from rigbus.agents.brain import service
-from rigbus.agents.brain.evaluating import Evaluating
 from rigbus.agents.brain.expanding import Expanding
-from rigbus.agents.brain.placements import Placements
-from rigbus.agents.brain.placing import Placing
 from rigbus.bus.errors import Unreachable
-from rigbus.bus.follow import Cursor
 from rigbus.bus.link import raise_error
 from rigbus.bus.paths import rig_paths
 from rigbus.bus.wire import Envelope, Verb, pack, unpack
@@ -102,19 +98,10 @@ class _Mind(service.Brain):
     """The brain of ``agents/brain/service.py``; only what opens sockets and reads files is replaced."""
 
     def __init__(self, link: Any, plans: Mapping[str, str], world: World) -> None:
-        self.paths = rig_paths(Path("/nonexistent"))
-        self.link = link
-        self.work = deque()
-        self.plans = {}
-        self.expanding = Expanding(self, clock=world.clock)
-        self.placements = Placements(self, Placing({}))
-        self.evaluating = Evaluating(self)
-        self.epoch = 0
+        super().__init__(rig_paths(Path("/nonexistent")), "", link=link, clock=world.clock)
         self.heard: deque[tuple[bytes, Any]] = deque()
         self._texts = plans
         self._events = self  # type: ignore[assignment]
-        self._generation = 0
-        self._cursor = Cursor(("a",), 0)
         self.placements.due = lambda now: False  # type: ignore[method-assign]  # no models here
 
     def _subscribe(self, endpoint: str) -> None:
@@ -140,6 +127,7 @@ class Brain(Process):
         self.plans = plans
         self.lost = 0.0
         self.crashes = 0.0  #: share of the questions before which it dies, or falls asleep
+        self.clumsy = 0.0  #: at least this share
         self.make_expanding = Expanding
         broker.listeners.append(self._publish)
 
@@ -155,7 +143,7 @@ class Brain(Process):
     def stumble(self) -> None:
         """It may die, or sleep so long that another brain takes its seat, in the midst of its work."""
         world = self.world
-        if world.happens(self.crashes):
+        if world.happens(max(self.crashes, self.clumsy)):
             if world.happens(0.5):
                 self.kill("killed between two questions")
                 world.at(world.now + world.between(0.1, 3.0), self._again)

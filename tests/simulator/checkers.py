@@ -43,7 +43,9 @@ class Checkers:
         self._cancelled: set[int] = set()
         self._returned: set[Token] = set()  #: by a worker that got the lease (again)
         self._began: dict[Token, str] = {}  #: attempts that run, and where
-        self._owed: dict[Token, str] = {}  #: attempts that have ended, whose worker has heard nothing of their result
+        self._owed: dict[
+            Token, str
+        ] = {}  #: attempts that have ended, whose worker has heard nothing of their result
         self._told: set[Token] = set()
 
     def wrong(self, rule: str, text: str) -> None:
@@ -190,7 +192,9 @@ class Checkers:
         """A RETURN of what has ended is rightly called stale."""
         self._returned.update(tokens)
 
-    def to_end(self, process: Process, tokens: list[Token], trees: Mapping[Token, Any], within_s: float) -> None:
+    def to_end(
+        self, process: Process, tokens: list[Token], trees: Mapping[Token, Any], within_s: float
+    ) -> None:
         """A worker has heard that these attempts are over: soon nothing of them may run."""
         running = [t for t in tokens if t in trees]
         if running:
@@ -224,7 +228,9 @@ class Checkers:
     def settled(self) -> bool:
         """Everything that was accepted has ended, and every batch."""
         core = self.core
-        return core is not None and not core.live and all(b.state in BATCH_ENDED for b in core.batches.values())
+        return (
+            core is not None and not core.live and all(b.state in BATCH_ENDED for b in core.batches.values())
+        )
 
     def at_the_end(self) -> None:
         """After all faults have healed, and after enough time.
@@ -238,13 +244,17 @@ class Checkers:
             return
         live = [t for t in core.tasks.values() if not t.ended]
         if live:
-            shown = ", ".join(f"{t.key} {t.state.name} (attempt {t.attempt}, {t.hold_reason!r})" for t in live[:5])
+            shown = ", ".join(
+                f"{t.key} {t.state.name} (attempt {t.attempt}, {t.hold_reason!r})" for t in live[:5]
+            )
             self.wrong("I4", f"{len(live)} tasks never ended: {shown}")
         for batch in core.batches.values():
             if batch.state not in BATCH_ENDED:
                 self.wrong("I4", f"batch {batch.name} is still {BATCH_STATE_NAMES[batch.state]}")
             if batch.state is not batch.derive():
-                self.wrong("I4", f"batch {batch.name} is {batch.state.name}, its tasks say {batch.derive().name}")
+                self.wrong(
+                    "I4", f"batch {batch.name} is {batch.state.name}, its tasks say {batch.derive().name}"
+                )
         for no in self._accepted:
             if no not in core.tasks:
                 self.wrong("I1", f"task {no} was accepted and is gone")
@@ -287,4 +297,3 @@ class Checkers:
         elif task.state is TaskState.DEAD and (task.counts[2] >= 10 or task.counts[1] >= 2):
             return  # its workers were lost so often
         self.wrong("I4", f"{task.key} ended {task.state.name} without a cause: {task.error!r}, {task.counts}")
-

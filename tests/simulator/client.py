@@ -77,9 +77,7 @@ class Client(Process):
             job = self._todo.popleft()
             self.checkers.submitted(job.head["key"], env.header["batch"], [s["key"] for s in job.specs])
             if job.cancel:
-                ids = [
-                    i for s, i in zip(job.specs, env.header["ids"], strict=True) if s["key"] in job.cancel
-                ]
+                ids = [i for s, i in zip(job.specs, env.header["ids"], strict=True) if s["key"] in job.cancel]
                 self._cancels.append((self.world.now + job.cancel_after_s, ids))
         elif env.verb is Verb.OK:
             self._waits_for = b""

@@ -153,7 +153,7 @@ class Faults:
         world.cut.clear()
         self.broker.crashes = 0.0
         for brain in self.brains:
-            brain.lost = brain.crashes = 0.0  # type: ignore[attr-defined]
+            brain.lost = brain.crashes = brain.clumsy = 0.0  # type: ignore[attr-defined]
         for process in (self.broker, *self.brains, *self.workers, *self.clients):
             process.go_on()
             self._again(process)

@@ -51,6 +51,17 @@ Every list of it is expanded once.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is submitted. Shares, and the lengths that a plan's list may have."""
+
+    plans: float = 0.4
+    items: tuple[int, ...] = (0, 1, 3, 8, 120)
+    cancels: float = 0.04  #: of tasks
+    poison: float = 0.01
+    took_s: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 2.0, 6.0)
+
+
 @dataclass(slots=True)
 class Verdict:
     """How a history ended. ``wrong`` is empty where everything held."""
@@ -64,14 +75,22 @@ class Verdict:
     trace: list[tuple[float, str]] = field(default_factory=list)
 
 
+_USUAL: Final = Work()
+
+
 class History:
     """Builds the rig of a seed; :meth:`run` plays it. ``arm`` may put a defect into it before it starts."""
 
     def __init__(
-        self, seed: int, arm: Callable[[History], None] = lambda history: None, disk: Any = None
+        self,
+        seed: int,
+        arm: Callable[[History], None] = lambda history: None,
+        disk: Any = None,
+        work: Work = _USUAL,
     ) -> None:
         self.world = world = World(seed)
         self.chance = Random(seed ^ 0x5EED)
+        self.work = work
         self.disk: Disk = disk if disk is not None else Disk()
         self.checkers = Checkers(world, self.disk)
         self.broker = Broker(world, self.disk, self.checkers)
@@ -92,7 +111,7 @@ class History:
     def _job(self, n: int) -> Job:
         chance = self.chance
         at = self.world.now + STORM_S * 0.8 * chance.random()
-        if chance.random() < 0.4:
+        if chance.random() < self.work.plans:
             return self._plan(n, at)
         specs: list[dict[str, Any]] = []
         for i in range(chance.randint(1, 14)):
@@ -104,10 +123,10 @@ class History:
                 on_end = chance.random() < 0.2
                 spec["after"] = [[k, "end"] if on_end else k for k in after]
             if self._fate(key) == "kills its worker":
-                spec["policy"] = {"infra": 4, "crash": 4, "backoff_s": 0.5}  # or it would take minutes to give it up
+                spec["policy"] = {"infra": 4, "crash": 4, "backoff_s": 0.5}  # else it takes minutes
             specs.append(spec)
         payloads = [pack({"key": s["key"]}) for s in specs]
-        cancel = [s["key"] for s in specs if chance.random() < 0.1] if chance.random() < 0.4 else []
+        cancel = [s["key"] for s in specs if chance.random() < self.work.cancels]
         return Job(at, {"key": f"job-{n}", "name": f"job-{n}"}, specs, payloads, cancel, 3 * chance.random())
 
     def _plan(self, n: int, at: float) -> Job:
@@ -115,7 +134,7 @@ class History:
         evaluate = "- **evaluate**: true\n" if self.chance.random() < 0.3 else ""
         self.plans[sha] = PLAN.replace("{evaluate}", evaluate)
         key = f"plan-{n}"
-        self.items[sha] = self.checkers.items[key] = self.chance.choice((0, 1, 3, 8, 120))
+        self.items[sha] = self.checkers.items[key] = self.chance.choice(self.work.items)
         spec = {
             "name": "simulated",
             "sha256": sha,
@@ -126,8 +145,10 @@ class History:
         return Job(at, {"key": key, "kind": "plan", "name": key, "plan": spec}, [], [])
 
     def _fate(self, key: str) -> str:
-        took_s = self.chance.choice((0.001, 0.01, 0.1, 0.5, 2.0, 6.0))
-        how = self.chance.choices(("ok", "fails once", "fails", "kills its worker"), (30, 3, 2, 0.3))[0]
+        took_s = self.chance.choice(self.work.took_s)
+        poison = self.work.poison
+        shares = (0.86 - poison, 0.08, 0.06, poison)
+        how = self.chance.choices(("ok", "fails once", "fails", "kills its worker"), shares)[0]
         self.fates[key] = (took_s, how)
         if how in ("fails", "kills its worker"):
             self.checkers.forgiven.add(key)
@@ -199,3 +220,11 @@ class History:
         tables = self.disk.tables if isinstance(self.disk, Disk) else {}
         rows = repr([(name, sorted(rows.items(), key=repr)) for name, rows in tables.items()])
         return hashlib.sha256((rows + repr(list(self.world.trace))).encode()).hexdigest()[:16]
+
+
+def play(seed: int) -> Verdict:
+    """One history, its trace only where something was wrong."""
+    verdict = History(seed).run()
+    if not verdict.wrong:
+        verdict.trace = []
+    return verdict

@@ -13,7 +13,7 @@ from rigbus.bus.core import Core
 from rigbus.bus.model import Batch, Session, Task
 from rigbus.bus.wire import Envelope, Token
 
-from .history import History
+from .history import History, Work
 
 Arm = Callable[[History], None]
 
@@ -152,6 +152,14 @@ class ReadyInMemory(Core):
             self.changes.tasks.pop(task.no, None)
 
 
+class OffersOnce(WorkerCore):
+    """It believes that every OFFER arrives."""
+
+    def _renewed(self, e: Any, now: float) -> list[Any]:
+        e.credit = None
+        return super()._renewed(e, now)
+
+
 class ForgetsResults(WorkerCore):
     """A result that could not be sent is gone."""
 
@@ -241,6 +249,7 @@ class _TwiceExpanding(Expanding):
 def _double_expansion(history: History) -> None:
     for brain in history.brains:
         brain.make_expanding = _TwiceExpanding
+        brain.clumsy = 0.1
 
 
 class OldBrains(Core):
@@ -257,36 +266,44 @@ def _two_brains(history: History) -> None:
     _double_expansion(history)
 
 
-#: Name -> how to put it in.
-MUTANTS: Final[dict[str, Arm]] = {
-    "no fence": _core(NoFence),
-    "answers before the commit": _answers_first,
-    "commits are not synced": _never_synced,
-    "tokens without an incarnation": _core(PlainCounter),
-    "grants are not synced, tokens have no incarnation": _grants_not_synced,
-    "a repeated result is stale": _core(NotIdempotent),
-    "a lease never expires": _core(LeaseNeverExpires),
-    "orphaned leases stay": _core(NoOrphans),
-    "released before its dependencies": _core(BeforeDependencies),
-    "edges are forgotten at a restart": _core(EdgesForgotten),
-    "a cancel is forgotten": _core(CancelForgotten),
-    "attempts are not counted": _core(CountsNothing),
-    "a batch is made twice": _core(BatchTwice),
-    "a lost lease is kept for its worker": _core(ResumesAll),
-    "a retry is not written": _core(ReadyInMemory),
-    "a worker forgets its results": _worker(ForgetsResults),
-    "a lease begins twice": _worker(BeginsAgain),
-    "a stale attempt runs on": _worker(KeepsStale),
-    "a cancelled attempt runs on": _worker(KeepsCancelled),
-    "a list is expanded twice": _double_expansion,
-    "two brains act": _two_brains,
+_LISTS: Final = Work(plans=1.0, items=(120,))
+_CANCELS: Final = Work(plans=0.0, cancels=0.5)
+_TASKS: Final = Work(plans=0.0)
+_LONG: Final = Work(plans=0.0, took_s=(1.0, 2.0, 3.0))
+_POISON: Final = Work(plans=0.0, poison=0.2)
+
+#: Name -> how to put it in, and the work that gives it occasions.
+MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
+    "no fence": (_core(NoFence), _LONG),
+    "answers before the commit": (_answers_first, _TASKS),
+    "commits are not synced": (_never_synced, _TASKS),
+    "tokens without an incarnation": (_core(PlainCounter), _TASKS),
+    "grants are not synced, tokens have no incarnation": (_grants_not_synced, _TASKS),
+    "a repeated result is stale": (_core(NotIdempotent), _TASKS),
+    "a lease never expires": (_core(LeaseNeverExpires), _TASKS),
+    "orphaned leases stay": (_core(NoOrphans), _TASKS),
+    "released before its dependencies": (_core(BeforeDependencies), _TASKS),
+    "edges are forgotten at a restart": (_core(EdgesForgotten), _TASKS),
+    "a cancel is forgotten": (_core(CancelForgotten), _CANCELS),
+    "attempts are not counted": (_core(CountsNothing), _POISON),
+    "a batch is made twice": (_core(BatchTwice), _TASKS),
+    "a lost lease is kept for its worker": (_core(ResumesAll), _TASKS),
+    "a retry is not written": (_core(ReadyInMemory), _TASKS),
+    "a worker forgets its results": (_worker(ForgetsResults), _TASKS),
+    "a worker does not offer again": (_worker(OffersOnce), _LONG),
+    "a lease begins twice": (_worker(BeginsAgain), _TASKS),
+    "a stale attempt runs on": (_worker(KeepsStale), _TASKS),
+    "a cancelled attempt runs on": (_worker(KeepsCancelled), _CANCELS),
+    "a list is expanded twice": (_double_expansion, _LISTS),
+    "two brains act": (_two_brains, _LISTS),
 }
 
 
 def seeds_to_kill(name: str, most: int, first: int = 1) -> tuple[int, str]:
     """How many seeds until the checkers find a mutant, and what they say; (0, "") where they do not."""
+    arm, work = MUTANTS[name]
     for seed in range(first, first + most):
-        verdict = History(seed, MUTANTS[name]).run()
+        verdict = History(seed, arm, work=work).run()
         if verdict.wrong:
             return seed - first + 1, verdict.wrong
     return 0, ""
