@@ -200,7 +200,7 @@ class Harness:
                 assert task.unmet == int(task.hold) + open_edges(core, task), task.key
                 assert task.unmet > 0, task.key
             if task.state is TaskState.LEASED and task.session in core.sessions:
-                assert core.sessions[task.session].leases.get(task.token_seq) is task
+                assert core.sessions[task.session].leases.get(task.token) is task
         for session in core.sessions.values():
             assert not session.peer or core.peers.get(session.peer) is session
             for task in session.leases.values():

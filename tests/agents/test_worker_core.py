@@ -27,6 +27,18 @@ def test_a_new_session_offers_credit_for_every_slot() -> None:
     assert offer["state_id"] == "s1"
 
 
+def test_an_offer_that_was_lost_is_made_again() -> None:
+    b = Bench(slots=2)
+    b.now += 1.0
+    b.do(ev.Tick())  # a RENEW: what it is answered is about the OFFER before it
+    b.do(ev.Renewed(credit=2))
+    assert sent(b.flush(), Verb.OFFER) == []
+    b.do(ev.Renewed(credit=0))
+    (offer,) = sent(b.flush(), Verb.OFFER)
+    assert offer["credit"] == 2
+    assert sent(b.flush(), Verb.OFFER) == []
+
+
 def test_a_lease_runs_is_announced_and_its_result_is_kept_until_recorded() -> None:
     b = Bench()
     (start,) = b.do(ev.Leases([lease()]))

@@ -87,7 +87,22 @@ def test_a_lease_that_is_renewed_lives_and_one_that_is_not_is_lost(rig: Harness)
     rig.wait(LEASE_S + 1.0, (worker, [first]))
     assert kept.state is TaskState.LEASED and lost.state is TaskState.READY
     assert lost.counts == (0, 0, 1) and "silent for 5 s" in str(lost.error)
-    assert worker.renew(first, second) == {"cancel": [], "stale": [second["token"]]}
+    assert worker.renew(first, second) == {"cancel": [], "stale": [second["token"]], "credit": 2}
+    rig.check()
+
+
+def test_a_lease_of_before_a_restart_is_not_taken_for_one_of_the_same_sequence_after_it(rig: Harness) -> None:
+    worker = rig.worker(credit=2, slots=2)
+    client = rig.client()
+    client.tasks(spec("before"))
+    before = worker.lease()
+    rig.core.incarnation, rig.core.token_seq = 2, 0  # as after a restart, with what the worker still runs
+    (after,) = client.tasks(spec("after"))
+    assert worker.lease()["token"] == [2, 1] and before["token"] == [1, 1]
+    assert worker.result(before).verb is Verb.RECORDED
+    rig.matching = False
+    rig.wait(LEASE_S + 1.0)
+    assert after.state is TaskState.READY, "its worker is silent, and nobody looks after its lease"
     rig.check()
 
 

@@ -228,6 +228,15 @@ def test_a_brain_that_reconnects_keeps_its_epoch(rig: Harness) -> None:
     assert brain.ask(Verb.BRAIN, {"epoch": 1}).verb is Verb.OK
 
 
+def test_renewed_says_which_brain_acts(rig: Harness) -> None:
+    """A WELCOME that was lost would leave the seat to nobody."""
+    first, second = rig.brain(), rig.peer("brain")
+    assert first.ask(Verb.RENEW, {}).header == {"epoch": 1}
+    assert second.ask(Verb.RENEW, {}).header == {"epoch": 0}
+    first.say(Verb.BYE)
+    assert second.ask(Verb.RENEW, {}).header == {"epoch": 2}
+
+
 def test_facts_are_compare_and_set_and_one_mismatch_refuses_the_message(rig: Harness) -> None:
     brain = rig.brain()
 
