@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bus.errors import DefinitionError
 from ..bus.wire import Token
+from .output import MAX_LOG_BYTES
 from .values import log_path, pack_value
 from .worker_events import Lease, legible
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 NOTE_CHARS = 2000
 CHUNK_BYTES = 512 << 10  #: of one `progress`
-LOG_BYTES = 64 << 20  #: an attempt's log takes no more; what follows is dropped
 
 
 class Channel(Protocol):
@@ -50,7 +50,12 @@ class TaskContext:
     """
 
     def __init__(
-        self, lease: Lease, channel: Channel, logs: Path | None = None, timeout_s: float | None = None
+        self,
+        lease: Lease,
+        channel: Channel,
+        logs: Path | None = None,
+        timeout_s: float | None = None,
+        log_bytes: int = MAX_LOG_BYTES,
     ) -> None:
         self.token = lease.token
         self.id = lease.id
@@ -68,6 +73,7 @@ class TaskContext:
         self._begun_at = monotonic()
         self._channel = channel
         self._logs = logs
+        self._log_bytes = log_bytes
         self._cancelled = False
         self._event: threading.Event | None = None
         self._lock = threading.Lock()
@@ -115,8 +121,8 @@ class TaskContext:
         self._channel.progress(self.token, share, text, chunk)
 
     def log(self, text: object) -> None:
-        """Append a line to the attempt's log (``rigbus logs TASK``)."""
-        if self._logs is None or self._logged > LOG_BYTES:
+        """Append a line to the attempt's log (``rigbus logs TASK``); past the rig's ``logs.task_bytes`` it is dropped."""
+        if self._logs is None or self._logged > self._log_bytes:
             return
         line = f"{text}\n".encode("utf-8", "replace")
         with self._lock:

@@ -78,7 +78,7 @@ def _handler(pipe: ChildPipe, request: Mapping[str, Any]) -> Outcome:
     lease = Lease.from_wire(row, request["payload"])
     results = Path(request["results"]) if request.get("results") else None
     logs = Path(request["logs"]) if request.get("logs") else None
-    task = TaskContext(lease, PipeChannel(pipe), logs, request.get("timeout_s"))
+    task = TaskContext(lease, PipeChannel(pipe), logs, request.get("timeout_s"), request["log_bytes"])
     threading.Thread(target=_listen, args=(pipe, task), daemon=True).start()
     try:
         cls = load_agent(request["agent"])

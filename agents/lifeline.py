@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 
-from ..bus.lifeline import LIFELINE_VARIABLE, lifeline_fd
+from ..bus.lifeline import ALIVE_VARIABLE, LIFELINE_VARIABLE, alive_fd, lifeline_fd
 
-__all__ = ["LIFELINE_VARIABLE", "Lifeline", "lifeline_fd"]
+__all__ = ["ALIVE_VARIABLE", "LIFELINE_VARIABLE", "Lifeline", "alive_fd", "lifeline_fd"]
 
 
 class Lifeline:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ import zmq
 
 from ..bus.errors import BadFrame, Unreachable
 from ..bus.link import Connection
+from ..bus.timing import beat_s
 from ..bus.wire import Envelope, Token, Verb, pack
 from . import worker_events as ev
 from .gpu.watch import OwnCards
@@ -31,9 +32,7 @@ from .worker_run import Phase, WorkerConfig
 
 log = logging.getLogger(__name__)
 
-#: The supervisor reads a line of JSON from this descriptor at least every RENEW; silence means the process hangs.
-ALIVE_VARIABLE: Final = "RIGBUS_ALIVE_FD"
-HEARTBEAT_S: Final = 1.0
+_FIRST_BEAT_S: Final = beat_s(1.0)  #: until the broker has said how long a lease is
 _TURN_MESSAGES: Final = 500
 _BEGIN_POLL_S: Final = 0.02
 
@@ -106,11 +105,9 @@ class Loop:
         self._kinds: list[Runner] = []
         self._exit: ev.Exit | None = None
         self._beat_at = 0.0
+        self._beat_s = _FIRST_BEAT_S
         self._started_at = clock()
         self._alive_fd = alive_fd
-        if alive_fd is not None:
-            os.set_blocking(alive_fd, False)
-            os.set_inheritable(alive_fd, False)
         self._heartbeats = self._open_heartbeats()
         self._control: Callable[[str, Mapping[str, Any]], None] | None = None
         self._placement: Callable[[], Mapping[str, Any] | None] = lambda: None
@@ -185,7 +182,8 @@ class Loop:
         Returns:
             0 drained, 8 superseded by another worker of this name, 75 a fresh process is wanted.
         """
-        self.core = WorkerCore(config, self.clock())
+        local = self.peer.commands.startswith(("ipc:", "inproc:"))
+        self.core = WorkerCore(replace(config, fence=config.fence or not local), self.clock())
         self._poller.register(self._wake_out, zmq.POLLIN)
         handled = self._take_signals()
         if self.cards is not None:
@@ -298,7 +296,7 @@ class Loop:
 
     def _send(self, core: WorkerCore, send: ev.Send) -> None:
         try:
-            sent = self._link.send(send.verb, send.header, send.body)
+            sent = self._link.send(send.verb, send.header, send.body, send.corr)
         except (BadFrame, TypeError, ValueError, OverflowError):
             log.exception("worker %s made a message that breaks the protocol; dropped", self.peer.name)
             return
@@ -319,7 +317,7 @@ class Loop:
                 self._step(core, ev.Recorded(tokens_of(h.get("tokens"))))
             case Verb.RENEWED:
                 credit = h.get("credit")
-                renewed = ev.Renewed(tokens_of(h.get("cancel")), tokens_of(h.get("stale")))
+                renewed = ev.Renewed(tokens_of(h.get("cancel")), tokens_of(h.get("stale")), e.corr)
                 renewed.credit = credit if isinstance(credit, int) else None
                 self._step(core, renewed)
             case Verb.STALE:
@@ -358,6 +356,8 @@ class Loop:
         event = ev.Welcome(tokens_of(h.get("kept")), tokens_of(h.get("stale")))
         event.renew_s = float(h.get("renew_s") or event.renew_s)
         event.lease_s = float(h.get("lease_s") or event.lease_s)
+        event.greeted_at = self._link.greeted_at
+        self._beat_s = beat_s(event.lease_s)
         self._step(core, event)
         if not self.ready.is_set():
             log.info("worker %s has joined the rig", self.peer.name)
@@ -390,7 +390,7 @@ class Loop:
         return s
 
     def _beat(self, core: WorkerCore, now: float) -> None:
-        self._beat_at = now + HEARTBEAT_S
+        self._beat_at = now + self._beat_s
         running = [
             {"id": r.lease.id, "name": r.lease.name or r.lease.key, "elapsed_s": round(now - r.started_at, 1)}
             for r in core.running[:64]
@@ -422,7 +422,7 @@ class Loop:
         self._say_alive(core, now)
 
     def _say_alive(self, core: WorkerCore, now: float) -> None:
-        """A line for the supervisor: it names what ran when the lines stop."""
+        """A line of JSON for the supervisor: it names what ran when the lines stop."""
         if self._alive_fd is None:
             return
         # Handed counts as running: a handler that takes the interpreter's lock at once lets us say nothing more.

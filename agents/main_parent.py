@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..bus.wire import LEASE_S
-from .lifeline import Lifeline
-from .loop import ALIVE_VARIABLE
+from .lifeline import ALIVE_VARIABLE, Lifeline
 from .process import processes
 from .worker_events import EXIT_OK, EXIT_RESTART, EXIT_SUPERSEDED
 
@@ -44,6 +43,7 @@ def arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
         metavar="WARN:CRITICAL:HYSTERESIS",
         help="when its cards are too hot, in °C (default: [thermal] of rigbus.toml)",
     )
+    parser.add_argument("--log-bytes", type=int, help="what the log of one attempt takes")
     return parser.parse_args(argv)
 
 
@@ -58,6 +58,8 @@ def run_alone(ref: str, argv: Sequence[str] | None = None, *, program: str = "ag
         words += ["--slots", str(given.slots)]
     if given.thermal:
         words += ["--thermal", given.thermal]
+    if given.log_bytes:
+        words += ["--log-bytes", str(given.log_bytes)]
     return Parent(words, name).run()
 
 

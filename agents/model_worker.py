@@ -22,9 +22,9 @@ from .context import TaskContext
 from .gpu.guard import ThermalLimits
 from .gpu.guarding import keeper_of
 from .gpu.watch import own_cards
-from .lifeline import lifeline_fd
+from .lifeline import alive_fd, lifeline_fd
 from .llm import ModelAgent
-from .loop import ALIVE_VARIABLE, Loop, Peer
+from .loop import Loop, Peer
 from .models.card_meter import CardMeter
 from .models.catalogue.opening import entry_of, offer_of, open_model
 from .models.endpoint.lending import Lender
@@ -34,10 +34,10 @@ from .models.seat import Seat
 from .models.seat_core import Wanted
 from .process import processes
 from .runners import ThreadRunner, run_handler
-from .serve import Place, inherited_fd, leave
-from .shell import ShellRunner
+from .serve import Place, leave
+from .shell import RESULT_TAIL_BYTES, ShellRunner
 from .spawned import SpawnedRunner
-from .worker import place_of
+from .worker import add_attempt_options, place_of
 from .worker_events import Drain, Lease, Outcome, Serve
 from .worker_run import WorkerConfig
 
@@ -61,6 +61,8 @@ class ModelWorkerOptions:
     split: str = ""
     env_pass: tuple[str, ...] = ()
     thermal: ThermalLimits | None = None
+    kill_grace_s: float = 10.0
+    tail_bytes: int = RESULT_TAIL_BYTES
 
 
 class ModelWorker:
@@ -82,12 +84,14 @@ class ModelWorker:
             Peer(place.name, place.commands, place.heartbeats),
             ctx=self._ctx,
             state=place.state,
-            alive_fd=inherited_fd(ALIVE_VARIABLE),
+            alive_fd=alive_fd(),
             lifeline_fd=lifeline,
             cards=own_cards(),
         )
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
-        self._threads = ThreadRunner(self._run, self.options.slots, self.loop.post, place.logs, timeouts)
+        self._threads = ThreadRunner(
+            self._run, self.options.slots, self.loop.post, place.logs, timeouts, place.log_bytes
+        )
         self.loop.add(tuple(self._specs), self._threads)
         self.lender = Lender(Endpoint())
         self._add_commands(place.state, supervised=lifeline is not None)
@@ -118,6 +122,8 @@ class ModelWorker:
             helpers,
             state,
             env_pass=self.options.env_pass,
+            max_log_bytes=self.place.log_bytes,
+            tail_bytes=self.options.tail_bytes,
             supervised=supervised,
             lender=self.lender,
         )
@@ -128,6 +134,7 @@ class ModelWorker:
         """What it offers while it holds nothing."""
         return WorkerConfig(
             slots=self.options.slots,
+            kill_grace_s=self.options.kill_grace_s,
             types=(),
             classes=(),
             info={
@@ -198,14 +205,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C")
     parser.add_argument("--env-pass", action="append", default=[], help="a variable that commands may see")
+    add_attempt_options(parser)
     a = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {a.name} %(levelname)s %(message)s")
     hangs = False
     try:
         processes().become_subreaper()
         limits = ThermalLimits.parse(a.thermal) if a.thermal else None
-        options = ModelWorkerOptions(a.slots, a.cards, a.group, a.role, a.split, tuple(a.env_pass), limits)
-        worker = ModelWorker(place_of(a.name, a.state), options)
+        options = ModelWorkerOptions(
+            a.slots,
+            a.cards,
+            a.group,
+            a.role,
+            a.split,
+            tuple(a.env_pass),
+            limits,
+            kill_grace_s=a.kill_grace,
+            tail_bytes=a.tail_bytes,
+        )
+        worker = ModelWorker(place_of(a.name, a.state, a.log_bytes), options)
         code, hangs = worker.run(), worker.hangs
     except RigbusError as e:
         print(f"{a.name}: {e}", file=sys.stderr)

@@ -21,6 +21,7 @@ from ..bus.wire import Token
 from . import worker_events as ev
 from .context import CURRENT, Buses, TaskContext
 from .handlers import Spec
+from .output import MAX_LOG_BYTES
 from .values import outcome_of
 from .worker_events import Lease, Outcome
 
@@ -68,11 +69,12 @@ class ThreadRunner:
         post: Post,
         logs: Path | None,
         timeouts: Mapping[str, float | None] | None = None,
+        log_bytes: int = MAX_LOG_BYTES,
     ) -> None:
         self._run = run
         self._slots = slots
         self._post = post
-        self._logs = logs
+        self._logs, self._log_bytes = logs, log_bytes
         self._timeouts = timeouts or {}
         self._cond = threading.Condition()
         self._queue: deque[Lease] = deque()
@@ -179,7 +181,8 @@ class ThreadRunner:
                     return
                 lease = self._queue.popleft()
                 self._active += 1
-                task = TaskContext(lease, self, self._logs, lease.timeout_s or self._timeouts.get(lease.type))
+                timeout_s = lease.timeout_s or self._timeouts.get(lease.type)
+                task = TaskContext(lease, self, self._logs, timeout_s, self._log_bytes)
                 self._running[lease.token] = task
                 reserved = True
             self._post(ev.Started(lease.token, monotonic()), False)

@@ -20,8 +20,9 @@ from .gpu.guard import ThermalLimits
 from .gpu.guarding import keeper_of
 from .gpu.watch import own_cards
 from .handlers import Spec
-from .lifeline import lifeline_fd
-from .loop import ALIVE_VARIABLE, Loop, Peer
+from .lifeline import alive_fd, lifeline_fd
+from .loop import Loop, Peer
+from .output import MAX_LOG_BYTES
 from .process import processes
 from .runners import ThreadRunner, run_handler
 from .spawned import SpawnedRunner
@@ -33,12 +34,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker runs. ``state`` is the rig's state folder, None on a machine that does not see it."""
+    """Where a worker runs. ``state`` is the rig's state folder, None on a machine that does not see it.
+
+    ``log_bytes``: what the log of one attempt takes.
+    """
 
     name: str
     commands: str
     heartbeats: str | None = None
     state: Path | None = None
+    log_bytes: int = MAX_LOG_BYTES
 
     @property
     def logs(self) -> Path | None:
@@ -84,7 +89,7 @@ class AgentWorker:
             Peer(place.name, place.commands, place.heartbeats),
             ctx=self._ctx,
             state=place.state,
-            alive_fd=inherited_fd(ALIVE_VARIABLE),
+            alive_fd=alive_fd(),
             lifeline_fd=lifeline_fd() if _supervised() else None,
             cards=own_cards(),
         )
@@ -93,11 +98,15 @@ class AgentWorker:
         if keeper is not None:
             self.loop.add((), keeper)
         timeouts = {s.type: s.options.timeout_s for s in self._specs.values()}
-        self._threads = ThreadRunner(self._run, self.slots, self.loop.post, place.logs, timeouts)
+        self._threads = ThreadRunner(
+            self._run, self.slots, self.loop.post, place.logs, timeouts, place.log_bytes
+        )
         self.loop.add(tuple(t for t, s in self._specs.items() if not s.options.isolated), self._threads)
         if isolated:
             folder = place.state or Path.cwd()
-            spawned = SpawnedRunner(self.loop, processes(), folder, self._request, place.logs)
+            spawned = SpawnedRunner(
+                self.loop, processes(), folder, self._request, place.logs, log_bytes=place.log_bytes
+            )
             self.loop.add(tuple(isolated), spawned)
         self._stop = threading.Event()
 
@@ -172,6 +181,7 @@ class AgentWorker:
             "timeout_s": own,
             "rig": self._rig(),
             "logs": str(self.place.logs) if self.place.logs else None,
+            "log_bytes": self.place.log_bytes,
             "results": str(self.place.results) if self.place.results else None,
         }
 
@@ -205,18 +215,6 @@ def _call(method: Any, event: Any) -> None:
 
 def _supervised() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def inherited_fd(variable: str) -> int | None:
-    """A descriptor that the supervisor passed on, None without one."""
-    text = os.environ.get(variable, "")
-    if not text.isdigit() or not _supervised():
-        return None
-    try:
-        os.fstat(int(text))
-    except OSError:
-        return None
-    return int(text)
 
 
 def leave(code: int, *, hard: bool) -> None:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SHARE_RETRY_S: Final = 5.0
 MAX_VIEWS: Final = 500
-RESULT_TAIL_BYTES: Final = 64 << 10
+RESULT_TAIL_BYTES: Final = 64 << 10  #: of the output in the result, unless the rig's settings say less
 UMASK: Final = 0o002  # under the share the Pi's user shares the group
 _IGNORED: Final = frozenset({"__pycache__"})
 _TICK_NS: Final = 100_000_000
@@ -57,6 +57,7 @@ class Job:
     lease: Lease
     plan: Mapping[str, Any] | None
     log_file: Path
+    tail_bytes: int = RESULT_TAIL_BYTES
     outcome: Outcome | None = None
 
 
@@ -94,6 +95,7 @@ class ShellRunner(ProcessRunner):
         *,
         env_pass: Sequence[str] = (),
         max_log_bytes: int = MAX_LOG_BYTES,
+        tail_bytes: int = RESULT_TAIL_BYTES,
         supervised: bool = False,
         lender: Lender | None = None,
     ) -> None:
@@ -103,7 +105,7 @@ class ShellRunner(ProcessRunner):
         self._state = state
         # The worker's own environment does not change: filtered once, not for each command.
         self._base_env = task_environment(os.environ, {}, env_pass)
-        self._max_log_bytes = max_log_bytes
+        self._max_log_bytes, self._tail_bytes = max_log_bytes, tail_bytes
         self._supervised = supervised
         self._views: dict[str, View] = {}
 
@@ -199,7 +201,7 @@ class ShellRunner(ProcessRunner):
         except DefinitionError as e:
             self._end(lease, ev.failed("definition", str(e)))
             return
-        started = self._launch(lease.token, spec, Job(lease, plan, log_file))
+        started = self._launch(lease.token, spec, Job(lease, plan, log_file, self._tail_bytes))
         if isinstance(started, Outcome):
             self._end(lease, started)
 
@@ -302,7 +304,7 @@ def _outcome(attempt: Attempt, status: ExitStatus, summary: OutputSummary, job: 
         if enter and (attempt.late or any(word in why.lower() for word in _AWAY)):
             return ev.returned(f"share unavailable: {why}", SHARE_RETRY_S)
         return ev.failed("infra", f"the command did not start: {why}", duration_s=status.duration_s)
-    tail, cut = _tail(summary)
+    tail, cut = _tail(summary, job.tail_bytes)
     value = {
         "exit": status.code,
         "signal": status.signal,
@@ -328,10 +330,10 @@ def _outcome(attempt: Attempt, status: ExitStatus, summary: OutputSummary, job: 
     return ev.failed(cls, error, body=body, duration_s=status.duration_s, exit=status.code)
 
 
-def _tail(summary: OutputSummary) -> tuple[str, int]:
-    """The last part of the output as text, at most 64 KiB of it, and how many bytes are not in it."""
+def _tail(summary: OutputSummary, most: int) -> tuple[str, int]:
+    """The last part of the output as text, at most so many bytes of it, and how many bytes are not in it."""
     data = summary.head + summary.tail if not summary.elided_bytes else summary.tail or summary.head
-    kept = data[-RESULT_TAIL_BYTES:]
+    kept = data[-most:]
     text = kept.decode("utf-8", "replace")
     while len(text.encode()) > MAX_PAYLOAD_BYTES - 4096:  # U+FFFD is three bytes for one
         text = text[len(text) // 4 :]

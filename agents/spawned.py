@@ -15,7 +15,7 @@ from typing import Any
 from ..bus.wire import Token
 from . import worker_events as ev
 from .attempts import Attempt, Host, ProcessRunner
-from .output import OutputSummary
+from .output import MAX_LOG_BYTES, OutputSummary
 from .pipe import PIPE_VARIABLE, BrokenPipeFrame, Pipe
 from .process_api import ExitStatus, Processes, Spawn
 from .values import log_path
@@ -50,11 +50,12 @@ class SpawnedRunner(ProcessRunner):
         request: Callable[[Lease], Mapping[str, Any]],
         logs: Path | None,
         env: Mapping[str, str] | None = None,
+        log_bytes: int = MAX_LOG_BYTES,
     ) -> None:
         super().__init__(host, procs)
         self._state = state
         self._request = request
-        self._logs = logs
+        self._logs, self._log_bytes = logs, log_bytes
         self._env = dict(os.environ if env is None else env)
 
     # ------------------------------------------------------------ Runner
@@ -132,6 +133,7 @@ class SpawnedRunner(ProcessRunner):
             token=self._host.mark(token),
             cwd=self._state,
             log_path=log_file,
+            max_log_bytes=self._log_bytes,
             pass_fds=(fd,),
         )
         job = Job(pipe, done, lease, by=None if timeout_s is None else monotonic() + timeout_s)

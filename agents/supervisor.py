@@ -135,6 +135,9 @@ class Supervisor:
             self._look_at(name, ready, now)
         self._take_swept(now)
         self._hear()
+        for name in self.core.silent(now):
+            if self._children.heard(name):  # it came after the poll
+                self.core.beat(name, now)
         self._perform(self.core.tick(now))
         if self._run_changed and self._ready:
             self._publish_run()

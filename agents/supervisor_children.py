@@ -18,15 +18,17 @@ import zmq
 
 from ..bus.paths import RigPaths
 from .cards import ModelSeat
-from .lifeline import Lifeline
+from .lifeline import ALIVE_VARIABLE, Lifeline
 from .process import LinuxProcesses, Processes, Spawn, Sweep, default_launcher, processes
 from .process_api import Child, ExitStatus
 from .rigfolder import last_line, rotate_log
 from .supervisor_core import ChildSpec, Stage
 
-ALIVE_VARIABLE: Final = "RIGBUS_ALIVE_FD"
 GUARD: Final = "guard"
 SWEEP_STEP_S: Final = 0.03
+#: A commit on a slow disk holds up the broker for seconds, a large plan the brain; a hung one helps nobody.
+BROKER_SILENT_S: Final = 10.0
+SERVICE_SILENT_S: Final = 30.0
 LAST_WORDS_S: Final = 3.0  #: for what must be ended when the supervisor itself fails
 
 
@@ -54,9 +56,9 @@ def rig_specs(
     (None: as it is here; "": no card). ``slots``: tasks at once in each worker.
     """
     specs = [
-        ChildSpec("broker", ("rigbus", "broker"), Stage.BROKER),
-        ChildSpec("brain", ("rigbus", "brain"), Stage.BRAIN),
-        ChildSpec("bridge", ("rigbus", "bridge"), Stage.BRIDGE),
+        _service_spec("broker", Stage.BROKER, BROKER_SILENT_S),
+        _service_spec("brain", Stage.BRAIN, SERVICE_SILENT_S),
+        _service_spec("bridge", Stage.BRIDGE, SERVICE_SILENT_S),
         ChildSpec(GUARD, ("rigbus.agents.guard",), Stage.GUARD, leaf=False),
         _worker_spec("brain-worker", "--class", "brain", *_gpu(brain_cards)),
     ]
@@ -69,17 +71,24 @@ def _gpu(cards: str | None) -> tuple[str, ...]:
     return () if cards is None else ("--gpu", cards)
 
 
+def _service_spec(name: str, stage: Stage, silent_s: float) -> ChildSpec:
+    return ChildSpec(name, ("rigbus", name), stage, watched=True, silent_s=silent_s)
+
+
 def _worker_spec(name: str, *words: str) -> ChildSpec:
     argv = ("rigbus", "worker", "--name", name, *words)
     return ChildSpec(name, argv, Stage.WORKER, watched=True, leaf=False)
 
 
-def model_worker_spec(seat: ModelSeat, *, env_pass: Sequence[str] = (), thermal: str = "") -> ChildSpec:
-    """A worker that holds what the brain places there."""
+def model_worker_spec(
+    seat: ModelSeat, *, env_pass: Sequence[str] = (), thermal: str = "", bounds: Sequence[str] = ()
+) -> ChildSpec:
+    """A worker that holds what the brain places there. ``bounds``: of an attempt, as words of its command line."""
     words = ["--name", seat.name, "--group", seat.group, "--role", seat.role]
     words += ["--cards", seat.cards] if seat.cards else []
     words += ["--split", seat.split] if seat.split else []
     words += ["--thermal", thermal] if thermal else []
+    words += bounds
     words += [word for value in env_pass for word in ("--env-pass", value)]
     argv = ("rigbus.agents.model_worker", *words)
     return ChildSpec(seat.name, argv, Stage.WORKER, watched=True, leaf=False)
@@ -197,7 +206,12 @@ class Children:
         running = self.running[name]
         if running.child.entered_fd in ready:
             running.child.read_entry()
-        if running.alive_fd is None or running.alive_fd not in ready:
+        return running.alive_fd in ready and self.heard(name)
+
+    def heard(self, name: str) -> bool:
+        """Look into its alive pipe now: True when it has given a sign of life. Never waits."""
+        running = self.running[name]
+        if running.alive_fd is None:
             return False
         try:
             data = os.read(running.alive_fd, 65536)
@@ -208,7 +222,9 @@ class Children:
             running.alive_fd = None
             return False
         running.last_beat = data.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        running.session = _session_in(running.last_beat) or running.session
+        running.session = (
+            _session_in(running.last_beat) or running.session
+        )  # a worker's; others write bare bytes
         return True
 
     def busy_with(self, name: str) -> str:

@@ -3,7 +3,7 @@
 Laws:
 1. A child that ended is swept before anybody hears of it: its leases end only when its tree is dead.
 2. It comes back after a pause that doubles (0.2 s … 30 s) while it keeps dying; a minute of health forgets that.
-3. A child that writes to its alive pipe must go on writing: silent for ``lease_s``, it is killed with its tree.
+3. A child that writes to its alive pipe must go on writing: silent for too long, it is killed with its tree.
 4. A stop goes stage by stage, each stage only when the one before is dead: workers, brain, bridge, broker,
    guard.
 ``now`` is monotonic seconds.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any, Final
+
+from ..bus.timing import silence_s
 
 BACKOFF_S: Final = 0.2
 BACKOFF_MAX_S: Final = 30.0
@@ -52,12 +54,14 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """One process of the rig. ``argv`` follows ``python -m``; ``watched``: it has an alive pipe."""
+    """One process of the rig. ``argv`` follows ``python -m``; ``watched``: it has an alive pipe, and is killed when it
+    was silent for ``silent_s`` (None: as a worker, :func:`.timing.silence_s`)."""
 
     name: str
     argv: tuple[str, ...]
     stage: Stage
     watched: bool = False
+    silent_s: float | None = None
     #: It has no trees of its own to end: the kernel may kill it the moment the supervisor is gone.
     leaf: bool = True
     env: Mapping[str, str] | None = None
@@ -259,7 +263,7 @@ class SupervisorCore:
                 if gap > STALL_S:
                     # We slept, so did they perhaps: silence counts from now.
                     child.beat_at = now
-                elif now - child.beat_at >= self.lease_s and not self.stopping:
+                elif now >= self._patience_ends(child) and not self.stopping:
                     actions += self._kill_silent(child, now)
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
@@ -277,7 +281,7 @@ class SupervisorCore:
         """When ``tick`` is due at the latest."""
         due = [c.due_at for c in self.children.values() if c.phase is Phase.WAITING]
         due += [
-            c.beat_at + self.lease_s
+            self._patience_ends(c)
             for c in self.children.values()
             if c.phase is Phase.RUNNING and c.beat_at is not None and not self.stopping
         ]
@@ -285,14 +289,26 @@ class SupervisorCore:
             due.append(self._kill_at)
         return min(due, default=None)
 
+    def silent(self, now: float) -> list[str]:
+        """Whom the next ``tick`` would kill: a beat of theirs may have come that nobody has looked at yet."""
+        return [
+            c.spec.name
+            for c in self.children.values()
+            if c.phase is Phase.RUNNING and c.beat_at is not None and now >= self._patience_ends(c)
+        ]
+
     # -- parts -----------------------------------------------------------------------------------------------
+
+    def _patience_ends(self, child: ChildState) -> float:
+        silent_s = child.spec.silent_s
+        return (child.beat_at or 0.0) + (silence_s(self.lease_s) if silent_s is None else silent_s)
 
     def _kill_silent(self, child: ChildState, now: float) -> list[Action]:
         silent_s = now - (child.beat_at or now)
         child.stuck = True
-        child.killed_for = (
-            f"it lives but did not answer for {silent_s:.1f} s, a handler may hold the interpreter"
-        )
+        child.killed_for = f"it lives but did not answer for {silent_s:.1f} s"
+        if child.spec.stage is Stage.WORKER:
+            child.killed_for += ", a handler may hold the interpreter"
         child.phase = Phase.SWEEPING
         return [
             Say(f"{child.spec.name} (pid {child.pid}) does not answer: killed with its tree"),

@@ -23,12 +23,12 @@ from .expand import ExpandRunner
 from .gpu.guard import ThermalLimits
 from .gpu.guarding import keeper_of
 from .gpu.watch import own_cards
-from .lifeline import lifeline_fd
-from .loop import ALIVE_VARIABLE, Loop, Peer
+from .lifeline import alive_fd, lifeline_fd
+from .loop import Loop, Peer
 from .output import MAX_LOG_BYTES
 from .process import processes
-from .serve import AgentWorker, Place, inherited_fd, leave
-from .shell import ShellRunner
+from .serve import AgentWorker, Place, leave
+from .shell import RESULT_TAIL_BYTES, ShellRunner
 from .spawned import SpawnedRunner
 from .worker_events import Drain, ModelVram
 from .worker_run import WorkerConfig
@@ -53,6 +53,7 @@ class WorkerOptions:
     kill_grace_s: float = 10.0
     drain_s: float = 20.0
     max_log_bytes: int = MAX_LOG_BYTES
+    tail_bytes: int = RESULT_TAIL_BYTES  #: of the output in a command's result
 
 
 class Worker:
@@ -72,7 +73,7 @@ class Worker:
             Peer(place.name, place.commands, place.heartbeats),
             ctx=self._ctx,
             state=place.state,
-            alive_fd=inherited_fd(ALIVE_VARIABLE),
+            alive_fd=alive_fd(),
             lifeline_fd=lifeline,
             # The brain's own worker is given no card: what it runs is bookkeeping.
             cards=own_cards() if self.options.classes != ("brain",) else None,
@@ -92,6 +93,7 @@ class Worker:
             place.state,
             env_pass=self.options.env_pass,
             max_log_bytes=self.options.max_log_bytes,
+            tail_bytes=self.options.tail_bytes,
             supervised=lifeline is not None,
         )
         self.loop.add(("expand",), ExpandRunner(self.loop, helpers, place.state / "results"))
@@ -128,15 +130,15 @@ class Worker:
         self.loop.post(Drain(fast=fast))
 
 
-def place_of(name: str, state: Path | None) -> Place:
-    """Where the rig with this state folder (None: the user's default) is reached.
+def place_of(name: str, state: Path | None, log_bytes: int = MAX_LOG_BYTES) -> Place:
+    """Where the rig with this state folder (None: the user's default) is reached; see :class:`Place`.
 
     Raises:
         ConfigError: its folders are unusable.
     """
     rig = find_rig(state)
     e = rig.endpoints
-    return Place(name, e["commands"], e["heartbeats"], rig.paths.state)
+    return Place(name, e["commands"], e["heartbeats"], rig.paths.state, log_bytes)
 
 
 def run_worker(name: str, state: Path | None, options: WorkerOptions | None = None) -> int:
@@ -156,6 +158,7 @@ def run_agent(
     *,
     slots: int | None = None,
     thermal: ThermalLimits | None = None,
+    log_bytes: int = MAX_LOG_BYTES,
 ) -> tuple[int, bool]:
     """Be the agent ``module:Class`` until drained: the exit code, and whether a thread of it still hangs.
 
@@ -163,7 +166,7 @@ def run_agent(
         ConfigError: no such agent, or the rig's folders are unusable.
     """
     cls = load_agent(ref)
-    place = place_of(name, state)
+    place = place_of(name, state, log_bytes)
     if any(s.options.isolated for s in cls.specs().values()):
         processes().become_subreaper()
     worker = AgentWorker(cls(), place, slots=slots, ref=ref, thermal=thermal)
@@ -188,6 +191,17 @@ def thermal_limits(given: str | None) -> ThermalLimits | None:
     return ThermalLimits(warn_c=said.warn_c, critical_c=said.critical_c, hysteresis_c=said.hysteresis_c)
 
 
+def add_attempt_options(parser: argparse.ArgumentParser) -> None:
+    """The settings of the rig that bound one attempt."""
+    parser.add_argument("--kill-grace", type=float, default=10.0, help="s between SIGTERM and SIGKILL")
+    parser.add_argument(
+        "--log-bytes", type=int, default=MAX_LOG_BYTES, help="what the log of one attempt takes"
+    )
+    parser.add_argument(
+        "--tail-bytes", type=int, default=RESULT_TAIL_BYTES, help="of the output in a command's result"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The process's entry: options as words, signals from the supervisor, exit code to it."""
     parser = argparse.ArgumentParser(prog="rigbus.agents.worker", description="One worker of a rig.")
@@ -204,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", help="CUDA_VISIBLE_DEVICES of its commands")
     parser.add_argument("--thermal", help="WARN:CRITICAL:HYSTERESIS of its cards, in °C; as configured")
     parser.add_argument("--vram-mb", type=int, help="MiB of its cards that tasks may take together")
+    add_attempt_options(parser)
     parser.add_argument("--verbose", action="store_true")
     a = parser.parse_args(argv)
     logging.basicConfig(
@@ -214,7 +229,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if a.agent:
             limits = thermal_limits(a.thermal)
-            code, hangs = run_agent(a.agent, a.name, a.state, slots=a.slots, thermal=limits)
+            code, hangs = run_agent(
+                a.agent, a.name, a.state, slots=a.slots, thermal=limits, log_bytes=a.log_bytes
+            )
         else:
             options = WorkerOptions(
                 slots=a.slots or 1,
@@ -225,6 +242,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 gpu=a.gpu,
                 thermal=thermal_limits(a.thermal),
                 vram_mb=a.vram_mb,
+                kill_grace_s=a.kill_grace,
+                max_log_bytes=a.log_bytes,
+                tail_bytes=a.tail_bytes,
             )
             code = run_worker(a.name, a.state, options)
     except RigbusError as e:

@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from ..bus.timing import guard_s
 from ..bus.wire import LEASE_S, RENEW_S, Token, Verb
 from . import worker_events as ev
 from .outbox import FULL_AT, Outbox, Prefetch, ProgressBook
+from .renewals import Renewals
 from .worker_events import Action, Outcome
 from .worker_run import Phase, Run, Why, WorkerConfig
 
@@ -49,8 +51,7 @@ class WorkerBooks:
         self._moved_at = now  #: when a slot last took or ended something
         self._renew_s, self._lease_s = RENEW_S, LEASE_S
         self._renew_at = now
-        self._renew_sent_at = now
-        self._held_until = now + LEASE_S
+        self._renewals = Renewals(now)
         self._heard_at = now
         self._leave_by: float | None = None
         self._leave_rounds = 0
@@ -107,14 +108,19 @@ class WorkerBooks:
             due = min(due, self._moved_at + self.config.busy_s)
         if self._leave_by is not None:
             due = min(due, self._leave_by)
-        if self.config.fence and self.runs and now < self._fence_at:
-            due = min(due, self._fence_at)
+        due = min([due, *map(self._fence_at, self._unfenced())])
         streams = self._progress.next_at()
         return max(now, due if streams is None else min(due, streams))
 
-    @property
-    def _fence_at(self) -> float:
-        return self._held_until - 1.0
+    def _fence_at(self, run: Run) -> float:
+        return run.held_until - guard_s(self._lease_s)
+
+    def _unfenced(self) -> list[Run]:
+        """What runs on leases that the broker could give away; nothing where no fence is needed."""
+        if not self.config.fence:
+            return []
+        runs = [*self.runs.values(), *(r for r in self.stuck.values() if not r.reported)]
+        return [r for r in runs if not r.fenced and r.why is not Why.STALE]
 
     # ------------------------------------------------------------ moves
 
@@ -171,6 +177,33 @@ class WorkerBooks:
                 actions.append(ev.Kill(token))
         return actions
 
+    def _prolong(self, tokens: Sequence[Token]) -> None:
+        """The broker renewed these."""
+        for token in tokens:
+            run = self.runs.get(token) or self.stuck.get(token)
+            if run is not None:
+                run.held_until = self._renewals.until
+
+    def _fence(self, run: Run, now: float) -> list[Action]:
+        """The broker did not renew it in time: it ends now, and goes back when it is dead."""
+        token = run.lease.token
+        run.fenced = True
+        if token in self.stuck:
+            return self._exit()  # only the end of this process ends a thread
+        reason = f"fence: no word from the broker for {now - run.held_until + self._lease_s:.1f} s"
+        if run.phase is Phase.QUEUED:
+            del self.runs[token]
+            self.outbox.give_back([token], reason)
+            return []
+        handed = run.phase is Phase.HANDED
+        # A cancel or a timeout that was already under way keeps its own end.
+        run.why, run.error, run.phase = run.why or Why.FENCE, run.error or reason, Phase.ENDING
+        if not run.threaded:
+            run.kill_at = None
+            return [ev.Kill(token)]
+        run.kill_at = now + guard_s(self._lease_s) / 2
+        return [ev.Terminate(token), *([ev.Recall([token])] if handed else [])]
+
     def _return_waiting(self, reason: str) -> list[Action]:
         """Give back what has not begun: at once what waits here, and what the runners still can take back."""
         waiting = [t for t, r in self.runs.items() if r.phase is Phase.QUEUED]
@@ -197,6 +230,10 @@ class WorkerBooks:
         if run.why is Why.STALE:
             return
         if run.why is Why.HEAT:
+            self.outbox.give_back([token], run.error)
+        elif run.why is Why.FENCE and outcome.ok:
+            self.outbox.add(token, outcome)  # done after all; its token says whether it still counts
+        elif run.why is Why.FENCE:
             self.outbox.give_back([token], run.error)
         elif run.why is Why.CANCEL:
             ended = ev.failed("infra", run.error, body=outcome.body, duration_s=outcome.duration_s)

@@ -9,7 +9,8 @@ Laws
   a new process (exit 75) when everything else is done; it goes on if the thread ends after all.
 - A held worker (a hot card) takes no work and gives back what has not begun; held critically, it ends what runs and
   gives that back, too. Neither burns an attempt, and every control command passes.
-- While the broker is away running work goes on (``fence=True``, for tcp: it ends before the lease does).
+- While the broker is away running work goes on. With ``fence`` (over tcp) it ends before its lease can be another's:
+  processes are killed, threads are told and, if they go on, end with this process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from ..bus.timing import quiet_s
 from ..bus.wire import Token, Verb
 from . import worker_events as ev
 from .outbox import Outbox
@@ -69,8 +71,9 @@ class WorkerCore(WorkerBooks):
         self.connected = True
         self._renew_s, self._lease_s = e.renew_s, e.lease_s
         self._renew_at = now + e.renew_s
-        self._held_until = now + e.lease_s
         self._heard_at = now
+        self._renewals.welcomed(now if e.greeted_at is None else e.greeted_at, e.lease_s)
+        self._prolong(e.kept)
         self._offered = None
         self._offer_now = True
         for run in self.runs.values():
@@ -91,7 +94,8 @@ class WorkerCore(WorkerBooks):
                 continue
             own = lease.timeout_s if lease.timeout_s is not None else self.config.timeouts.get(lease.type)
             timeout_s = own if own is not None else self.config.default_timeout_s
-            self.runs[lease.token] = Run(lease, lease.type in self.config.threaded, timeout_s)
+            threaded = lease.type in self.config.threaded
+            self.runs[lease.token] = Run(lease, threaded, timeout_s, held_until=self._renewals.until)
             self._queue.append(lease.token)
         if refuse:
             self.outbox.give_back(
@@ -111,7 +115,7 @@ class WorkerCore(WorkerBooks):
 
     def _renewed(self, e: ev.Renewed, now: float) -> list[Action]:
         self._heard_at = now
-        self._held_until = self._renew_sent_at + self._lease_s
+        self._prolong(self._renewals.answered(e.corr))
         actions = self._forget(e.stale)
         self.outbox.settle(e.stale)
         if e.credit is not None and self._offered is not None and e.credit != self._renew_offered:
@@ -247,8 +251,9 @@ class WorkerCore(WorkerBooks):
                 actions += self._time_out(run, now)
             elif run.kill_at is not None and now >= run.kill_at:
                 actions += self._sharpen(run, now)
-        if self.config.fence and self.runs and now >= self._fence_at:
-            actions += self._forget(list(self.runs))
+        for run in self._unfenced():
+            if now >= self._fence_at(run):
+                actions += self._fence(run, now)
         actions += self._return_late(now)
         if now >= self._renew_at:
             actions += self._renew(now)
@@ -271,6 +276,9 @@ class WorkerCore(WorkerBooks):
     def _sharpen(self, run: Run, now: float) -> list[Action]:
         """The grace is over: kill the tree; a thread cannot be killed, so this process must go."""
         run.kill_at = None
+        if run.fenced and run.threaded:
+            # Its lease is about to be another's, and only the end of this process ends a thread: no waiting for the rest.
+            return [*self._set_stuck(run, now, report=False), *self._exit()]
         if run.threaded and run.why in {Why.TIMEOUT, Why.HEAT}:
             run.error += "; its thread cannot be killed: use isolated=True"
             return self._set_stuck(run, now, report=True)
@@ -294,13 +302,15 @@ class WorkerCore(WorkerBooks):
         self._renew_at = now + self._renew_s
         actions: list[Action] = []
         if self.connected:
-            if now - self._heard_at > max(self._lease_s, 3 * self._renew_s):
+            if now - self._heard_at > quiet_s(self._lease_s, self._renew_s):
                 # Three RENEWs without an answer: what this socket holds must not reach a restarted broker.
                 self._heard_at = now
                 self.connected = False
                 return [ev.Reconnect()]
-            self._renew_sent_at, self._renew_offered = now, self._offered
-            actions.append(ev.Send(Verb.RENEW, {"tokens": self.resume()}))
+            tokens = self.resume()
+            corr = self._renewals.sent(tokens, now)
+            self._renew_offered = self._offered
+            actions.append(ev.Send(Verb.RENEW, {"tokens": tokens}, corr=corr))
             self.outbox.resend_old(now)
             if self._offered is not None and self.credit < self._offered:
                 self._offer_now = True

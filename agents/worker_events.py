@@ -120,12 +120,16 @@ def returned(reason: str, not_before_s: float | None = None) -> Outcome:
 
 @dataclass(slots=True)
 class Welcome:
-    """HELLO was answered: a (new) session stands. ``stale`` must be killed, ``kept`` goes on."""
+    """HELLO was answered: a (new) session stands. ``stale`` must be killed, ``kept`` goes on.
+
+    ``greeted_at``: when the HELLO was sent; None: just now. The broker renewed ``kept`` at that time at the earliest.
+    """
 
     kept: Sequence[Token] = ()
     stale: Sequence[Token] = ()
     renew_s: float = RENEW_S
     lease_s: float = LEASE_S
+    greeted_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -135,10 +139,14 @@ class Leases:
 
 @dataclass(slots=True)
 class Renewed:
-    """The broker's answer to RENEW, or CONTROL ``cancel`` (then ``stale`` is empty)."""
+    """The broker's answer to RENEW, or CONTROL ``cancel`` (then ``stale`` is empty).
+
+    ``corr`` is that of the RENEW: an answer says nothing of a later one, which may have been lost.
+    """
 
     cancel: Sequence[Token] = ()
     stale: Sequence[Token] = ()
+    corr: bytes = b""
     credit: int | None = None  #: what the broker knows of the last OFFER; None where it does not say
 
 
@@ -283,6 +291,7 @@ class Send:
     verb: Verb
     header: dict[str, Any]
     body: Sequence[bytes] = ()
+    corr: bytes = b""
 
 
 @dataclass(slots=True)

@@ -31,7 +31,8 @@ class WorkerConfig:
     max_prefetch: int = 128
     #: STARTED is said of what still runs after so long: it costs the broker a commit, and a short task is over by then.
     announce_s: float = 0.02
-    #: End running work ``lease_s`` - 1 s after the last answered RENEW (tcp). On ipc the host is ours alone.
+    #: End what runs before its lease ends (``bus.timing.fence_s`` after the last answered RENEW). The loop sets it where
+    #: the broker is on another machine; on ipc it is not needed, the supervisor and the tokens are enough there.
     fence: bool = False
     #: MiB of its cards that tasks and a model may take together; None: not limited, or no card.
     vram_mb: int | None = None
@@ -54,6 +55,7 @@ class Why(Enum):
     STALE = "stale"
     DRAIN = "drained"
     HEAT = "too hot"  #: given back: its worker is held, critically
+    FENCE = "fenced"  #: given back: its lease was not renewed, by and by it is another worker's
 
 
 @dataclass(slots=True)
@@ -71,6 +73,9 @@ class Run:
     why: Why | None = None
     error: str = ""
     kill_at: float | None = None
+    #: The broker leases it to nobody else before, if the clocks run alike. It moves with each answered RENEW that named it.
+    held_until: float = 0.0
+    fenced: bool = False
     reported: bool = False
 
     @property

@@ -22,6 +22,7 @@ from .. import __version__
 from .completing import Completer
 from .core import Core
 from .errors import BadFrame, ConfigError
+from .lifeline import Alive, alive_fd
 from .model import Effects, Send
 from .mounts import require_local
 from .outgoing import Outgoing, messages_of
@@ -53,6 +54,7 @@ class Options:
 
     durability: str = "full"  #: full | normal
     lease_s: float = LEASE_S
+    renew_s: float | None = None  #: None: as :func:`.timing.renewal_s` has it
     age_s: float = 60.0
     retain_tasks: int = 200_000
     retain_events: int = 2_000_000
@@ -81,6 +83,7 @@ class Broker:
             state_id=state_id(paths.state),
             epoch=int(self.store.meta("epoch") or 0),
             lease_s=self.options.lease_s,
+            renew_s=self.options.renew_s,
             age_s=self.options.age_s,
             retain_tasks=self.options.retain_tasks,
             build=__version__,
@@ -175,8 +178,10 @@ class Broker:
         lifeline = os.environ.get("RIGBUS_LIFELINE_FD")
         if lifeline:
             poller.register(int(lifeline), zmq.POLLIN)
+        alive = Alive(alive_fd())
         try:
             while not self.stopping:
+                alive.say()  # a tick a second wakes an idle loop
                 ready = dict(poller.poll(self._timeout_ms()))
                 if lifeline and int(lifeline) in ready:
                     self.stopping = True  # nothing is ever written there: this is its end

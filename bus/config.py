@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .config_models import Card, Gpu, Model, Placement, Table, Thermal, problems, twice
 from .errors import ConfigError
 from .mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S
 from .paths import RigPaths, config_files, default_state, model_file, read_toml, rig_paths
+from .timing import LEASE_MAX_S, LEASE_MIN_S, longest_renewal_s, renewal_s
 from .urls import shown_url
 from .wire import LEASE_S
 
@@ -138,13 +139,19 @@ class Settings(BaseSettings):
         default="full", description="full: safe after power loss; normal: after a crash"
     )
     lease_s: float = Field(
-        default=LEASE_S, ge=1, le=300, description="a silent worker loses its tasks after it"
+        default=LEASE_S,
+        ge=LEASE_MIN_S,
+        le=LEASE_MAX_S,
+        description="a silent worker loses its tasks after it; heartbeats, suspicion and fence follow it",
     )
     renew_s: float | None = Field(
-        None, gt=0, description="how often leases are renewed; lease_s / 5 when not set"
+        None, gt=0, description="how often leases are renewed; lease_s / 5, at most 1, when not set"
     )
     kill_grace_s: float = Field(
-        default=10.0, ge=0, le=600, description="between SIGTERM and SIGKILL of a task"
+        default=10.0,
+        ge=0,
+        le=600,
+        description="between SIGTERM and SIGKILL of a command; an agent's class has its own",
     )
     settle_s: float | None = Field(
         None, ge=0, le=3600, description="rest of a drop; 3 local, 30 on a network mount"
@@ -170,6 +177,17 @@ class Settings(BaseSettings):
         # load() has merged all sources in order; nothing may be added behind its back.
         return (init_settings,)
 
+    @field_validator("renew_s")
+    @classmethod
+    def _often_enough(cls, value: float | None, info: ValidationInfo) -> float | None:
+        lease_s = info.data.get("lease_s")  # not there when it is wrong itself
+        if value is not None and lease_s is not None and value > (most := longest_renewal_s(lease_s)):
+            raise ValueError(
+                f"{value:g} is too seldom for lease_s = {lease_s:g}, a late answer would cost the lease; give at most "
+                f"{most:g}, or leave it out ({renewal_s(lease_s):g} then)"
+            )
+        return value
+
     @property
     def paths(self) -> RigPaths:
         """The rig's folders."""
@@ -178,7 +196,7 @@ class Settings(BaseSettings):
     @property
     def renewal_s(self) -> float:
         """Seconds between two RENEWs."""
-        return self.renew_s if self.renew_s is not None else self.lease_s / 5
+        return self.renew_s if self.renew_s is not None else renewal_s(self.lease_s)
 
     def settling_s(self, *, network: bool) -> float:
         """How long a dropped folder must rest, for a share on a local or a network file system."""

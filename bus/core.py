@@ -19,7 +19,8 @@ from .operating import Operating
 from .retaining import purgeable
 from .states import TaskState
 from .submitting import Busy, KeyConflict
-from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, RENEW_S, SUSPECT_S, Envelope, Verb
+from .timing import absence_s, beat_s, renewal_s, suspicion_s
+from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, Envelope, Verb
 
 _CODES = frozenset({"stale_epoch", "stale_token", "version"})
 _ANSWERS = {Verb.SUBMIT: Verb.ACCEPTED, Verb.RENEW: Verb.RENEWED, Verb.SNAPSHOT: Verb.SNAPSHOT}
@@ -37,7 +38,7 @@ class Core(Operating):
         state_id: str,
         epoch: int = 0,
         lease_s: float = LEASE_S,
-        renew_s: float = RENEW_S,
+        renew_s: float | None = None,
         age_s: float = 60.0,
         retain_tasks: int = 200_000,
         build: str = "",
@@ -46,7 +47,7 @@ class Core(Operating):
     ) -> None:
         super().__init__(incarnation=incarnation, state_id=state_id, lease_s=lease_s, age_s=age_s)
         self.epoch = epoch
-        self.renew_s = renew_s
+        self.renew_s = renewal_s(lease_s) if renew_s is None else renew_s
         self.retain_tasks = retain_tasks
         self.build = build
         self.schema = schema
@@ -110,6 +111,7 @@ class Core(Operating):
         self.remember_recorded(tasks)
         self.timer(now + self.lease_s + GRACE_S, "grace", None)
         self.timer(now + 1.0, "second", None)
+        self.timer(now + beat_s(self.lease_s), "silence", None)
 
     def _resume(self, task: Task) -> None:
         """Put one loaded task where its state wants it."""
@@ -259,15 +261,19 @@ class Core(Operating):
             )
 
     def _on_second(self, _: None) -> None:
-        """Once a second: suspicion, dead sessions of idle workers, retention."""
-        for worker in list(self.workers()):
-            silent = self.now - worker.last_seen
-            worker.suspect = worker.suspect or silent > min(SUSPECT_S, self.lease_s)
-            if not worker.leases and silent > 2 * self.lease_s:
-                self.end_session(worker, f"silent for {2 * self.lease_s:g} s")
+        """Once a second: retention."""
         self._retain()
         self.keep_durations()
         self.timer(self.now + 1.0, "second", None)
+
+    def _on_silence(self, _: None) -> None:
+        """A few times in a lease: suspicion, and the sessions of idle workers that are gone."""
+        for worker in list(self.workers()):
+            silent = self.now - worker.last_seen
+            worker.suspect = worker.suspect or silent > suspicion_s(self.lease_s)
+            if not worker.leases and silent > absence_s(self.lease_s):
+                self.end_session(worker, f"silent for {absence_s(self.lease_s):g} s")
+        self.timer(self.now + beat_s(self.lease_s), "silence", None)
 
     # -- retention -------------------------------------------------------------------------------------------
 

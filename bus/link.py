@@ -89,6 +89,7 @@ class Connection:
         name: a worker's id.
         hello_extra: called for each HELLO; its fields are added (a worker's ``resume``).
         ctx: a zmq context to share; this connection's own when None, ended by :meth:`close`.
+        on_wait: called again and again, at least each second, while a question waits for its answer.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Connection:
         build: str = "",
         hello_extra: Callable[[], dict[str, Any]] | None = None,
         ctx: zmq.Context[zmq.Socket[bytes]] | None = None,
+        on_wait: Callable[[], None] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.endpoint = endpoint
@@ -112,6 +114,7 @@ class Connection:
         self.generation = 0  #: WELCOMEs so far; when it grows, pushes may have been lost
         self.superseded = ""  #: reason of a BYE: the broker ended this session for good
         self._hello_extra = hello_extra
+        self._on_wait = on_wait
         self._monotonic = monotonic
         self._own_ctx = ctx is None
         self._ctx: zmq.Context[zmq.Socket[bytes]] = ctx if ctx is not None else zmq.Context(io_threads=1)
@@ -160,6 +163,11 @@ class Connection:
     def ready(self) -> bool:
         """WELCOME has come on this socket."""
         return self._state == "ready"
+
+    @property
+    def greeted_at(self) -> float:
+        """When the last HELLO was sent, monotonic: the broker had it at that time at the earliest."""
+        return self._greeted_at
 
     @property
     def interest(self) -> int:
@@ -330,6 +338,8 @@ class Connection:
 
     def _poll(self, timeout_s: float) -> None:
         """Until something can be read (or the HELLO sent); short enough to notice an unanswered HELLO."""
+        if self._on_wait is not None:
+            self._on_wait()
         wait_s = min(timeout_s, 1.0)
         if self._state == "greeting":
             wait_s = min(wait_s, max(0.0, self._greeted_at + HELLO_TIMEOUT_S - self._monotonic()) + 0.01)

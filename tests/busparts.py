@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import zmq
 from helpers import wait_for
 
+from rigbus.bus.broker import Options
 from rigbus.bus.errors import BadFrame, RigbusError
 from rigbus.bus.link import Connection
 from rigbus.bus.paths import endpoints, rig_paths
@@ -106,30 +109,47 @@ class ScriptedBroker:
 
 
 _BROKER = (
-    "import sys; from pathlib import Path\n"
-    "from rigbus.bus.broker import Broker\n"
+    "import json, sys; from pathlib import Path\n"
+    "from rigbus.bus.broker import Broker, Options\n"
     "from rigbus.bus.paths import rig_paths\n"
-    "sys.exit(Broker(rig_paths(Path(sys.argv[1]))).run())\n"
+    "options, addresses = json.loads(sys.argv[2])\n"
+    "paths = rig_paths(Path(sys.argv[1]))\n"
+    "sys.exit(Broker(paths, Options(**options), addresses=addresses).run())\n"
 )
 
 
 class RealBroker:
     """The real broker as a process on ``<folder>/state``; it can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, options: Options | None = None, addresses: dict[str, str] | None = None
+    ) -> None:
         self.state = folder / "state"
         self.paths = rig_paths(self.state)
-        self.endpoint = endpoints(self.paths)["commands"]
+        self.addresses = addresses or endpoints(self.paths)
+        self.endpoint = self.addresses["commands"]
+        self._how = json.dumps([asdict(options or Options()), self.addresses])
         self._log = (folder / "broker.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, ready: bool = True) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BROKER, str(self.state)], stdout=self._log, stderr=self._log
+            [sys.executable, "-c", _BROKER, str(self.state), self._how], stdout=self._log, stderr=self._log
         )
         if ready:
-            link = Connection(self.endpoint, role="client")
-            link.connect(10)
+            self.welcome()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def welcome(self) -> dict[str, Any]:
+        """What a new client is told."""
+        link = Connection(self.endpoint, role="client")
+        try:
+            return link.connect(10)
+        finally:
             link.close()
 
     def kill(self) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from rigbus.agents import worker_events as ev
 from rigbus.agents.worker_core import WorkerCore
 from rigbus.agents.worker_run import WorkerConfig
-from rigbus.bus.wire import Verb
+from rigbus.bus.timing import renewal_s
+from rigbus.bus.wire import LEASE_S, Verb
 
 T1, T2, T3 = (1, 1), (1, 2), (1, 3)
 
@@ -19,16 +20,20 @@ def lease(token: tuple[int, int] = T1, type: str = "shell", **more: Any) -> ev.L
 class Bench:
     """A core with a clock that the test turns."""
 
-    def __init__(self, connected: bool = True, **config: Any) -> None:
+    def __init__(self, connected: bool = True, lease_s: float = LEASE_S, **config: Any) -> None:
         config.setdefault("threaded", frozenset({"noop"}))
         config.setdefault("types", ("shell", "noop"))
         self.now = 100.0
         self.core = WorkerCore(WorkerConfig(**config), self.now)
         self.actions: list[ev.Action] = []
+        self.lease_s = lease_s
         if connected:
-            self.do(ev.Welcome())
+            self.do(self.welcome())
             self.flush()
             self.actions.clear()
+
+    def welcome(self, **more: Any) -> ev.Welcome:
+        return ev.Welcome(lease_s=self.lease_s, renew_s=renewal_s(self.lease_s), **more)
 
     def do(self, *events: ev.Event) -> list[ev.Action]:
         new = [a for e in events for a in self.core.step(e, self.now)]

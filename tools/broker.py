@@ -23,6 +23,7 @@ def broker(state: Path | None, config: Path | None) -> int:
         Options(
             durability=settings["durability"],
             lease_s=settings["lease_s"],
+            renew_s=settings["renew_s"],
             retain_tasks=settings["retention"]["tasks"],
             retain_events=settings["retention"]["events"],
             max_live=settings["limits"]["live_tasks"],

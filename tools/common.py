@@ -98,6 +98,16 @@ def thermal_text(settings: dict[str, Any]) -> str:
     return f"{t['warn_c']:g}:{t['critical_c']:g}:{t['hysteresis_c']:g}"
 
 
+def attempt_words(settings: dict[str, Any]) -> list[str]:
+    """What bounds one attempt, as a worker's command line has it."""
+    logs = settings["logs"]
+    return [
+        *("--kill-grace", f"{settings['kill_grace_s']:g}"),
+        *("--log-bytes", str(logs["task_bytes"])),
+        *("--tail-bytes", str(logs["tail_bytes"])),
+    ]
+
+
 def process_log(name: str, level: str = "info") -> None:
     """Log lines of a process of the rig go to stderr, which `up` sends to ``<state>/logs/<name>.log``."""
     import logging

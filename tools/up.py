@@ -14,7 +14,7 @@ import click
 
 from ..bus.errors import ConfigError, RigbusError
 from ..bus.paths import default_state
-from .common import HANDED_ON, print_json, rig_options, settings_of, talk, thermal_text, where
+from .common import HANDED_ON, attempt_words, print_json, rig_options, settings_of, talk, thermal_text, where
 
 if TYPE_CHECKING:
     from ..agents.cards import Seats
@@ -163,7 +163,12 @@ def _model_workers(settings: dict[str, Any], seated: Seats, uuids: dict[str, str
             )
         raise ConfigError(f"the model {model} is no file; give the path of a GGUF file with --model")
     return [
-        model_worker_spec(seat, env_pass=settings["env_pass"], thermal=thermal_text(settings))
+        model_worker_spec(
+            seat,
+            env_pass=settings["env_pass"],
+            thermal=thermal_text(settings),
+            bounds=attempt_words(settings),
+        )
         for seat in model_seats(settings, seated, uuids)
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .common import config_option, settings_of, state_option, thermal_text, where
+from .common import attempt_words, config_option, settings_of, state_option, thermal_text, where
 
 #: The supervisor of a rig watches its workers itself; an agent alone gets a small parent that does.
 SUPERVISED = "RIGBUS_ALIVE_FD"
@@ -51,6 +51,7 @@ def worker(
     if agent is not None and SUPERVISED not in os.environ:
         from ..agents.main_parent import run_alone
 
+        words += ["--log-bytes", str(settings["logs"]["task_bytes"])]
         return run_alone(agent, words, program="rigbus worker")
     from ..agents.worker import main
 
@@ -58,6 +59,7 @@ def worker(
         words += ["--agent", agent]
     for option, values in (("--class", classes), ("--need", needs), ("--pool", pools)):
         words += [word for value in values for word in (option, value)]
+    words += attempt_words(settings)
     if agent is None:
         words += [word for value in settings["env_pass"] for word in ("--env-pass", value)]
     if gpu is not None:

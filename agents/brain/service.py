@@ -21,6 +21,7 @@ import zmq
 from ... import __version__
 from ...bus.errors import BadFrame, Busy, NotFound, Refused, RigbusError, Unreachable
 from ...bus.follow import Cursor, Event, event_of
+from ...bus.lifeline import Alive, alive_fd
 from ...bus.link import Connection
 from ...bus.paths import RigPaths, find_rig
 from ...bus.wire import Verb, unpack
@@ -62,7 +63,10 @@ class Brain:
     ) -> None:
         """``link``: to be used instead of one to ``endpoint``. ``clock``: monotonic seconds."""
         self.paths = paths
-        self.link = link or Connection(endpoint, role="brain", name="brain", build=__version__)
+        self.alive = Alive(alive_fd())
+        self.link = link or Connection(
+            endpoint, role="brain", name="brain", build=__version__, on_wait=self.alive.say
+        )
         self._clock = clock
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
@@ -91,6 +95,7 @@ class Brain:
 
     def _serve(self, wake: int, lifeline: int | None) -> None:
         while True:
+            self.alive.say()
             poller = zmq.Poller()
             poller.register(self.link.socket, self.link.interest)
             poller.register(wake, zmq.POLLIN)

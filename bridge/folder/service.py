@@ -20,7 +20,7 @@ import zmq
 from ... import __version__
 from ...bus.errors import BadFrame
 from ...bus.follow import event_of
-from ...bus.lifeline import lifeline_fd
+from ...bus.lifeline import Alive, alive_fd, lifeline_fd
 from ...bus.link import Connection
 from ...bus.mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S, mount_of
 from ...bus.paths import RigPaths, find_rig
@@ -117,11 +117,12 @@ class Bridge:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the supervisor's death."""
         wake = _install_signals(self)
-        lifeline = lifeline_fd()
+        lifeline, alive = lifeline_fd(), Alive(alive_fd())
         self._keep_running()
         self.flows.start("warm-up", _warm_up())
         try:
             while not self.stopping:
+                alive.say()
                 ready = self._wait(wake, lifeline)
                 if lifeline is not None and lifeline in ready:
                     log.info("the supervisor is gone; the bridge ends")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rigbus.agents.supervisor_children import rig_specs
 from rigbus.agents.supervisor_core import (
     BACKOFF_MAX_S,
     DRAIN_S,
@@ -25,9 +26,9 @@ from rigbus.agents.supervisor_core import (
 )
 
 SPECS = [
-    ChildSpec("broker", ("broker",), Stage.BROKER),
-    ChildSpec("brain", ("brain",), Stage.BRAIN),
-    ChildSpec("bridge", ("bridge",), Stage.BRIDGE),
+    ChildSpec("broker", ("broker",), Stage.BROKER, watched=True, silent_s=10.0),
+    ChildSpec("brain", ("brain",), Stage.BRAIN, watched=True, silent_s=30.0),
+    ChildSpec("bridge", ("bridge",), Stage.BRIDGE, watched=True, silent_s=30.0),
     ChildSpec("guard", ("guard",), Stage.GUARD, leaf=False),
     ChildSpec("worker-1", ("worker",), Stage.WORKER, watched=True, leaf=False),
     ChildSpec("worker-2", ("worker",), Stage.WORKER, watched=True, leaf=False),
@@ -130,6 +131,52 @@ def test_a_silent_worker_is_killed_and_named(core):
 def test_a_worker_that_is_still_starting_is_not_silent(core):
     for at in range(60):
         assert core.tick(float(at)) == []
+
+
+@pytest.mark.parametrize(("lease_s", "silent_s"), [(0.3, 2.0), (1.0, 2.0), (5.0, 5.0)])
+def test_the_patience_with_a_worker_follows_the_lease_but_not_below_what_a_busy_machine_needs(
+    lease_s, silent_s
+):
+    core = SupervisorCore(SPECS, lease_s=lease_s)
+    core.begin()
+    core.started("worker-1", 100, 0.0)
+    core.beat("worker-1", 1.0)
+    core.tick(1.0 + silent_s / 2)
+    assert core.next_at() == 1.0 + silent_s
+    assert core.silent(1.0 + silent_s - 0.01) == []
+    assert core.tick(1.0 + silent_s - 0.01) == []
+    assert core.silent(1.0 + silent_s) == ["worker-1"]
+    assert names(core.tick(1.0 + silent_s), Sweep) == ["worker-1"]
+
+
+@pytest.mark.parametrize("name", ["broker", "brain", "bridge"])
+def test_a_hung_service_is_killed_and_started_again(core, name):
+    core.beat(name, 1.0)
+    actions = []
+    for at in range(2, 60):
+        actions += core.tick(float(at))
+        if actions:
+            break
+    assert names(actions, Sweep) == [name]
+    assert at == 1.0 + next(s.silent_s for s in SPECS if s.name == name)
+    assert "does not answer" in text(actions)
+    core.exited(name, None, 9, "", at)
+    gone = kinds(core.swept(name, at), Gone)[0]
+    assert "did not answer" in gone.why and "handler" not in gone.why
+    assert names(core.tick(at + 0.2), Start) == [name]
+
+
+def test_a_beat_that_came_late_but_came_saves_its_child(core):
+    core.beat("worker-1", 1.0)
+    core.tick(4.0)
+    assert core.silent(6.0) == ["worker-1"]
+    core.beat("worker-1", 6.0)
+    assert core.silent(6.0) == [] and core.tick(6.0) == []
+
+
+def test_the_services_of_a_rig_are_watched_too():
+    watched = {spec.name for spec in rig_specs([None]) if spec.watched}
+    assert watched == {"broker", "brain", "bridge", "brain-worker", "worker-1"}
 
 
 def test_a_stall_of_our_own_is_not_held_against_the_workers(core):

@@ -87,7 +87,13 @@ def test_agents_and_lists_come_from_tables(tmp_path: Path, monkeypatch: pytest.M
         ("zzz = 3\n", ["zzz", "unknown key", "known are"]),
         ("[retention]\nevent = 3\n", ["retention.event", "did you mean 'events'"]),
         ("lease_s = 'long'\n", ["rigbus.toml: lease_s", "number", "'long'"]),
-        ("lease_s = 0.01\n", ["lease_s", "greater than or equal to 1"]),
+        ("lease_s = 0.01\n", ["lease_s", "greater than or equal to 0.2"]),
+        ("lease_s = 301\n", ["lease_s", "less than or equal to 300"]),
+        (
+            "renew_s = 2\n",
+            ["rigbus.toml: renew_s", "2 is too seldom for lease_s = 5", "at most 1.5", "(1 then)"],
+        ),
+        ("lease_s = 0.5\nrenew_s = 0.2\n", ["renew_s", "lease_s = 0.5", "at most 0.15", "(0.1 then)"]),
         ("durability = 'fast'\n", ["durability", "'full' or 'normal'"]),
         ("[[agents]]\nslots = 1\n", ["agents", "missing"]),
         ("workers = \n", ["rigbus.toml", "not TOML", "line 1"]),
@@ -104,6 +110,21 @@ def test_a_wrong_file_is_named_with_key_and_fix(tmp_path: Path, text: str, parts
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "lease_s", "renewal_s"),
+    [
+        ("", 5.0, 1.0),
+        ("lease_s = 0.2\n", 0.2, 0.04),
+        ("lease_s = 0.5\nrenew_s = 0.15\n", 0.5, 0.15),
+        ("lease_s = 300\n", 300.0, 1.0),
+    ],
+)
+def test_renewals_follow_the_lease(tmp_path: Path, text: str, lease_s: float, renewal_s: float) -> None:
+    write(tmp_path / "rigbus.toml", text)
+    settings = load().settings
+    assert (settings.lease_s, settings.renewal_s) == (lease_s, pytest.approx(renewal_s))
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
