@@ -116,11 +116,16 @@ class WorkerBooks:
         return run.held_until - guard_s(self._lease_s)
 
     def _unfenced(self) -> list[Run]:
-        """What runs on leases that the broker could give away; nothing where no fence is needed."""
+        """What runs, or may begin at any moment, on leases that the broker could give away; nothing where no fence is
+        needed. What only waits here does no harm: it does not begin before its lease is renewed."""
         if not self.config.fence:
             return []
         runs = [*self.runs.values(), *(r for r in self.stuck.values() if not r.reported)]
-        return [r for r in runs if not r.fenced and r.why is not Why.STALE]
+        return [r for r in runs if not r.fenced and r.why is not Why.STALE and r.phase is not Phase.QUEUED]
+
+    def _is_doubtful(self, run: Run, now: float) -> bool:
+        """Could its lease be another's by now?"""
+        return self.config.fence and now >= self._fence_at(run)
 
     # ------------------------------------------------------------ moves
 
@@ -138,6 +143,8 @@ class WorkerBooks:
                 self._queue.popleft()  # cancelled or returned meanwhile
                 continue
             if taken >= self.config.slots and (not run.threaded or others):
+                break
+            if self._is_doubtful(run, now):
                 break
             self._queue.popleft()
             run.phase = Phase.HANDED
@@ -191,10 +198,6 @@ class WorkerBooks:
         if token in self.stuck:
             return self._exit()  # only the end of this process ends a thread
         reason = f"fence: no word from the broker for {now - run.held_until + self._lease_s:.1f} s"
-        if run.phase is Phase.QUEUED:
-            del self.runs[token]
-            self.outbox.give_back([token], reason)
-            return []
         handed = run.phase is Phase.HANDED
         # A cancel or a timeout that was already under way keeps its own end.
         run.why, run.error, run.phase = run.why or Why.FENCE, run.error or reason, Phase.ENDING

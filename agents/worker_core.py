@@ -81,7 +81,7 @@ class WorkerCore(WorkerBooks):
         self.outbox.settle(e.stale)
         actions = self._forget(e.stale)
         self.outbox.resend_all()
-        return actions
+        return [*actions, *self._pump(now)]
 
     def _leases(self, e: ev.Leases, now: float) -> list[Action]:
         self._heard_at = now
@@ -97,6 +97,9 @@ class WorkerCore(WorkerBooks):
             threaded = lease.type in self.config.threaded
             self.runs[lease.token] = Run(lease, threaded, timeout_s, held_until=self._renewals.until)
             self._queue.append(lease.token)
+            if self._is_doubtful(self.runs[lease.token], now):
+                # The first word after a long silence: it begins when the broker has said that it still stands.
+                self._renew_at = self._moved_at = now
         if refuse:
             self.outbox.give_back(
                 refuse, self.refusing or ("worker busy" if self.stuck else "not offered any more")

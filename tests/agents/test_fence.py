@@ -141,19 +141,44 @@ def test_a_welcome_renews_what_it_keeps_from_the_time_of_its_hello() -> None:
 
 
 def test_what_was_fenced_goes_back_when_it_is_dead_and_counts_nothing() -> None:
-    b = Bench(fence=True, slots=1)
+    b = Bench(fence=True, slots=1, busy_s=60.0)
     b.run(T1)
     b.do(ev.Leases([lease(T2)]))  # waits behind it
     b.do(ev.Disconnected())
     while ev.Kill not in kinds(b.actions):
         until_it_acts(b)
     b.do(b.welcome(kept=[T1, T2]))
-    b.do(ev.Ended(T1, ev.Outcome(False, cls="crash", error="ended by signal 9")))
+    (begun,) = b.do(ev.Ended(T1, ev.Outcome(False, cls="crash", error="ended by signal 9")))
+    assert isinstance(begun, ev.Start) and begun.lease.token == T2, "what had not begun is kept"
     sends = b.flush()
     assert results(sends) == []
-    assert {t for h in sent(sends, Verb.RETURN) for t in h["tokens"]} == {T1, T2}
-    b.do(ev.Recorded([T1, T2]))
-    assert b.core.resume() == []
+    assert [h["tokens"] for h in sent(sends, Verb.RETURN)] == [[T1]]
+    b.do(ev.Recorded([T1]))
+    assert b.core.resume() == [T2]
+
+
+@pytest.mark.parametrize("type_", ["shell", "noop"])
+def test_a_lease_that_is_the_first_word_after_a_silence_begins_when_it_was_renewed(type_: str) -> None:
+    """It may have been under way as long as the silence was."""
+    b = Bench(fence=True)
+    b.now += 10.0
+    assert b.do(ev.Leases([lease(T1, type_)])) == []
+    assert b.core.next_due(b.now) == b.now, "it asks at once"
+    (renew,) = (a for a in b.do(ev.Tick(), ev.Flush()) if isinstance(a, ev.Send) and a.verb is Verb.RENEW)
+    assert renew.header["tokens"] == [T1]
+    b.now += 0.1
+    assert kinds(b.do(ev.Tick())) == [], "it does not ask again and again"
+    assert kinds(b.do(ev.Renewed(corr=renew.corr))) == [ev.Start]
+
+
+def test_what_has_not_begun_when_the_broker_goes_away_does_not_begin_without_it() -> None:
+    b = Bench(fence=True, slots=1)
+    b.run(T1)
+    b.do(ev.Leases([lease(T2)]), ev.Disconnected())
+    b.now += 4.5
+    assert ev.Start not in kinds(b.do(ev.Ended(T1, ev.Outcome(True)), ev.Tick()))
+    b.do(b.welcome(stale=[T2]))
+    assert b.core.resume() == [T1]
 
 
 def test_what_ended_well_at_the_last_moment_is_not_thrown_away() -> None:
