@@ -107,7 +107,7 @@ class Peer:
     def renew(self, *leases: dict[str, Any]) -> dict[str, Any]:
         answer = self.ask(Verb.RENEW, {"tokens": [lease["token"] for lease in leases]})
         assert answer.verb is Verb.RENEWED
-        return answer.header
+        return {name: value for name, value in answer.header.items() if name != "credit"}
 
 
 class Harness:

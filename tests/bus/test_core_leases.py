@@ -87,7 +87,7 @@ def test_a_lease_that_is_renewed_lives_and_one_that_is_not_is_lost(rig: Harness)
     rig.wait(LEASE_S + 1.0, (worker, [first]))
     assert kept.state is TaskState.LEASED and lost.state is TaskState.READY
     assert lost.counts == (0, 0, 1) and "silent for 5 s" in str(lost.error)
-    assert worker.renew(first, second) == {"cancel": [], "stale": [second["token"]], "credit": 2}
+    assert worker.renew(first, second) == {"cancel": [], "stale": [second["token"]]}
     rig.check()
 
 

@@ -47,6 +47,7 @@ class Checkers:
             Token, str
         ] = {}  #: attempts that have ended, whose worker has heard nothing of their result
         self._told: set[Token] = set()
+        self._runs: dict[str, dict[Token, Process]] = {}  #: who began the attempts of a task
 
     def wrong(self, rule: str, text: str) -> None:
         raise Violation(f"{rule}: {text}")
@@ -180,13 +181,20 @@ class Checkers:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def attempt_began(self, worker: str, lease: Lease) -> None:
-        where = self._began.get(lease.token)
+    def attempt_began(self, process: Process, lease: Lease, *, alone: bool = False) -> None:
+        """``alone``: workers fence themselves, so no other that runs may still be at the same task."""
+        worker, where = process.name, self._began.get(lease.token)
         if where is not None:
             self.wrong(
                 "once", f"lease {lease.token} of {lease.key} began on {worker} while it runs on {where}"
             )
+        for token, other in self._runs.get(lease.id, {}).items() if alone else ():
+            if not other.stopped and self._began.get(token) == other.name:
+                self.wrong(
+                    "fence", f"{lease.key} began on {worker} under {lease.token}, {other.name} has {token}"
+                )
         self._began[lease.token] = worker
+        self._runs.setdefault(lease.id, {})[lease.token] = process
 
     def gave_back(self, tokens: list[Token]) -> None:
         """A RETURN of what has ended is rightly called stale."""

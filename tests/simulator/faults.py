@@ -13,7 +13,7 @@ CALM: Final = Weather()
 _MENU: Final = (
     ("kill a worker", 5),
     ("stop a worker", 6),
-    ("cut off a worker", 2),
+    ("cut off a worker", 4),
     ("kill the broker", 4),
     ("power loss", 2),
     ("stop the broker", 1),
@@ -86,7 +86,8 @@ class Faults:
         process = self._one(self.workers)
         self.world.note(f"{process.name} is cut off")
         self.world.cut.add(process.name)
-        self.world.at(self.world.now + self.world.between(0.2, 6.0), self.world.cut.discard, process.name)
+        most_s = self.world.chance.choice((1.0, 4.0, 8.0))
+        self.world.at(self.world.now + self.world.between(0.2, most_s), self.world.cut.discard, process.name)
 
     def _kill_broker(self) -> None:
         if self.broker.up:

@@ -59,6 +59,7 @@ class Work:
     items: tuple[int, ...] = (0, 1, 3, 8, 120)
     cancels: float = 0.04  #: of tasks
     poison: float = 0.01
+    fences: float = 0.3  #: of histories: workers fence themselves, as over tcp
     took_s: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 2.0, 6.0)
 
 
@@ -103,6 +104,9 @@ class History:
             Worker(world, f"worker-{n}", self.broker, self.checkers, self.play)
             for n in range(self.chance.randint(1, 3))
         ]
+        fence = self.chance.random() < work.fences
+        for worker in self.workers:
+            worker.fence = fence
         self.brains = [Brain(world, f"brain-{n}", self.broker, self.plans) for n in range(2)]
         arm(self)
 

@@ -32,6 +32,7 @@ class Link:
         self.welcome: dict[str, Any] = {}
         self.generation = 0
         self.superseded = False
+        self.greeted_at = 0.0
         self._hear = hear
         self._asked_at = float("-inf")
         self.peer = b""
@@ -46,7 +47,7 @@ class Link:
     def hello(self) -> None:
         """On a new connection."""
         self.ready = False
-        self._asked_at = self.process.world.now
+        self._asked_at = self.greeted_at = self.process.world.now
         self.broker.disconnect(self.peer)
         self.peer = self.broker.connect(self)
         self.put(Envelope(Verb.HELLO, self.greeting(), (), b"", self.peer))

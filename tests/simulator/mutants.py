@@ -172,6 +172,13 @@ class ForgetsResults(WorkerCore):
         return super()._welcome(e, now)
 
 
+class NeverFences(WorkerCore):
+    """It runs on when it has heard nothing for as long as its leases last."""
+
+    def _fence_at(self, run: Any) -> float:
+        return float("inf")
+
+
 class BeginsAgain(WorkerCore):
     """A lease that arrives twice begins twice."""
 
@@ -270,6 +277,7 @@ _LISTS: Final = Work(plans=1.0, items=(120,))
 _CANCELS: Final = Work(plans=0.0, cancels=0.5)
 _TASKS: Final = Work(plans=0.0)
 _LONG: Final = Work(plans=0.0, took_s=(1.0, 2.0, 3.0))
+_FENCED: Final = Work(plans=0.0, took_s=(2.0, 6.0), fences=1.0)
 _POISON: Final = Work(plans=0.0, poison=0.2)
 
 #: Name -> how to put it in, and the work that gives it occasions.
@@ -291,6 +299,7 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
     "a retry is not written": (_core(ReadyInMemory), _TASKS),
     "a worker forgets its results": (_worker(ForgetsResults), _TASKS),
     "a worker does not offer again": (_worker(OffersOnce), _LONG),
+    "a worker is not fenced": (_worker(NeverFences), _FENCED),
     "a lease begins twice": (_worker(BeginsAgain), _TASKS),
     "a stale attempt runs on": (_worker(KeepsStale), _TASKS),
     "a cancelled attempt runs on": (_worker(KeepsCancelled), _CANCELS),

@@ -47,6 +47,7 @@ class Worker(Process):
         self.broker = broker
         self.checkers = checkers
         self.play = play
+        self.fence = False  #: as over tcp: what runs ends before its lease does
         self.trees: dict[Token, Tree] = {}
         self._tick_at = float("inf")
 
@@ -60,6 +61,7 @@ class Worker(Process):
             kill_grace_s=KILL_GRACE_S,
             drain_s=3.0,
             default_timeout_s=20.0,
+            fence=self.fence,
         )
         self.trees = {}
         self._tick_at = float("inf")
@@ -90,12 +92,14 @@ class Worker(Process):
             case Verb.RECORDED:
                 self._step(ev.Recorded(_tokens(h.get("tokens"))))
             case Verb.RENEWED:
-                self._step(ev.Renewed(_tokens(h.get("cancel")), _tokens(h.get("stale")), h["credit"]))
+                over, stale = _tokens(h.get("cancel")), _tokens(h.get("stale"))
+                self._step(ev.Renewed(over, stale, env.corr, h["credit"]))
             case Verb.STALE:
                 self._step(ev.Stale(_tokens(h.get("tokens"))))
             case Verb.WELCOME:
                 welcome = ev.Welcome(_tokens(h.get("kept")), _tokens(h.get("stale")))
                 welcome.renew_s, welcome.lease_s = h["renew_s"], h["lease_s"]
+                welcome.greeted_at = self.link.greeted_at
                 self._step(welcome)
             case Verb.CONTROL if h.get("action") == "cancel":
                 self._step(ev.Renewed(_tokens(h.get("tokens"))))
@@ -133,13 +137,13 @@ class Worker(Process):
 
     def _do(self, action: ev.Action) -> None:
         match action:
-            case ev.Send(verb, header, body):
+            case ev.Send(verb, header, body, corr):
                 wire = dict(header)
                 if verb in (Verb.RENEW, Verb.STARTED, Verb.RETURN):
                     wire["tokens"] = [list(t) for t in header["tokens"]]
                 if verb is Verb.RETURN:
                     self.checkers.gave_back(header["tokens"])
-                if not self.link.send(verb, wire, body):
+                if not self.link.send(verb, wire, body, corr):
                     self._step(ev.Disconnected())
             case ev.Start(lease):
                 self._start(lease)
@@ -162,7 +166,7 @@ class Worker(Process):
     # -- attempts --------------------------------------------------------------------------------------------
 
     def _start(self, lease: ev.Lease) -> None:
-        self.checkers.attempt_began(self.name, lease)
+        self.checkers.attempt_began(self, lease, alone=self.fence)
         took_s, outcome, deaf = self.play(lease)
         self.trees[lease.token] = Tree(lease, self.world.now, deaf)
         self.after(0.001, self._began, lease.token)
