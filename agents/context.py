@@ -14,9 +14,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..bus.errors import DefinitionError
+from ..bus.paths import log_path
 from ..bus.wire import Token
 from .output import MAX_LOG_BYTES
-from .values import log_path, pack_value
+from .values import pack_value
 from .worker_events import Lease, legible
 
 if TYPE_CHECKING:

@@ -44,8 +44,14 @@ class UpLock:
                 f"a rig is up already on {state} (pid {pid}); stop it with `rigbus down --state {state}`, or choose "
                 "another folder with --state DIR"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as e:
+            os.close(self._fd)
+            raise Refused(
+                f"{state / LOCK_NAME} cannot be written: {e.strerror}; free some space on its disk"
+            ) from None
 
     def release(self) -> None:
         """Let go of it; safe to call twice."""

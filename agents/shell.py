@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..bus.errors import BadFrame, DefinitionError
+from ..bus.paths import log_path
 from ..bus.wire import MAX_PAYLOAD_BYTES, Token, pack, unpack
 from . import worker_events as ev
 from .attempts import Attempt, Host, ProcessRunner
@@ -23,7 +24,6 @@ from .environment import task_environment
 from .output import MAX_LOG_BYTES, OutputSummary, open_log
 from .process_api import ENTER_TIMEOUT_S, ExitStatus, Processes, Spawn, shell_argv
 from .spawned import SpawnedRunner
-from .values import log_path
 from .worker_events import Lease, Outcome
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ..bus.paths import log_path
 from ..bus.wire import Token
 from . import worker_events as ev
 from .attempts import Attempt, Host, ProcessRunner
 from .output import MAX_LOG_BYTES, OutputSummary
 from .pipe import PIPE_VARIABLE, BrokenPipeFrame, Pipe
 from .process_api import ExitStatus, Processes, Spawn
-from .values import log_path
 from .worker_events import Lease, Outcome
 
 _TAIL_CHARS = 4000

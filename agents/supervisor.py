@@ -7,6 +7,7 @@ killed, the lifeline closes: workers end their trees and themselves, and the ker
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 ASK_S: Final = 0.04  #: between two questions whether all have reported, until the rig is ready
 RENEW_S: Final = 1.0
+#: What a disk or a quota without room answers; a rig that is up outlives it.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Supervisor:
@@ -81,6 +84,7 @@ class Supervisor:
         self._ready = False
         self._run_changed = False
         self._ask_at = 0.0
+        self._publish_at = 0.0
         self._renew_at = 0.0
         self._finish: Finish | None = None
         self._started_at = time.time()
@@ -139,7 +143,7 @@ class Supervisor:
             if self._children.heard(name):  # it came after the poll
                 self.core.beat(name, now)
         self._perform(self.core.tick(now))
-        if self._run_changed and self._ready:
+        if self._run_changed and self._ready and now >= self._publish_at:
             self._publish_run()
         if now >= self._renew_at:
             self._renew_at = now + RENEW_S
@@ -286,8 +290,17 @@ class Supervisor:
             "sessions": {name: r.session for name, r in self._children.running.items() if r.session},
             "started_at": datetime.fromtimestamp(self._started_at).astimezone().isoformat(timespec="seconds"),
         }
-        self._run_changed = False
-        write_run_json(self.paths, run)
+        try:
+            write_run_json(self.paths, run)
+            self._run_changed = False
+        except OSError as e:
+            if not self._ready or e.errno not in NO_ROOM:
+                raise RigbusError(
+                    f"{self.paths.run_json} cannot be written: {e.strerror or e}; free some space there, or correct "
+                    "its permissions"
+                ) from None
+            log.warning("run.json cannot be written: %s; trying again", e.strerror)
+            self._publish_at = time.monotonic() + RENEW_S
         return run
 
     def _bury_former_run(self) -> None:

@@ -21,8 +21,12 @@ from ..bus.timing import silence_s
 
 BACKOFF_S: Final = 0.2
 BACKOFF_MAX_S: Final = 30.0
+NO_ROOM_MAX_S: Final = (
+    5.0  #: while a disk is full the rig stands still, and goes on soon after somebody made room
+)
 HEALTHY_S: Final = 60.0
 EXIT_REFUSED: Final = 8  #: locked, damaged: another start would end the same way
+EXIT_NO_ROOM: Final = 74  #: the broker's disk is full: another start may find room
 EXIT_AGAIN: Final = 75  #: the process asks to be started again at once
 DRAIN_S: Final = 25.0  #: workers have 20 s for running tasks, and a moment for their trees
 STAGE_S: Final = 6.0  #: what the others have; the broker must close its database
@@ -188,6 +192,11 @@ class SupervisorCore:
             child.end = f"was ended by signal {signal}"
         elif code is None:
             child.end = "has ended"
+        elif code == EXIT_NO_ROOM and child.spec.stage is Stage.BROKER:
+            # said here: on a full disk its log may not have taken its last words
+            child.end = (
+                "ended, since the disk of the state folder is full: nothing accepted is lost, free some space"
+            )
         else:
             child.end = f"ended with exit code {code}" + (f" ({detail})" if detail and code else "")
         if child.phase is Phase.SWEEPING:
@@ -317,7 +326,8 @@ class SupervisorCore:
 
     def _pause(self, child: ChildState, now: float) -> None:
         healthy = child.pid and now - child.started_at >= HEALTHY_S
-        child.pause_s = BACKOFF_S if healthy or not child.pause_s else min(child.pause_s * 2, BACKOFF_MAX_S)
+        most = NO_ROOM_MAX_S if child.code == EXIT_NO_ROOM else BACKOFF_MAX_S
+        child.pause_s = BACKOFF_S if healthy or not child.pause_s else min(child.pause_s * 2, most)
         child.phase, child.due_at = Phase.WAITING, now + child.pause_s
 
     def _of_stage(self) -> list[ChildState]:

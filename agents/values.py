@@ -8,20 +8,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 import tempfile
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any, Final
+from typing import Any
 
 import msgpack
 
-from ..bus.errors import BadFrame, DefinitionError
+from ..bus.errors import BadFrame, DefinitionError, RigbusError
 from ..bus.wire import MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, unpack
 from .worker_events import Outcome
 
 _INLINE_CHECK_BYTES = 64 << 10
 _SCALARS = (str, int, float, bool, type(None), bytes)
+
+
+class NotKept(RigbusError):
+    """A large value has no room on the rig's disk: not the fault of the task."""
+
+    error_class = "infra"
 
 
 def _plain(value: Any) -> Any:
@@ -69,7 +74,7 @@ def outcome_of(value: Any, results: Path | None, duration_s: float) -> Outcome:
 
     Raises:
         DefinitionError: as :func:`pack_value`, or it is large and there is no results folder.
-        OSError: the results folder cannot be written.
+        NotKept: the results folder cannot be written.
     """
     body = pack_value(value)
     if len(body) <= MAX_PAYLOAD_BYTES:
@@ -78,7 +83,14 @@ def outcome_of(value: Any, results: Path | None, duration_s: float) -> Outcome:
         raise DefinitionError(
             f"the handler returned {len(body)} bytes; over {MAX_PAYLOAD_BYTES} it must see the rig's state folder"
         )
-    return Outcome(True, ref=store_result(body, results), duration_s=duration_s)
+    try:
+        ref = store_result(body, results)
+    except OSError as e:
+        raise NotKept(
+            f"its value of {len(body)} bytes cannot be kept in {results}: {e.strerror or e}; free some space there, it "
+            "runs again"
+        ) from None
+    return Outcome(True, ref=ref, duration_s=duration_s)
 
 
 def store_result(body: bytes, results: Path) -> dict[str, Any]:
@@ -87,8 +99,12 @@ def store_result(body: bytes, results: Path) -> dict[str, Any]:
     folder = results / sha[:2]
     path = folder / sha
     ref = {"sha256": sha, "bytes": len(body)}
-    if path.exists() and path.stat().st_size == len(body):
-        return ref
+    try:
+        if path.stat().st_size == len(body):
+            os.utime(path)  # taken up again: whoever removes what nobody holds sees that it is not at rest
+            return ref
+    except FileNotFoundError:
+        pass
     folder.mkdir(parents=True, exist_ok=True)
     fd, temp = tempfile.mkstemp(prefix=".tmp-", dir=folder)
     try:
@@ -111,32 +127,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-
-
-def log_path(logs: Path, batch: str, key: str, attempt: int) -> Path:
-    """Where an attempt's log lies: ``<logs>/<batch>/<key>.<attempt>.log``.
-
-    A key may hold anything (``/`` in calls of a handler): other characters than ``A-Za-z0-9._-`` become ``%XX``,
-    and what would be too long for a file name ends in a hash.
-    """
-    return logs / _file_name(batch, 120) / f"{_file_name(key, 200)}.{attempt}.log"
-
-
-def _file_name(text: str, most: int) -> str:
-    if len(text) <= most and _PLAIN_NAME.fullmatch(text):
-        return text
-    safe = "".join(
-        c
-        if c.isascii() and (c.isalnum() or c in "._-")
-        else "".join(f"%{b:02X}" for b in c.encode("utf-8", "replace"))
-        for c in text
-    )
-    if safe.startswith("."):
-        safe = "%2E" + safe[1:]
-    if len(safe) <= most:
-        return safe or "%"
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
-    return f"{safe[: most - 13]}-{digest}"

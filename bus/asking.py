@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from .bounds import WORKER_LEASES, usage
 from .checks import MAX_INT, texts, whole
 from .errors import DefinitionError, NotFound
 from .model import Batch, Send, Session, Task
 from .placements import Placements
 from .states import BATCH_ENDED, BATCH_STATE_NAMES, STATE_NAMES, BatchState, TaskState
-from .wire import MAX_RESULT_BYTES, Envelope, Verb, pack
+from .wire import MAX_BATCH, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, MAX_RESULT_BYTES, Envelope, Verb, pack
 
 PAGE: Final = 500
 _ETA_TASKS: Final = 10_000  #: that a list of batches looks at for its ETAs, a tenth of them for each batch
@@ -21,6 +22,9 @@ class Asking(Placements):
     """The questions."""
 
     build: str
+    retain_tasks: int
+    #: what only the shell can count: name -> (used, bound)
+    gauges: Mapping[str, tuple[int, int]] = {}
 
     def _query(self, session: Session, env: Envelope) -> dict[str, Any] | None:
         what = env.header.get("what")
@@ -139,6 +143,36 @@ class Asking(Placements):
             "tasks": dict(zip(STATE_NAMES, self.counts, strict=True)),
             "batches": self._batch_lines(self._recent_batches()[-PAGE:]),
             "unrunnable": self._unrunnable(),
+            "disk": self.room.row() if self.room.folder else None,
+            "limits": self._usage(),
+        }
+
+    def _usage(self) -> dict[str, dict[str, Any]]:
+        """How full everything is that may fill up."""
+        fullest = max((b.total for b in self.batches.values() if b.kind == "client"), default=0)
+        leases = max((len(w.leases) for w in self.workers()), default=0)
+        return usage(
+            {
+                "live_tasks": (self.live, self.max_live),
+                "batch_tasks": (fullest, self.max_batch_tasks),
+                "ended_tasks": (len(self.tasks) - self.live, self.retain_tasks),
+                "sessions": (len(self.sessions), self.bounds.sessions),
+                "facts": (len(self.facts), self.bounds.facts),
+                "worker_leases": (leases, WORKER_LEASES),
+                **self.gauges,
+            }
+        )
+
+    def limits(self) -> dict[str, int]:
+        """What a peer must keep to (PROTOCOL §9)."""
+        return {
+            "frame_bytes": MAX_FRAME_BYTES,
+            "message_tasks": MAX_BATCH,
+            "payload_bytes": MAX_PAYLOAD_BYTES,
+            "result_bytes": MAX_RESULT_BYTES,
+            "live_tasks": self.max_live,
+            "batch_tasks": self.max_batch_tasks,
+            "worker_leases": WORKER_LEASES,
         }
 
     def _recent_batches(self) -> list[Batch]:

@@ -12,25 +12,29 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
 import zmq
 
 from .. import __version__
+from .ballast import Disk
+from .bounds import Bounds
 from .completing import Completer
 from .core import Core
 from .errors import BadFrame, ConfigError
+from .housekeeping import Housekeeper
+from .leftovers import Holdings
 from .lifeline import Alive, alive_fd
 from .model import Effects, Send
 from .mounts import require_local
-from .outgoing import Outgoing, messages_of
+from .outgoing import PEER_BYTES, PEER_QUEUE, Outgoing, messages_of
 from .paths import RigPaths, endpoints, make_runtime
-from .premises import check_addresses, lock, make_state
+from .premises import check_addresses, lock, make_state, open_store
 from .publishing import Publisher
 from .sockets import receiver
-from .store import SCHEMA_VERSION, Store, mark, state_id
+from .store import SCHEMA_VERSION, mark
 from .wire import LEASE_S, MAX_FRAME_BYTES, Envelope, Token, Verb, corr_of, decode, encode, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -60,6 +64,11 @@ class Options:
     retain_events: int = 2_000_000
     max_live: int = 1_000_000
     max_batch_tasks: int = 100_000
+    bounds: Bounds = field(default_factory=Bounds)
+    peer_messages: int = PEER_QUEUE
+    peer_bytes: int = PEER_BYTES
+    low_mb: int | None = None  #: as :class:`.ballast.Disk`
+    ballast_mb: int | None = None
 
 
 class Broker:
@@ -75,12 +84,14 @@ class Broker:
         self._lock = lock(paths.state / "broker.lock")
         self.addresses = addresses or endpoints(paths)
         check_addresses(self.addresses)
-        self.store = Store(paths.db, durability=self.options.durability)
+        self.disk = Disk(paths.state, low_mb=self.options.low_mb, ballast_mb=self.options.ballast_mb)
+        self.store, incarnation, rig_id = open_store(paths, self.disk, self.options.durability)
+        self.store.make_room = self.disk.give_up
         now, wall = time.monotonic(), time.time()
         batches, tasks, edges, facts, seq, channels = self.store.load(now, wall)
         self.core = Core(
-            incarnation=self.store.next_incarnation(),
-            state_id=state_id(paths.state),
+            incarnation=incarnation,
+            state_id=rig_id,
             epoch=int(self.store.meta("epoch") or 0),
             lease_s=self.options.lease_s,
             renew_s=self.options.renew_s,
@@ -91,8 +102,12 @@ class Broker:
             endpoints={"events": self.addresses["events"], "heartbeats": self.addresses["heartbeats"]},
         )
         self.core.max_live, self.core.max_batch_tasks = self.options.max_live, self.options.max_batch_tasks
+        self.core.bounds = self.options.bounds
         self.core.seq, self.core.channel_seq = seq, channels
         self.core.load(batches, tasks, edges, facts, now, wall)
+        self.core.found_room(self.disk.look())
+        self.holdings = Holdings(batches, self.store.refs())
+        self.housekeeper = Housekeeper(paths, self.holdings)
         self.completer = Completer(self.store, paths.results)
         self._hurry = False  #: somebody waits for this round's end
         self.asked: list[Envelope] = []  # EVENTS questions of this round
@@ -120,7 +135,9 @@ class Broker:
         self.router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES + 4096)
         self.router.setsockopt(zmq.SNDHWM, ROUTER_HWM)
         self._receive = receiver(self.router)
-        self.outgoing = Outgoing(self.router, self._lost)
+        self.outgoing = Outgoing(
+            self.router, self._lost, messages=self.options.peer_messages, size=self.options.peer_bytes
+        )
         self.hearts = self._socket(zmq.SUB)
         self.hearts.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self.hearts.subscribe(b"hb.")
@@ -170,6 +187,7 @@ class Broker:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the supervisor's death; 0 when it stopped in order."""
         self.bind()
+        self.housekeeper.start()
         poller = zmq.Poller()
         for socket in (self.router, self.hearts, self.events):
             poller.register(socket, zmq.POLLIN)
@@ -304,6 +322,9 @@ class Broker:
             fx.changes.trim_events_below = max(0, self._trim_at - self.options.retain_events)
             mark(fx.changes, self.core.channel_seq)
         self.store.commit(fx.changes, now, wall)
+        self.housekeeper.take(self.holdings.committed(fx.changes))
+        if self.disk.room is not self.core.room:
+            self.core.found_room(self.disk.room)  # the ballast was given up for this commit
 
     def answer(self, fx: Effects) -> None:
         """Send what the round decided, what somebody waits for first, the asked events last."""
@@ -367,6 +388,8 @@ class Broker:
         self.publisher.round(fx, {"seq": self.core.seq, "at": wall, "channels": self.core.channel_seq}, due)
         if due:
             self._keep_bound()
+            self.core.found_room(self.disk.look())
+            self.core.gauges = self.outgoing.usage()
 
     def _tap(self, direction: str, env: Envelope) -> None:
         session = self.core.peers.get(env.peer)
@@ -397,6 +420,7 @@ class Broker:
 
     def close(self) -> None:
         """Close sockets, then the database (which checkpoints it)."""
+        self.housekeeper.close()
         self.context.destroy(linger=0)
         self.store.close()
         os.close(self._lock)
@@ -415,7 +439,8 @@ def main(paths: RigPaths, options: Options | None = None) -> int:
     """One broker process, until it is told to stop; the exit code.
 
     Raises:
-        Refused: another broker runs here.  StoreError: the database cannot be used, or a commit failed.
+        Refused: another broker runs here.  StoreError: the database cannot be used, or a commit failed; DiskFull: for
+            want of room, and another start may find some.
         ConfigError: the sockets cannot be where they should.
     """
     broker = Broker(paths, options)

@@ -41,6 +41,24 @@ class Limits(Table):
 
     live_tasks: int = Field(default=1_000_000, ge=1, le=1_000_000, description="tasks that have not ended")
     batch_tasks: int = Field(default=100_000, ge=1, le=100_000, description="tasks of one batch")
+    sessions: int = Field(default=4_000, ge=10, le=100_000, description="sessions; workers get 1,000 more")
+    facts: int = Field(default=300_000, ge=1_000, description="facts of the brain, pauses and tokens")
+    peer_messages: int = Field(
+        default=20_000, ge=100, description="messages that wait for one peer before it is cut off"
+    )
+    peer_mb: int = Field(default=64, ge=2, le=4096, description="MiB that wait for one peer before that")
+    free_mb: int | None = Field(
+        default=None,
+        ge=0,
+        description="free MiB of the state folder's disk below which no new tasks are taken; 512 (at most a twentieth of "
+        "the disk) when not set",
+    )
+    ballast_mb: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_536,
+        description="MiB kept so that results are recorded on a full disk; 64 (at most a fortieth of it) when not set",
+    )
 
 
 class Logs(Table):

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
+from .bounds import Busy
 from .errors import BadFrame, Conflict, DefinitionError, NotFound, Refused
 from .judging import Verdict
 from .lifecycle import DEADLINE_PASSED
@@ -18,7 +19,7 @@ from .model import Batch, Fact, Send, Session, Task, called_from
 from .operating import Operating
 from .retaining import purgeable
 from .states import TaskState
-from .submitting import Busy, KeyConflict
+from .submitting import KeyConflict
 from .timing import absence_s, beat_s, renewal_s, suspicion_s
 from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, Envelope, Verb
 
@@ -141,7 +142,7 @@ class Core(Operating):
         try:
             self._dispatch(env)
         except Busy as e:
-            header = {"retry_after_s": e.retry_after_s, "bound": e.bound, "message": str(e)}
+            header = {"retry_after_s": e.retry_after_s, "bound": e.bound, "message": str(e), "verb": env.verb}
             self.fx.sends.append(Send(env.peer, Verb.BUSY, header, corr=env.corr))
         except Conflict as e:
             header = {"message": str(e), "key": e.key if isinstance(e, KeyConflict) else ""}
@@ -213,7 +214,8 @@ class Core(Operating):
     def _on_queue(self, ref: tuple[Task, float]) -> None:
         task, ready_at = ref
         if task.state is TaskState.READY and task.ready_at == ready_at:
-            if self.only_held(task):  # a hot card is not its fault: the time to wait begins anew
+            # a hot card, or a full disk, is not its fault: the time to wait begins anew
+            if self.only_held(task) or not self.room.starts_tasks:
                 self.timer(self.now + (task.policy.queue_timeout_s or 0.0), "queue", ref)
                 return
             self.cancel_task(
@@ -309,8 +311,11 @@ class Core(Operating):
             self.counts[task.state] -= 1
             self.changes.tasks.pop(task.no, None)
             self.changes.purge_tasks.append(task.no)
+            if batch.kind == "calls":  # it may never be gone as a whole
+                self.changes.purge_logs.append((batch.id, task.key, task.attempt))
         if not batch.keys and (batch.ended_at or batch.kind == "calls"):
             del self.batches[batch.no], self.batch_ids[batch.id], self.batch_keys[batch.key]
             self.changes.batches.pop(batch.no, None)
             self.changes.purge_batches.append(batch.no)
+            self.drop_fact("plan", batch.id)
         return len(gone)

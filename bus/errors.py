@@ -96,6 +96,12 @@ class StoreError(Refused):
     """The database is locked, damaged, of a newer schema, or on a file system that cannot hold it."""
 
 
+class DiskFull(StoreError):
+    """The state folder's disk has no room left. What was accepted is safe; another start works once there is room."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h: unlike 8, worth another start
+
+
 class DefinitionError(RigbusError):
     """A task that can never run as it is written (wrong payload, value too long). Never retried."""
 

@@ -46,7 +46,7 @@ class Explaining(Judging):
 
     def estimator(self) -> Estimator:
         """Estimates as of now; keep it for one answer."""
-        rig_paused = self.paused("all")
+        rig_paused = self.paused("all") or not self.room.starts_tasks
         workers = [] if rig_paused else [w for w in self.workers() if self._gets_leases(w)]
         return Estimator(self.tasks, self.ready, workers, self.durations, self.now, self.wall)
 
@@ -135,6 +135,9 @@ class Explaining(Judging):
         text = "waits for the brain to expand its foreach" + ("" if self.brain else f"; {_NO_BRAIN}")
         out["reasons"].append(text)
         out["summary"] = out["summary"] or text
+        disk = self._disk_tests()
+        out["reasons"] += [f"{test.value}: {self.room.meaning}" for test in disk]
+        tests += disk
         tests.append(
             Predicate("foreach expanded", False, "not yet", "yes", "" if self.brain else "rigbus brain")
         )
@@ -144,6 +147,12 @@ class Explaining(Judging):
         line = est.line(task)
         out["position"] = line.position
         reasons = out["reasons"]
+        full = self._disk_tests(starting=True)
+        if full:
+            out["summary"] = f"{self.room.value}: {self.room.meaning}"
+            reasons.append(out["summary"])
+            out["predicates"] = as_dicts(full)
+            return
         left = max(0.0, task.not_before - self.now) if task.not_before else 0.0
         if task.hold_reason:
             reasons.append(handed_back(task.hold_reason, task.batch.id)[0])
@@ -177,6 +186,13 @@ class Explaining(Judging):
         out["workers"] = [
             {"worker": w.name, "predicates": as_dicts(tests)} for w, tests in verdicts[:_WORKERS]
         ]
+
+    def _disk_tests(self, *, starting: bool = False) -> list[Predicate]:
+        """The test of the state folder's disk where it fails: for new tasks, or for ``starting`` those accepted."""
+        room = self.room
+        if room.starts_tasks if starting else room.takes_tasks:
+            return []
+        return [Predicate("room on the disk", False, room.value, "room", room.fix)]
 
     def _models_now(self, shape: Shape, verdicts: Verdicts) -> str:
         """What the brain says of its models, where a task wants one that nobody holds now."""
@@ -268,7 +284,9 @@ class Explaining(Judging):
             reasons.append(text)
             out["summary"] = text
             fix = "" if self.brain else "rigbus brain"
-            tests = [Predicate("tasks declared", False, "not yet", "yes", fix)]
+            disk = self._disk_tests()
+            reasons += [f"{test.value}: {self.room.meaning}" for test in disk]
+            tests = [*disk, Predicate("tasks declared", False, "not yet", "yes", fix)]
         if not batch.live and batch.expands:
             reasons.append(
                 "waits for the brain to expand its foreach" + ("" if self.brain else f"; {_NO_BRAIN}")

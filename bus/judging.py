@@ -183,6 +183,7 @@ class Judging(Submitting):
             if whole(f, "rev", 0, 2**53, 0) != present:
                 raise Refused(f"fact {scope}/{key} has revision {present}, not {f.get('rev')}; read it again")
             out.append((scope, key, value))
+        self.check_facts_fit(sum((scope, key) not in self.facts for scope, key, _ in out))
         return out
 
     # -- verdicts --------------------------------------------------------------------------------------------

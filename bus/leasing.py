@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
+from .bounds import WORKER_LEASES
 from .checks import (
     MAX_INT,
     MAX_REASON_CHARS,
@@ -49,7 +50,7 @@ class Leasing(Reviving):
 
     def match(self) -> None:
         """Give ready tasks to workers with free credit: first every slot, one by one, then prefetch in small turns."""
-        if not self.ready.shapes or self.paused("all"):
+        if not self.ready.shapes or self.paused("all") or not self.room.starts_tasks:
             return
         grants: dict[str, list[Task]] = {}
         for prefetch in (False, True):
@@ -153,7 +154,7 @@ class Leasing(Reviving):
         offered = tuple(frozenset(texts(h, name)) for name in ("types", "classes", "needs", "pools"))
         vram_mb = whole(h, "vram_mb", 0, MAX_VRAM_MB, 0) if h.get("vram_mb") is not None else None
         before = (worker.types, worker.classes, worker.needs, worker.pools, worker.state_id, worker.vram_mb)
-        worker.credit, worker.slots = min(credit, 4096), slots
+        worker.credit, worker.slots = min(credit, WORKER_LEASES), slots
         worker.lent = min(whole(h, "lent", 0, MAX_INT, 0), worker.credit)
         worker.types, worker.classes, worker.needs, worker.pools = offered
         worker.state_id = str(h.get("state_id") or "")

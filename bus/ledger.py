@@ -6,9 +6,11 @@ import heapq
 from collections.abc import Iterable
 from typing import Any, Final
 
+from .bounds import Bounds, Busy
 from .durations import ENDED_KEEP_S, KEEP_S, SCOPE, Durations
 from .errors import NotFound
 from .model import PLACEMENT_ASKS, Batch, Changes, Effects, Fact, Send, Session, Task
+from .room import UNKNOWN, Room
 from .states import (
     BATCH_ENDED,
     BATCH_STATE_NAMES,
@@ -47,6 +49,8 @@ class Ledger:
         self.next_batch = 1
         self.seq = 0
         self.channel_seq = {"p": 0, "c": 0, "a": 0}
+        self.bounds = Bounds()
+        self.room = UNKNOWN  #: on the state folder's disk; the shell looks
         self.durations = Durations()
         self._durations_at = float("-inf")
         self._durations_wait_s = KEEP_S
@@ -81,6 +85,12 @@ class Ledger:
         )
         self.channel_seq[channel] = self.seq
         return self.seq
+
+    def found_room(self, room: Room) -> None:
+        """The shell has looked at the disk; an event tells of another level."""
+        if room.level is not self.room.level:
+            self.emit("p", "rig.disk", "", "", {**room.row(), "was": self.room.level.value})
+        self.room = room
 
     def timer(self, at: float, kind: str, ref: Any) -> None:
         """Wake :meth:`on_timer` at monotonic ``at``; what it finds there decides (timers are never taken back)."""
@@ -262,6 +272,15 @@ class Ledger:
         fact = self.facts[scope, key] = Fact((old.rev if old else 0) + 1, epoch, value)
         self.changes.facts[scope, key] = fact
         return fact
+
+    def check_facts_fit(self, fresh: int) -> None:
+        """Before so many new facts of peers are written.
+
+        Raises:
+            Busy: there would be too many.
+        """
+        if fresh and len(self.facts) + fresh > self.bounds.facts:
+            raise Busy("facts", f"{len(self.facts)} facts are kept, the bound is {self.bounds.facts}", 5.0)
 
     def drop_fact(self, scope: str, key: str) -> None:
         """Delete a fact."""

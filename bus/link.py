@@ -276,6 +276,7 @@ class Connection:
         Raises:
             Unreachable: no broker answered in ``timeout_s`` seconds.
             Refused: it speaks another protocol, or refuses this role or session.
+            Busy: it has no room for another session now.
         """
         deadline = self._monotonic() + timeout_s
         while True:
@@ -386,6 +387,8 @@ class Connection:
                     self._state = "down"
             elif code == "version" or (self._state == "greeting" and not envelope.corr):
                 self._refusal = envelope
+        elif envelope.verb is Verb.BUSY and self._state == "greeting" and not envelope.corr:
+            self._refusal = envelope  # of the HELLO; it is said again by itself
 
     def _raise_refusal(self) -> None:
         if self._refusal is not None:

@@ -442,6 +442,8 @@ class Changes:
     meta: dict[str, Any] = field(default_factory=dict)
     purge_tasks: list[int] = field(default_factory=list)
     purge_batches: list[int] = field(default_factory=list)
+    #: (batch id, key, attempts) of purged tasks whose batch stays: the shell removes their logs
+    purge_logs: list[tuple[str, str, int]] = field(default_factory=list)
     trim_events_below: int = 0
 
     def __bool__(self) -> bool:

@@ -144,6 +144,7 @@ class Operating(Seating):
                 self.drop_fact("token", name)
             return {"held": False}
         if holder is None:
+            self.check_facts_fit(1)
             self.set_fact("token", name, session.id)
         elif holder.value != session.id:
             other = self.sessions.get(holder.value)

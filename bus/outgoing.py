@@ -66,17 +66,22 @@ class _Outbox:
         frames, _ = self.waiting.popleft()
         self.size -= sum(map(len, frames))
 
-    @property
-    def full(self) -> bool:
-        return len(self.waiting) > PEER_QUEUE or self.size > PEER_BYTES
-
 
 class Outgoing:
     """Sends over the ROUTER. ``lost(peer, leases)`` is told of a peer that is gone or cut off, with the leases that
-    did not reach it."""
+    did not reach it. ``messages`` and ``size`` (bytes) bound what waits for each peer."""
 
-    def __init__(self, router: zmq.Socket[bytes], lost: Callable[[bytes, list[Token]], None]) -> None:
+    def __init__(
+        self,
+        router: zmq.Socket[bytes],
+        lost: Callable[[bytes, list[Token]], None],
+        *,
+        messages: int = PEER_QUEUE,
+        size: int = PEER_BYTES,
+    ) -> None:
         self._send = sender(router)
+        self._messages = messages
+        self._size = size
         self.lost = lost
         self.outboxes: dict[bytes, _Outbox] = {}
 
@@ -95,9 +100,17 @@ class Outgoing:
                 self.lost(peer, leases or [])
                 return
         outbox.add(frames, leases or [])
-        if outbox.full:
+        if len(outbox.waiting) > self._messages or outbox.size > self._size:
             log.warning("a peer does not read: %d messages dropped, it must HELLO again", len(outbox.waiting))
             self._drop(peer)
+
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """Of the peer that is furthest behind: what waits for it, and the bound."""
+        waiting = self.outboxes.values()
+        return {
+            "peer_messages": (max((len(o.waiting) for o in waiting), default=0), self._messages),
+            "peer_bytes": (max((o.size for o in waiting), default=0), self._size),
+        }
 
     def _push(self, peer: bytes, frames: list[bytes]) -> None:
         self._send((peer, *frames))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 import tomllib
@@ -20,6 +21,7 @@ from typing import Any, Final
 from .errors import ConfigError
 
 SOCKETS: Final = ("commands", "heartbeats", "events")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,37 @@ def rig_paths(state: Path, shared: Path | None = None, environ: Mapping[str, str
         runtime=runtime_folder(state, environ),
         shared=shared.expanduser().absolute() if shared is not None else state / "shared",
     )
+
+
+def log_path(logs: Path, batch: str, key: str, attempt: int) -> Path:
+    """Where an attempt's log lies: ``<logs>/<batch>/<key>.<attempt>.log``.
+
+    A key may hold anything (``/`` in calls of a handler): other characters than ``A-Za-z0-9._-`` become ``%XX``,
+    and what would be too long for a file name ends in a hash.
+    """
+    return logs / folder_name(batch) / f"{_file_name(key, 200)}.{attempt}.log"
+
+
+def folder_name(batch: str) -> str:
+    """The folder of a batch in ``logs/``."""
+    return _file_name(batch, 120)
+
+
+def _file_name(text: str, most: int) -> str:
+    if len(text) <= most and _PLAIN_NAME.fullmatch(text):
+        return text
+    safe = "".join(
+        c
+        if c.isascii() and (c.isalnum() or c in "._-")
+        else "".join(f"%{b:02X}" for b in c.encode("utf-8", "replace"))
+        for c in text
+    )
+    if safe.startswith("."):
+        safe = "%2E" + safe[1:]
+    if len(safe) <= most:
+        return safe or "%"
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
+    return f"{safe[: most - 13]}-{digest}"
 
 
 def endpoints(paths: RigPaths) -> dict[str, str]:

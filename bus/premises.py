@@ -1,12 +1,16 @@
-"""Where a broker may run: its state folder, the lock on it, its addresses."""
+"""Where a broker may run: its state folder, the lock on it, its database, its addresses."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from pathlib import Path
 
-from .errors import ConfigError, Refused
+from .ballast import Disk, full_disk
+from .errors import ConfigError, Refused, StoreError
+from .paths import RigPaths
+from .store import Store, state_id
 
 
 def make_state(folder: Path) -> None:
@@ -39,6 +43,34 @@ def lock(path: Path) -> int:
             f"{path.parent}: another broker runs on this state folder; `rigbus down` ends it, or choose another --state"
         ) from None
     return fd
+
+
+def open_store(paths: RigPaths, disk: Disk, durability: str) -> tuple[Store, int, str]:
+    """The store, this start's incarnation, the state folder's id: on a full disk with the ballast's room.
+
+    Raises:
+        DiskFull: there is no room even so.  StoreError: the database cannot be used.
+    """
+    try:
+        return _open_once(paths, durability)
+    except (StoreError, sqlite3.Error, OSError) as e:
+        if not disk.is_full():
+            raise
+        if not disk.give_up():
+            raise full_disk(paths.db, "the database cannot be opened") from e
+    try:
+        return _open_once(paths, durability)
+    except (StoreError, sqlite3.Error, OSError) as e:
+        raise full_disk(paths.db, "the database cannot be opened") from e
+
+
+def _open_once(paths: RigPaths, durability: str) -> tuple[Store, int, str]:
+    store = Store(paths.db, durability=durability)
+    try:
+        return store, store.next_incarnation(), state_id(paths.state)
+    except BaseException:
+        store.close()
+        raise
 
 
 def check_addresses(addresses: dict[str, str]) -> None:

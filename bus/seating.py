@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .asking import Asking
+from .bounds import RESERVED_SESSIONS, Busy
 from .checks import MAX_INT, tokens, whole
 from .errors import BadFrame, Refused
 from .model import Send, Session
@@ -38,7 +39,7 @@ class Seating(Asking):
         """HELLO: a session begins, or goes on over a new connection.
 
         Raises:
-            BadFrame: a field is wrong; nothing was changed.  Refused: another major version.
+            BadFrame: a field is wrong; nothing was changed.  Refused: another major version.  Busy: too many sessions.
         """
         h = env.header
         proto = h.get("proto")
@@ -60,6 +61,7 @@ class Seating(Asking):
             self.fx.sends.append(Send(env.peer, Verb.BYE, {"reason": "superseded"}, corr=env.corr))
             return
         if session is None:
+            self._check_seats(role)
             session = self._open_session(sid, role, name, env.peer)
         self._connect(session, env.peer)
         session.pid = pid
@@ -73,6 +75,7 @@ class Seating(Asking):
             "lease_s": self.lease_s,
             "renew_s": self.renew_s,
             "session_s": CLIENT_SESSION_S,
+            "limits": self.limits(),
             **self.endpoints,
         }
         if role == "worker":
@@ -82,6 +85,17 @@ class Seating(Asking):
         self.fx.sends.append(Send(env.peer, Verb.WELCOME, welcome, corr=env.corr))
         if role == "worker":
             self.hand_placement(session.name)
+
+    def _check_seats(self, role: str) -> None:
+        """A new session's place: the last ones are not for clients, whose flood must not keep the workers out."""
+        bound = self.bounds.sessions + (0 if role == "client" else RESERVED_SESSIONS)
+        if len(self.sessions) >= bound:
+            raise Busy(
+                "sessions",
+                f"{len(self.sessions)} sessions are open, the bound is {bound}; close clients that nobody needs, or "
+                "raise limits.sessions",
+                CLIENT_SESSION_S,
+            )
 
     def _open_session(self, sid: str, role: str, name: str | None, peer: bytes) -> Session:
         session = self.sessions[sid] = Session(sid, role, peer, self.now)

@@ -11,13 +11,14 @@ import logging
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
 
+from .ballast import lacks_room, told
 from .errors import RigbusError, StoreError
 from .model import Batch, Changes, Fact, Task
 from .records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
@@ -74,6 +75,8 @@ class Store:
     def __init__(self, path: Path, *, durability: str = "full") -> None:
         self.path = path
         self.durability = durability
+        #: Asked when a commit finds no room; True: there is some now, the same commit is tried again.
+        self.make_room: Callable[[], bool] | None = None
         try:
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
         except sqlite3.Error as e:
@@ -186,21 +189,30 @@ class Store:
         """One transaction with all of ``changes``; durable (by the durability) when it returns.
 
         Raises:
-            StoreError: nothing was written. The core is then ahead of the disk: the broker must stop.
+            StoreError: nothing was written (DiskFull: for want of room). The core is then ahead of the disk: the
+                broker must stop.
         """
+        try:
+            try:
+                self._transact(changes, wall - now)
+            except sqlite3.Error as e:
+                if not (lacks_room(e) and self.make_room is not None and self.make_room()):
+                    raise
+                self._transact(changes, wall - now)
+        except (sqlite3.Error, OverflowError) as e:
+            raise told(e, self.path) from e
+
+    def _transact(self, changes: Changes, offset: float) -> None:
         db = self.db
         try:
             db.execute("BEGIN IMMEDIATE")
-            self._write_tasks(changes, wall - now)
+            self._write_tasks(changes, offset)
             self._write_rest(changes)
             db.execute("COMMIT")
-        except (sqlite3.Error, OverflowError) as e:
+        except (sqlite3.Error, OverflowError):
             if db.in_transaction:
                 db.execute("ROLLBACK")
-            raise StoreError(
-                f"{self.path}: {e}; nothing of this round was recorded or answered. Free disk space or repair, then "
-                "start again"
-            ) from e
+            raise
 
     def _write_tasks(self, changes: Changes, offset: float) -> None:
         db = self.db
@@ -306,6 +318,10 @@ class Store:
             if not missing:
                 break
         return channels
+
+    def refs(self) -> list[tuple[int, str]]:
+        """Numbers of the tasks whose result is in a file, with its sha256."""
+        return self.db.execute("SELECT no,ref FROM tasks WHERE ref IS NOT NULL").fetchall()
 
     def payloads(self, nos: Iterable[int]) -> dict[int, tuple[Any, bytes]]:
         """``no -> (meta or None, payload)`` of tasks to be leased."""

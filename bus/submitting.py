@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from .bounds import Busy
 from .checks import edge_refs, number, policy_of, shape_of, text, token
 from .edges import behind, find_cycle
 from .errors import Conflict, DefinitionError, NotFound, Refused
 from .leasing import Leasing
 from .model import PLACEMENT_ASKS, Batch, Session, Task, called_from
+from .room import RETRY_S
 from .states import ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
 from .wire import MAX_BATCH, MAX_META_BYTES, MAX_PAYLOAD_BYTES, Envelope, pack
 
@@ -26,15 +28,6 @@ _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{5,63}")
 #: task or None where it exists, spec, spec bytes, payload
 Made = tuple[Task | None, dict[str, Any], bytes, bytes]
 Edges = dict[str, list[tuple[Task, bool]]]
-
-
-class Busy(Exception):
-    """A bound is reached (PROTOCOL §9): answered BUSY."""
-
-    def __init__(self, bound: str, message: str, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.bound = bound
-        self.retry_after_s = retry_after_s
 
 
 class KeyConflict(Conflict):
@@ -101,6 +94,7 @@ class Submitting(Leasing):
             if (known.closed or known.ended_at) and _has_new(known, specs):
                 raise KeyConflict(f"batch key {key!r} was submitted before, without these tasks", key)
             return known, False
+        self._check_disk()
         kind = head.get("kind", "client")
         if kind not in KINDS:
             raise DefinitionError(f"batch.kind {kind!r:.40}: client, calls or plan")
@@ -178,11 +172,22 @@ class Submitting(Leasing):
     def _check_room(self, batch: Batch, specs: list[Any]) -> None:
         """The bounds, for what is really new: a repeat of what was accepted is never refused."""
         fresh = _new_specs(batch, specs)
+        if fresh:
+            self._check_disk()
         if fresh and self.live + fresh > self.max_live:
             raise Busy("tasks", f"{self.live} tasks are live, the bound is {self.max_live}", 5.0)
         most = self.max_batch_tasks * (PLAN_FACTOR if batch.kind == "plan" else 1)
         if fresh and batch.kind != "calls" and batch.total + fresh > most:
             raise DefinitionError(f"batch {batch.id} would have over {most} tasks; split it")
+
+    def _check_disk(self) -> None:
+        """A task that is accepted must have room for its end.
+
+        Raises:
+            Busy: there is little left.
+        """
+        if not self.room.takes_tasks:
+            raise Busy("disk", f"{self.room.value}: {self.room.meaning}; {self.room.fix}", RETRY_S)
 
     def _check_spec(
         self, batch: Batch, spec: Any, payload: bytes, no: int, *, by_brain: bool

@@ -173,6 +173,7 @@ class Surveying(Explaining):
                 "rigbus brain",
             ),
         ]
+        tests += self._disk_tests()
         if bridges:
             value = str(share.get("reason") or "away") if away and isinstance(share, dict) else "yes"
             tests.append(Predicate("share available", not away, value, "yes", "mount the share again"))

@@ -89,6 +89,15 @@ def stage_plan(source: Path, staged_root: Path) -> Staged:
         remove_tree(work)
 
 
+def _taken_up(target: Path) -> bool:
+    """Whether it is there already; its new time tells a cleaner of what nobody uses that it is not at rest."""
+    try:
+        os.utime(target)
+    except FileNotFoundError:
+        return False
+    return target.is_dir()
+
+
 def remove_tree(path: Path) -> None:
     """Remove a tree with read-only folders in it; what cannot be removed is left."""
     if path.is_dir():
@@ -161,7 +170,7 @@ class _Copy:
         sha256 = digest.hexdigest()
         target = staged_root / sha256
         try:
-            if not target.is_dir():
+            if not _taken_up(target):
                 self._sync()
                 with contextlib.suppress(FileExistsError):
                     _rename(self.work, target)

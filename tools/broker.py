@@ -14,9 +14,11 @@ from .common import config_option, process_log, settings_of, state_option, where
 @config_option
 def broker(state: Path | None, config: Path | None) -> int:
     """Run the broker alone: it owns all durable state. The others may start before or after it."""
+    from ..bus.bounds import Bounds
     from ..bus.broker import Options, main
 
     settings = settings_of(config)
+    limits = settings["limits"]
     process_log("broker", settings["logs"]["level"])
     return main(
         where(state, None, config),
@@ -26,7 +28,12 @@ def broker(state: Path | None, config: Path | None) -> int:
             renew_s=settings["renew_s"],
             retain_tasks=settings["retention"]["tasks"],
             retain_events=settings["retention"]["events"],
-            max_live=settings["limits"]["live_tasks"],
-            max_batch_tasks=settings["limits"]["batch_tasks"],
+            max_live=limits["live_tasks"],
+            max_batch_tasks=limits["batch_tasks"],
+            bounds=Bounds(sessions=limits["sessions"], facts=limits["facts"]),
+            peer_messages=limits["peer_messages"],
+            peer_bytes=limits["peer_mb"] << 20,
+            low_mb=limits["free_mb"],
+            ballast_mb=limits["ballast_mb"],
         ),
     )

@@ -20,6 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: The settings that `up` has read, for its processes: all have the same, and none pays for reading them again.
 HANDED_ON: Final = "RIGBUS_UP_SETTINGS"
 
+#: Of one entry in a process' log, a traceback included.
+LOG_CHARS: Final = 16 << 10
 #: Columns that text for people may have.
 WIDEST: Final = 100
 #: A word with the blanks before it; backticks keep their words together.
@@ -112,7 +114,15 @@ def process_log(name: str, level: str = "info") -> None:
     """Log lines of a process of the rig go to stderr, which `up` sends to ``<state>/logs/<name>.log``."""
     import logging
 
-    logging.basicConfig(level=level.upper(), format=f"%(asctime)s {name} %(levelname)s %(message)s")
+    class Bounded(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            line = super().format(record)
+            cut = len(line) - LOG_CHARS
+            return line if cut <= 0 else f"{line[:LOG_CHARS]} [{cut} characters more]"
+
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(Bounded(f"%(asctime)s {name} %(levelname)s %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[to_stderr])
 
 
 def print_json(value: Any, *, pretty: bool = False) -> None:

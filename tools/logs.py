@@ -79,7 +79,7 @@ class _Log:
         if self.rig.client is None:
             found = Folder(self.rig.paths.shared).logs(self.task)
         else:
-            from ..agents.values import log_path
+            from ..bus.paths import log_path
 
             numbers = [self.wanted] if self.wanted is not None else self.attempts
             paths = {

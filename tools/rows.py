@@ -38,6 +38,8 @@ def status_object(answer: Row, mode: str) -> dict[str, Any]:
         "tasks": {state: answer["tasks"].get(state, 0) for state in STATES},
         "batches": [batch_object(b) for b in answer["batches"]],
         "unrunnable": list(answer.get("unrunnable") or ()),
+        "disk": answer.get("disk"),
+        "limits": dict(answer.get("limits") or {}),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,6 +14,10 @@ from .common import print_json, rig_options
 from .files import Folder
 from .reach import reach
 from .rows import model_words, status_object
+
+NEAR: Final = 0.9
+#: Bounds that are there to be reached: the oldest goes, or the next waits.
+_TURNING: Final = frozenset({"ended_tasks", "batch_tasks", "worker_leases"})
 
 
 @click.command()
@@ -51,6 +55,7 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     else:
         lines.append(f"broker {broker.get('state')}, last sign {render.age(shown['as_of'], now)} ago")
     lines[0] += f" · brain {brain.get('state')} · bridge {bridge.get('state')}"
+    lines += [render.clean(line) for line in bound_lines(shown)]
     share = bridge.get("share") or {}
     if share.get("available") is False:
         lines.append(f"share unavailable: {render.clean(str(share.get('reason')))}")
@@ -65,6 +70,22 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     for shape in shown["unrunnable"]:
         what = ", ".join(f"{key} {value}" for key, value in shape.items() if value)
         lines.append(f"nobody can run ready tasks of {render.clean(what)}: `rigbus why` says more")
+    return lines
+
+
+def bound_lines(shown: Mapping[str, Any]) -> list[str]:
+    """A line for a disk without room, and one for each bound that is nearly reached; none where all is well."""
+    lines = []
+    disk = shown.get("disk") or {}
+    if disk.get("level", "ample") != "ample":
+        kept = "no new tasks are taken" + (", none is started" if disk["level"] == "full" else "")
+        lines.append(
+            f"disk {disk['level']}: {disk['free_bytes'] >> 20:,} MiB free in {disk['folder']}, "
+            f"{disk['low_bytes'] >> 20:,} MiB are wanted: {kept}; free some space, it goes on by itself"
+        )
+    for name, of in (shown.get("limits") or {}).items():
+        if name not in _TURNING and of["used"] >= NEAR * of["bound"]:
+            lines.append(f"{name}: {of['used']:,} of {of['bound']:,} (limits in `rigbus config show`)")
     return lines
 
 

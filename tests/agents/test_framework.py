@@ -15,8 +15,8 @@ import pytest
 from rigbus import Agent, Task, handler, on
 from rigbus.agents.base import load_agent
 from rigbus.agents.testing import Rig
-from rigbus.agents.values import log_path
 from rigbus.bus.errors import TaskFailed
+from rigbus.bus.paths import log_path
 from rigbus.bus.work import Progress, Result
 
 # Found by their file, as a worker process finds them: tests are no package.

@@ -13,8 +13,9 @@ import pytest
 from rigbus import Agent, handler
 from rigbus.agents.base import agent_ref, load_agent
 from rigbus.agents.handlers import specs_of
-from rigbus.agents.values import log_path, outcome_of, pack_value
+from rigbus.agents.values import outcome_of, pack_value
 from rigbus.bus.errors import ConfigError, DefinitionError
+from rigbus.bus.paths import log_path
 from rigbus.bus.wire import MAX_RESULT_BYTES, pack, unpack
 
 # Found by their file, as a worker process finds them: tests are no package.

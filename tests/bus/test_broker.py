@@ -17,7 +17,6 @@ from busparts import RealBroker
 from harness import spec
 from helpers import wait_for
 
-from rigbus.bus import outgoing
 from rigbus.bus.broker import Broker, Options
 from rigbus.bus.errors import ConfigError, Refused, StoreError
 from rigbus.bus.paths import rig_paths
@@ -439,10 +438,19 @@ def test_progress_goes_to_its_topic(rig: Rig) -> None:
 # -- slow and vanishing peers --------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def narrow_rig(rig_dir: Path) -> Iterator[Rig]:
+    """A rig where little may wait for a peer."""
+    rig = Rig(rig_dir, Options(peer_bytes=1 << 20))
+    yield rig
+    rig.stop()
+    assert rig.failure is None, rig.failure
+
+
 def test_a_peer_that_does_not_read_is_cut_off_and_the_others_do_not_notice(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    narrow_rig: Rig,
 ) -> None:
-    monkeypatch.setattr(outgoing, "PEER_BYTES", 1 << 20)
+    rig = narrow_rig
     worker, client = rig.worker(), rig.peer()
     slow = rig.peer(hwm=1)
     (id_,) = slow.submit(spec("a")).header["ids"]

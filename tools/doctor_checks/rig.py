@@ -12,7 +12,7 @@ from ... import __version__
 from ...bus.errors import ConfigError, RigbusError
 from ...bus.paths import RigPaths, read_run_json
 from .children import within
-from .findings import Finding
+from .findings import Finding, size
 
 GROUP: Final = "Rig"
 ANSWER_S: Final = 2.0
@@ -161,6 +161,12 @@ def _broker(facts: RigFacts) -> Iterable[Finding]:
     broker = facts.status.get("broker") or {}
     workers = facts.status.get("workers") or ()
     yield Finding(GROUP, "broker", "ok", f"answers, incarnation {broker.get('incarnation')}")
+    disk = facts.status.get("disk") or {}
+    if disk.get("level", "ample") != "ample":
+        said = f"{disk['level']}: {size(disk['free_bytes'])} free of {size(disk['low_bytes'])} wanted"
+        rest = "and starts none" if disk["level"] == "full" else "until there is room"
+        fix = f"free some space on the disk of {disk['folder']}; it goes on by itself"
+        yield Finding(GROUP, "disk", "fail", f"{said}; the rig takes no new tasks {rest}", fix)
     if not workers:
         yield Finding(GROUP, "workers", "warn", "none is attached", "rigbus up, or rigbus worker")
     brain = str((facts.status.get("brain") or {}).get("state"))

@@ -110,7 +110,7 @@ def _file_system(mount: Mount | None) -> Iterable[Finding]:
 def _room(facts: StateFacts) -> Iterable[Finding]:
     if facts.free_bytes is not None:
         status = _level(facts.free_bytes, LOW_BYTES, NO_BYTES)
-        fix = "free some space; finished batches' folders in logs/ and views/ may be removed"
+        fix = "free some space: below 512 MiB a rig takes no new tasks (limits.free_mb); logs/ of finished batches may go"
         yield Finding(GROUP, "free space", status, size(facts.free_bytes), "" if status == "ok" else fix)
     if facts.free_inodes is not None:
         status = _level(facts.free_inodes, LOW_INODES, NO_INODES)

@@ -1,0 +1,127 @@
+"""A state folder whose disk is really full: new work is refused, what runs is recorded, the rig stands, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drops import say
+from helpers import Processes, wait_for
+from rigs import LiveRig
+from smallfs import SmallDisk, small_disk
+
+from rigbus import Client, Task
+from rigbus.bus.ballast import NAME
+from rigbus.bus.errors import Busy
+
+RUNNING, WAITING = 6, 12
+#: Each result takes a good part of the ballast, so that the room that SQLite has anyway does not hide anything.
+OUTPUT = "head -c 60000 /dev/zero | tr '\\0' x"
+
+
+@pytest.fixture
+def disk(rig_dir: Path) -> Iterator[SmallDisk]:
+    with small_disk(rig_dir / "state", 64) as disk:
+        yield disk
+
+
+@pytest.fixture
+def rig(rig_dir: Path, processes: Processes, disk: SmallDisk) -> Iterator[LiveRig]:
+    env = {"RIGBUS_LIMITS__FREE_MB": "8", "RIGBUS_LIMITS__BALLAST_MB": "4", "RIGBUS_SLOTS": "3"}
+    rig = LiveRig(rig_dir, processes, workers=2, env=env)
+    rig.start()
+    yield rig
+    if rig.up is not None and rig.up.poll() is None:
+        rig.stop()
+
+
+def level(client: Client) -> str:
+    return str(client.query("status")["disk"]["level"])
+
+
+def marked(folder: Path, words: str, keys: list[str]) -> list[Task]:
+    """Commands that leave a mark for each time that they run."""
+    folder.mkdir(exist_ok=True)
+    command = f"echo ran >> {folder}/$RIGBUS_TASK_KEY; {words}"
+    return [Task(type="shell", payload={"command": command}, key=key) for key in keys]
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().split()) for path in folder.iterdir()}
+
+
+def refuses(client: Client, folder: Path) -> None:
+    with pytest.raises(Busy, match=r"disk.* MiB free in .*free some space"):
+        client.submit(marked(folder, "true", ["refused"]), timeout_s=0.5)
+
+
+def fill(disk: SmallDisk, client: Client, rig: LiveRig) -> tuple[list[str], list[str]]:
+    """Six tasks that run and twelve behind them, then not a byte is free; the ids of both."""
+    gate, marks = rig.state.parent / "gate", rig.state.parent / "marks"
+    gated = f"until [ -e {gate} ]; do sleep 0.02; done; {OUTPUT}"
+    running = client.submit(marked(marks, gated, [f"run{n}" for n in range(RUNNING)]))
+    wait_for(lambda: len(times(marks)) == RUNNING, what="the first ones to run")
+    waiting = client.submit(marked(marks, OUTPUT, [f"wait{n}" for n in range(WAITING)]))
+    disk.fill()
+    wait_for(lambda: level(client) == "full", what="the broker to see the full disk")
+    return list(running), list(waiting)
+
+
+def test_results_are_recorded_on_a_full_disk_and_the_rig_goes_on_when_there_is_room(
+    rig: LiveRig, disk: SmallDisk, rig_dir: Path
+) -> None:
+    marks = rig_dir / "marks"
+    with rig.client() as client:
+        before = rig.pids()
+        running, waiting = fill(disk, client, rig)
+        refuses(client, marks)
+        (rig_dir / "gate").touch()
+        results = {r.id: r for r in client.results(running, timeout_s=20)}
+        assert all(r.ok and len(r.value["output"]) == 60_000 for r in results.values())
+        assert not (rig.state / NAME).exists()  # it was of use
+        shown = client.query("status")
+        assert shown["disk"]["level"] == "full" and shown["disk"]["ballast_bytes"] == 0
+        assert shown["tasks"]["ready"] == WAITING and shown["tasks"]["leased"] == 0
+        for words in (("status",), ("why",), ("why", waiting[0][:12]), ("doctor",)):
+            _, out, _ = say(rig, *words)
+            assert "disk" in out and "full" in out, (words, out)
+        disk.free()
+        assert all(r.ok for r in client.results(waiting, timeout_s=20))
+        wait_for(lambda: level(client) == "ample", what="the level to come back")
+        assert (rig.state / NAME).stat().st_size == 4 << 20
+        (after,) = client.submit(marked(marks, "true", ["after"]), timeout_s=5)
+        assert next(client.results([after], timeout_s=10)).ok
+        assert rig.pids() == before  # nobody had to be started again
+    assert set(times(marks).values()) == {1} and len(times(marks)) == RUNNING + WAITING + 1
+    assert rig.stop() == 0
+    rig.check_log()
+
+
+def test_a_disk_that_takes_the_ballast_too_stops_no_rig_and_loses_nothing(
+    rig: LiveRig, disk: SmallDisk, rig_dir: Path, processes: Processes
+) -> None:
+    marks = rig_dir / "marks"
+    with rig.client() as client:
+        broker = rig.pids()["broker"]
+        running, waiting = fill(disk, client, rig)
+        (rig.state / NAME).unlink(missing_ok=True)
+        disk.fill()
+        (rig_dir / "gate").touch()  # six results, and no room for one
+
+        def said() -> str:
+            return processes.output(rig.up) if rig.up is not None else ""
+
+        wait_for(lambda: said().count("the disk of the state folder is full") >= 2, timeout_s=20, what="it")
+        assert rig.up is not None and rig.up.poll() is None
+        disk.free()
+        results = {r.id: r for r in client.results(running + waiting, timeout_s=30)}
+        assert len(results) == RUNNING + WAITING and all(r.ok for r in results.values())
+        (after,) = client.submit(marked(marks, "true", ["after"]), timeout_s=10)
+        assert next(client.results([after], timeout_s=10)).ok
+        new_pid = client.query("status")["broker"]["incarnation"]
+        assert new_pid > 2 and rig.pids()["broker"] != broker  # run.json follows once it can be written
+    # the workers kept their six results for the broker that came back
+    assert set(times(marks).values()) == {1}
+    assert rig.stop() == 0
+    rig.check_log()
