@@ -153,6 +153,25 @@ class BatchStatus(_Open):
     progress: float = Field(ge=0, le=1)
 
 
+class DiskStatus(_Open):
+    """Room for the rig's state. Bytes."""
+
+    level: Literal["ample", "low", "full"] = Field(
+        description="low: no new tasks are taken; full: nor are accepted ones started; results are always recorded"
+    )
+    free_bytes: int = Field(ge=0)
+    low_bytes: int = Field(ge=0, description="wanted free before new tasks are taken")
+    ballast_bytes: int = Field(default=0, ge=0, description="kept for results; 0 while it is given up")
+    folder: str = ""
+
+
+class LimitStatus(_Open):
+    """A bound and how far it is reached."""
+
+    used: int = Field(ge=0)
+    bound: int = Field(ge=0)
+
+
 class RigStatus(_Open):
     """``rigbus status --json``."""
 
@@ -165,6 +184,8 @@ class RigStatus(_Open):
     workers: list[WorkerStatus] = Field(default_factory=list)
     tasks: TaskCounts = Field(default_factory=TaskCounts)
     batches: list[BatchStatus] = Field(default_factory=list)
+    disk: DiskStatus | None = Field(default=None, description="of the state folder; null in file mode")
+    limits: dict[str, LimitStatus] = Field(default_factory=dict, description="what may fill up, by name")
 
 
 class GpuTask(_Open):

@@ -243,7 +243,7 @@ class Brain:
         except Busy as e:
             log.warning("the broker is full: %s; trying again in %.1f s", e, e.retry_after_s)
             self._pause(e.retry_after_s)
-            self.work.appendleft(work)
+            self.work.append(work)  # behind the others: while a disk is full, verdicts still have a way
         except Unreachable:
             self.work.appendleft(work)
             raise

@@ -13,7 +13,8 @@ import pytest
 from rigbus import Agent, handler
 from rigbus.agents.base import agent_ref, load_agent
 from rigbus.agents.handlers import specs_of
-from rigbus.agents.values import outcome_of, pack_value
+from rigbus.agents.runners import failure_of
+from rigbus.agents.values import NotKept, outcome_of, pack_value
 from rigbus.bus.errors import ConfigError, DefinitionError
 from rigbus.bus.paths import log_path
 from rigbus.bus.wire import MAX_RESULT_BYTES, pack, unpack
@@ -153,6 +154,15 @@ def test_a_large_value_lies_in_the_results_folder_under_its_hash(tmp_path: Path)
     sha = first.ref["sha256"]
     assert (tmp_path / sha[:2] / sha).stat().st_size == first.ref["bytes"]
     assert [p.name for p in (tmp_path / sha[:2]).iterdir()] == [sha]
+
+
+def test_a_large_value_without_room_is_not_held_against_the_task(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("no folder")
+    with pytest.raises(NotKept) as caught:
+        outcome_of("x" * 300_000, tmp_path / "results", 0.0)
+    out = failure_of(caught.value, specs_of(Typed)["nothing"], 0.1)
+    assert not out.ok and out.cls == "infra"
+    assert "cannot be kept" in (out.error or "") and "free some space" in (out.error or "")
 
 
 def test_a_value_over_the_limit_is_refused() -> None:

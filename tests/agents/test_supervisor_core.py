@@ -9,8 +9,10 @@ from rigbus.agents.supervisor_core import (
     BACKOFF_MAX_S,
     DRAIN_S,
     EXIT_AGAIN,
+    EXIT_NO_ROOM,
     EXIT_REFUSED,
     FAST_S,
+    NO_ROOM_MAX_S,
     ChildSpec,
     Finish,
     Gone,
@@ -235,6 +237,20 @@ def test_a_refusing_broker_stops_the_rig_with_its_own_message(core):
     end = kinds(die(core, "guard", 1.2, code=0), Finish)[0]
     assert end.code == EXIT_REFUSED
     assert "the database is damaged" in end.error
+
+
+def test_a_broker_without_room_on_its_disk_is_started_again_for_as_long_as_it_takes(core):
+    core.ready = True
+    now, starts = 0.0, 0
+    for pid in range(500, 560):
+        core.exited("broker", EXIT_NO_ROOM, None, "", now)
+        actions = core.swept("broker", now)
+        assert not core.stopping and "the disk of the state folder is full" in text(actions)
+        assert core.next_at() - now <= NO_ROOM_MAX_S + 0.01
+        now = core.next_at()
+        starts += names(core.tick(now), Start) == ["broker"]
+        core.started("broker", pid, now)
+    assert starts == 60
 
 
 def test_a_rig_that_never_gets_ready_gives_up_with_the_reason(core):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from busparts import Ref, SmallWorker
 from helpers import wait_for
 
+from rigbus import Client, Task
 from rigbus.agents.values import store_result
 from rigbus.bus import housekeeping
+from rigbus.bus.broker import Broker, Options
+from rigbus.bus.errors import NotFound
 from rigbus.bus.housekeeping import Housekeeper
 from rigbus.bus.leftovers import Gone, Holdings
 from rigbus.bus.model import Batch, Changes
@@ -235,6 +242,48 @@ def test_it_ends_when_it_is_asked_to(paths: RigPaths) -> None:
     house.close()
     assert not house._thread.is_alive()
     keeper(paths).close()  # one that was never started
+
+
+def test_a_broker_hands_over_what_it_forgets(rig_dir: Path) -> None:
+    """The whole way: a purge of the core, its commit, the thread, the files."""
+    paths = rig_paths(rig_dir / "state")
+    for folder in (paths.logs, paths.views, paths.results):
+        folder.mkdir(parents=True)
+    with serving(paths, Options(retain_tasks=1)) as endpoint:
+        file = old(result(paths))
+        ref = {"sha256": file.name, "bytes": file.stat().st_size}
+        worker = SmallWorker(endpoint, ["make"], lambda lease, payload, progress: Ref(ref))
+        with Client(endpoint=endpoint) as client:
+            first = client.submit([Task(type="make", key="a"), Task(type="make", key="b")])
+            batch = first.batch
+            made = [lines(paths, batch), paths.views / batch]
+            made[1].mkdir()
+            assert len(list(client.results(first, timeout_s=10))) == 2
+            wait_for(lambda: not any(p.exists() for p in (*made, file)), what="the files to go")
+            with pytest.raises(NotFound):
+                client.query("batch", id=batch)
+        worker.stop()
+
+
+@contextmanager
+def serving(paths: RigPaths, options: Options) -> Iterator[str]:
+    """The real broker in a thread."""
+    ready: list[Broker] = []
+
+    def run() -> None:
+        broker = Broker(paths, options)
+        ready.append(broker)
+        broker.run()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    broker = wait_for(lambda: ready, what="the broker")[0]
+    try:
+        yield broker.addresses["commands"]
+    finally:
+        broker.stop()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def _touch(path: Path) -> Path:

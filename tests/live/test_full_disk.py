@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from rigbus.bus.ballast import NAME
 from rigbus.bus.errors import Busy
 
 RUNNING, WAITING = 6, 12
+ROUNDS = int(os.environ.get("RIGBUS_TEST_ROUNDS", "2"))
 #: Each result takes a good part of the ballast, so that the room that SQLite has anyway does not hide anything.
 OUTPUT = "head -c 60000 /dev/zero | tr '\\0' x"
 
@@ -123,5 +126,45 @@ def test_a_disk_that_takes_the_ballast_too_stops_no_rig_and_loses_nothing(
         assert new_pid > 2 and rig.pids()["broker"] != broker  # run.json follows once it can be written
     # the workers kept their six results for the broker that came back
     assert set(times(marks).values()) == {1}
+    assert rig.stop() == 0
+    rig.check_log()
+
+
+def test_a_disk_that_fills_and_empties_again_and_again_loses_nothing_that_was_accepted(
+    rig: LiveRig, disk: SmallDisk, rig_dir: Path, processes: Processes
+) -> None:
+    marks = rig_dir / "marks"
+    accepted: list[str] = []
+    stop = threading.Event()
+
+    def submit() -> None:
+        """Goes on for as long as the test does, whatever the broker says."""
+        with rig.client() as client:
+            n = 0
+            while not stop.is_set():
+                keys = [f"t{n}-{i}" for i in range(5)]
+                accepted.extend(client.submit(marked(marks, "seq 500", keys), batch=f"part{n}", timeout_s=60))
+                n += 1
+
+    submitter = threading.Thread(target=submit)
+    submitter.start()
+    with rig.client() as client:
+        for _ in range(ROUNDS):
+            before = len(accepted)
+            wait_for(lambda before=before: len(accepted) >= before + 20, timeout_s=30, what="work")
+            disk.fill()
+            wait_for(lambda: level(client) == "full", timeout_s=30, what="the broker to see the full disk")
+            disk.free()
+        stop.set()
+        submitter.join(60)
+        assert not submitter.is_alive()
+        ended = {r.id: r for r in client.results(accepted, timeout_s=90)}
+        assert set(ended) == set(accepted) and all(r.ok for r in ended.values())
+    runs = times(marks)
+    assert len(runs) == len(accepted) and rig.up is not None
+    restarts = processes.output(rig.up).count("broker runs again")
+    print(
+        f"{ROUNDS} rounds, {len(accepted)} accepted and ended, {sum(runs.values())} runs, {restarts} restarts"
+    )
     assert rig.stop() == 0
     rig.check_log()

@@ -242,6 +242,7 @@ UP = rig.RigFacts(
     ours="0.1.0",
     logs="/s/logs",
 )
+DISK = {"level": "full", "free_bytes": 3 << 20, "low_bytes": 512 << 20, "folder": "/s"}
 AWAY = {**WELL, "bridge": {"share": {"available": False, "reason": "HUNG"}}}
 
 
@@ -274,6 +275,8 @@ AWAY = {**WELL, "bridge": {"share": {"available": False, "reason": "HUNG"}}}
         ({"status": {**WELL, "workers": []}}, "workers", "warn", "none is attached", "rigbus worker"),
         ({"status": {**WELL, "brain": {"state": "absent"}}}, "brain", "warn", "plans wait", "rigbus brain"),
         ({"status": AWAY}, "bridge", "warn", "unavailable: HUNG", "when it is back"),
+        ({"status": {**WELL, "disk": DISK}}, "disk", "fail", "full: 3.0 MiB free of 512", "disk of /s"),
+        ({"status": {**WELL, "disk": {**DISK, "level": "low"}}}, "disk", "fail", "no new tasks", "goes on"),
         ({"ours": "0.2.0"}, "versions", "warn", "the broker is 0.1.0; this command is 0.2.0", "rigbus up"),
     ],
 )
