@@ -24,7 +24,7 @@ from .bounds import Bounds
 from .completing import Completer
 from .core import Core
 from .errors import BadFrame, ConfigError
-from .housekeeping import Housekeeper
+from .housekeeping import Housekeeper, has_entries
 from .leftovers import Holdings
 from .lifeline import Alive, alive_fd
 from .model import Effects, Send
@@ -85,13 +85,14 @@ class Broker:
         self.addresses = addresses or endpoints(paths)
         check_addresses(self.addresses)
         self.disk = Disk(paths.state, low_mb=self.options.low_mb, ballast_mb=self.options.ballast_mb)
-        self.store, incarnation, rig_id = open_store(paths, self.disk, self.options.durability)
-        self.store.make_room = self.disk.give_up
         now, wall = time.monotonic(), time.time()
-        batches, tasks, edges, facts, seq, channels = self.store.load(now, wall)
+        opened = open_store(paths, self.disk, self.options.durability, now, wall)
+        batches, tasks, edges, facts, seq, channels = opened.loaded
+        self.store = opened.store
+        self.store.make_room = self.disk.give_up
         self.core = Core(
-            incarnation=incarnation,
-            state_id=rig_id,
+            incarnation=opened.incarnation,
+            state_id=opened.state_id,
             epoch=int(self.store.meta("epoch") or 0),
             lease_s=self.options.lease_s,
             renew_s=self.options.renew_s,
@@ -106,7 +107,7 @@ class Broker:
         self.core.seq, self.core.channel_seq = seq, channels
         self.core.load(batches, tasks, edges, facts, now, wall)
         self.core.found_room(self.disk.look())
-        self.holdings = Holdings(batches, self.store.refs())
+        self.holdings = Holdings(batches, self.store.refs() if has_entries(paths.results) else [])
         self.housekeeper = Housekeeper(paths, self.holdings)
         self.completer = Completer(self.store, paths.results)
         self._hurry = False  #: somebody waits for this round's end

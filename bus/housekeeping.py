@@ -179,6 +179,11 @@ class Housekeeper:
             log.warning("%s is left where it is: %s", path, e)
 
 
+def has_entries(folder: Path) -> bool:
+    """Whether there is anything in it."""
+    return next(_entries(folder), None) is not None
+
+
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:

@@ -68,11 +68,12 @@ class Holdings:
             if no not in self._batches:
                 self._add(batch)
         # a result never comes alone: a new one in the row ends the file of the one before
-        for no in changes.results:
-            ref = changes.refs.get(no)
-            self._hold(no, ref[0] if ref is not None else None, gone)
-        for no in changes.purge_tasks:
-            self._hold(no, None, gone)
+        if changes.refs or self._results:
+            for no in changes.results:
+                ref = changes.refs.get(no)
+                self._hold(no, ref[0] if ref is not None else None, gone)
+            for no in changes.purge_tasks:
+                self._hold(no, None, gone)
         for no in changes.purge_batches:
             self._drop(no, gone)
         gone.results = [sha for sha in gone.results if not self.has_result(sha)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 from .ballast import Disk, full_disk
 from .errors import ConfigError, Refused, StoreError
 from .paths import RigPaths
-from .store import Store, state_id
+from .store import Loaded, Store, state_id
 
 
 def make_state(folder: Path) -> None:
@@ -45,29 +46,39 @@ def lock(path: Path) -> int:
     return fd
 
 
-def open_store(paths: RigPaths, disk: Disk, durability: str) -> tuple[Store, int, str]:
-    """The store, this start's incarnation, the state folder's id: on a full disk with the ballast's room.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A database that was read whole, and then marked with this start's incarnation."""
+
+    store: Store
+    loaded: Loaded
+    incarnation: int
+    state_id: str
+
+
+def open_store(paths: RigPaths, disk: Disk, durability: str, now: float, wall: float) -> Opened:
+    """Open and read it: on a full disk with the ballast's room. A damaged one is not written to.
 
     Raises:
         DiskFull: there is no room even so.  StoreError: the database cannot be used.
     """
     try:
-        return _open_once(paths, durability)
+        return _open_once(paths, durability, now, wall)
     except (StoreError, sqlite3.Error, OSError) as e:
         if not disk.is_full():
             raise
         if not disk.give_up():
             raise full_disk(paths.db, "the database cannot be opened") from e
     try:
-        return _open_once(paths, durability)
+        return _open_once(paths, durability, now, wall)
     except (StoreError, sqlite3.Error, OSError) as e:
         raise full_disk(paths.db, "the database cannot be opened") from e
 
 
-def _open_once(paths: RigPaths, durability: str) -> tuple[Store, int, str]:
+def _open_once(paths: RigPaths, durability: str, now: float, wall: float) -> Opened:
     store = Store(paths.db, durability=durability)
     try:
-        return store, store.next_incarnation(), state_id(paths.state)
+        return Opened(store, store.load(now, wall), store.next_incarnation(), state_id(paths.state))
     except BaseException:
         store.close()
         raise

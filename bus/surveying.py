@@ -76,7 +76,8 @@ class Surveying(Explaining):
             reasons.append(f"of {some(ready, 'ready task')} {fits} fit it: " + ", ".join(texts))
         elif not ready:
             reasons.append("no ready task: everything waits, runs or has ended")
-        out["predicates"] = as_dicts(self._worker_tests(worker, fits, missing, ready))
+        disk = self._disk_tests(starting=True)
+        out["predicates"] = as_dicts([*disk, *self._worker_tests(worker, fits, missing, ready)])
         bad = [p for p in out["predicates"] if not p["ok"]]
         fix = next((p["fix"] for p in bad if p["fix"]), "")
         if word == "idle" and bad:
@@ -204,7 +205,7 @@ class Surveying(Explaining):
 
     def _stuck_workers(self, est: Estimator) -> list[dict[str, Any]]:
         out = []
-        ready = list(self.ready.waiting_shapes())
+        ready = list(self.ready.waiting_shapes()) if self.room.starts_tasks else []
         for worker in sorted(self.workers(), key=lambda w: w.name):
             word = self.worker_word(worker)
             fits = word == "idle" and any(worker.accepts(s) for s in ready)

@@ -12,7 +12,7 @@ from smallfs import SmallDisk, small_disk
 from rigbus.bus.ballast import NAME, Disk
 from rigbus.bus.errors import DiskFull, StoreError
 from rigbus.bus.model import Changes
-from rigbus.bus.paths import rig_paths
+from rigbus.bus.paths import RigPaths, rig_paths
 from rigbus.bus.premises import open_store
 from rigbus.bus.room import MIB, Level
 from rigbus.bus.store import Store
@@ -23,6 +23,12 @@ WALL = 1_700_000_000.0
 def some(n: int, bytes_: int = 8_000) -> Changes:
     """A commit that wants about ``bytes_`` bytes of room."""
     return Changes(meta={f"k{n}": b"x" * bytes_})
+
+
+def opened(paths: RigPaths, disk: Disk, durability: str = "full") -> tuple[Store, int]:
+    """The store as a broker opens it, and its incarnation."""
+    found = open_store(paths, disk, durability, 0.0, WALL)
+    return found.store, found.incarnation
 
 
 def until_full(store: Store, n: int) -> int:
@@ -154,7 +160,7 @@ def test_what_was_committed_stays_and_the_ballast_takes_the_next_ones(
     paths = rig_paths(small.point / "state")
     paths.state.mkdir()
     disk = Disk(paths.state, low_mb=2, ballast_mb=2)
-    store, incarnation, _ = open_store(paths, disk, durability)
+    store, incarnation = opened(paths, disk, durability)
     disk.look()
     store.make_room = disk.give_up
     for n in range(20):
@@ -167,7 +173,7 @@ def test_what_was_committed_stays_and_the_ballast_takes_the_next_ones(
     assert disk.look().level is Level.AMPLE and disk.room.ballast_bytes == 2 * MIB
     store.commit(some(done), 0, WALL)
     store.db.close()
-    again, newer, _ = open_store(paths, disk, durability)
+    again, newer = opened(paths, disk, durability)
     kept = {key for (key,) in again.db.execute("SELECT key FROM meta")}
     assert {f"k{n}" for n in range(done + 1)} <= kept and newer == incarnation + 1
     assert again.db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
@@ -178,18 +184,18 @@ def test_a_start_on_a_full_disk_has_the_room_of_the_ballast(small: SmallDisk) ->
     paths = rig_paths(small.point / "state")
     paths.state.mkdir()
     disk = Disk(paths.state, low_mb=1, ballast_mb=1)
-    store, incarnation, _ = open_store(paths, disk, "full")
+    store, incarnation = opened(paths, disk)
     disk.look()
     store.close()
     small.fill()
-    store, newer, _ = open_store(paths, disk, "full")
+    store, newer = opened(paths, disk)
     assert newer == incarnation + 1 and not (paths.state / NAME).exists()
     store.close()
     small.fill()
     with pytest.raises(DiskFull, match="the disk is full"):
-        open_store(paths, disk, "full")
+        opened(paths, disk)
     small.free()
-    store, newest, _ = open_store(paths, disk, "full")
+    store, newest = opened(paths, disk)
     assert newest > newer
     store.close()
 
@@ -199,7 +205,7 @@ def test_a_damaged_database_on_a_disk_with_room_is_no_full_disk(tmp_path: Path) 
     paths.state.mkdir()
     paths.db.write_bytes(b"no database" * 500)
     with pytest.raises(StoreError) as caught:
-        open_store(paths, Disk(paths.state), "full")
+        opened(paths, Disk(paths.state))
     assert caught.value.exit_code == 8
 
 

@@ -224,6 +224,19 @@ def test_another_protocol_version_is_refused_at_once(broker: ScriptedBroker, lin
         link.connect(5)
 
 
+def test_a_broker_with_too_many_sessions_is_busy_and_is_greeted_again(
+    broker: ScriptedBroker, link: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rigbus.bus.link.HELLO_TIMEOUT_S", 0.2)
+    busy = {"bound": "sessions", "message": "4000 sessions are open", "retry_after_s": 6.0}
+    broker.answers[Verb.HELLO] = lambda e: [(Verb.BUSY, busy, [])]
+    with pytest.raises(Busy, match="4000 sessions") as caught:
+        link.connect(5)
+    assert caught.value.retry_after_s == 6.0
+    del broker.answers[Verb.HELLO]
+    assert link.connect(5)["incarnation"] == 1
+
+
 def test_a_superseded_peer_does_not_greet_again(broker: ScriptedBroker, endpoint: str) -> None:
     link = Connection(endpoint, role="worker", name="worker-1")
     link.connect(5)

@@ -156,11 +156,15 @@ def test_why_names_the_disk_for_the_rig_a_task_and_a_plan(rig: Harness) -> None:
     client.submit(key="p", kind="plan", plan={"name": "p"})
     found(rig, FULL)
     rig.matching = True
-    for ref in (None, task.id, rig.core.batch_keys["p"].id):
+    worker = next(w.name for w in rig.core.workers())
+    for ref in (None, task.id, worker, rig.core.batch_keys["p"].id):
         why = client.ask(Verb.QUERY, {"what": "why", "id": ref}).header
         test = next(p for p in why["predicates"] if p["name"] == "room on the disk")
         assert not test["ok"] and "3 MiB free in /rig" in test["value"] and "free some space" in test["fix"]
         assert "disk full" in " ".join([why["summary"], *why["reasons"]])
+    # said once, not of each worker that is idle for it
+    stuck = client.ask(Verb.QUERY, {"what": "why", "id": None}).header["stuck"]
+    assert {s["kind"] for s in stuck} == {"batch"}
     found(rig, AMPLE)
     why = client.ask(Verb.QUERY, {"what": "why", "id": None}).header
     assert "room on the disk" not in {p["name"] for p in why["predicates"]}
