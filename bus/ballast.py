@@ -54,9 +54,15 @@ class Disk:
     def look(self) -> Room:
         """Measure again; the ballast is made where it is missing and there is room for it twice."""
         ballast = self._wanted.ballast_bytes
-        if self._held() < ballast and _free(self.folder) >= 2 * ballast:
-            self._make(ballast)
-        room = self._seen(self.room.level)
+        try:
+            if self._held() < ballast and _free(self.folder) >= 2 * ballast:
+                self._make(ballast)
+            room = self._seen(self.room.level)
+        except OSError as e:  # somebody took the folder away: what was open goes on
+            if not self._complained:
+                log.warning("%s cannot be looked at: %s", self.folder, e.strerror)
+            self._complained = True
+            return self.room
         if room.level is not self.room.level:
             tell = log.info if room.level is Level.AMPLE else log.warning
             tell("%s: %s", room.value, room.meaning)
@@ -80,18 +86,6 @@ class Disk:
             "%s; %d MiB of ballast are given up for what must be recorded", self.room.value, held >> 20
         )
         return True
-
-    def is_full(self) -> bool:
-        """Whether the disk, or a quota, refuses some blocks right now. It asks for them, since quotas show nowhere."""
-        path = self.folder / f".room-{os.getpid()}.tmp"
-        try:
-            path.write_bytes(os.urandom(_PROBE_BYTES))
-        except OSError as e:
-            return e.errno in _NO_ROOM
-        finally:
-            with suppress(OSError):
-                path.unlink()
-        return False
 
     def _seen(self, before: Level) -> Room:
         held, free = self._held(), _free(self.folder)
@@ -127,6 +121,19 @@ class Disk:
             self._complained = self._refused = False
 
 
+def is_full(folder: Path) -> bool:
+    """Whether the disk, or a quota, refuses some blocks right now. It asks for them, since quotas show nowhere."""
+    path = folder / f".room-{os.getpid()}.tmp"
+    try:
+        path.write_bytes(os.urandom(_PROBE_BYTES))
+    except OSError as e:
+        return e.errno in _NO_ROOM
+    finally:
+        with suppress(OSError):
+            path.unlink()
+    return False
+
+
 def lacks_room(error: sqlite3.Error) -> bool:
     """Whether SQLite may have failed for want of room."""
     return _code(error) in _SUSPECT
@@ -140,7 +147,7 @@ def _code(error: sqlite3.Error) -> int:
 def told(error: sqlite3.Error | OverflowError, path: Path) -> StoreError:
     """The error of a commit that failed for good; nothing of it was recorded or answered."""
     if isinstance(error, sqlite3.Error) and (
-        _code(error) == sqlite3.SQLITE_FULL or (lacks_room(error) and Disk(path.parent).is_full())
+        _code(error) == sqlite3.SQLITE_FULL or (lacks_room(error) and is_full(path.parent))
     ):
         return full_disk(path, f"{error}, nothing of this round was recorded or answered")
     return StoreError(

@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from .ballast import Disk, full_disk
+from .ballast import Disk, full_disk, is_full
 from .errors import ConfigError, Refused, StoreError
 from .paths import RigPaths
 from .store import Loaded, Store, state_id
@@ -65,7 +65,7 @@ def open_store(paths: RigPaths, disk: Disk, durability: str, now: float, wall: f
     try:
         return _open_once(paths, durability, now, wall)
     except (StoreError, sqlite3.Error, OSError) as e:
-        if not disk.is_full():
+        if not is_full(paths.state):
             raise
         if not disk.give_up():
             raise full_disk(paths.db, "the database cannot be opened") from e

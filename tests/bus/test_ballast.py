@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from smallfs import SmallDisk, small_disk
 
-from rigbus.bus.ballast import NAME, Disk
+from rigbus.bus.ballast import NAME, Disk, is_full
 from rigbus.bus.errors import DiskFull, StoreError
 from rigbus.bus.model import Changes
 from rigbus.bus.paths import RigPaths, rig_paths
@@ -99,8 +98,20 @@ def test_none_is_kept_where_the_settings_say_so(tmp_path: Path) -> None:
     assert disk.look().level is Level.AMPLE and not (tmp_path / NAME).exists() and not disk.give_up()
 
 
+def test_a_folder_that_was_taken_away_leaves_the_last_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    disk = Disk(folder, low_mb=1, ballast_mb=0)
+    before = disk.look()
+    folder.rmdir()
+    assert disk.look() == disk.look() == before and not disk.give_up()
+    assert caplog.text.count("cannot be looked at") == 1
+
+
 def test_a_disk_with_room_is_not_full_and_the_probe_leaves_nothing(tmp_path: Path) -> None:
-    assert not Disk(tmp_path).is_full() and list(tmp_path.iterdir()) == []
+    assert not is_full(tmp_path) and list(tmp_path.iterdir()) == []
 
 
 # -- the store, without a full disk --------------------------------------------------------------------------
@@ -210,8 +221,6 @@ def test_a_damaged_database_on_a_disk_with_room_is_no_full_disk(tmp_path: Path) 
 
 
 def test_a_full_disk_is_told_from_other_errors_of_input_and_output(small: SmallDisk) -> None:
-    disk = Disk(small.point)
-    assert not disk.is_full()
+    assert not is_full(small.point)
     small.fill()
-    assert disk.is_full() and sorted(p.name for p in small.point.iterdir()) == ["filler"]
-    assert sqlite3.SQLITE_FULL == 13
+    assert is_full(small.point) and sorted(p.name for p in small.point.iterdir()) == ["filler"]
