@@ -1,4 +1,4 @@
--- The broker's database, version 2. One connection, WAL, on a local disk. The core is the index: no secondary
+-- The broker's database, version 3. One connection, WAL, on a local disk. The core is the index: no secondary
 -- indexes (uuid keys, a row per event and per attempt, and indexes cost 95 microseconds of CPU a task; this costs 20).
 -- The numbers of states are those of states.py; the CHECKs say its law again, so that a bug cannot write an impossible row.
 
@@ -93,9 +93,11 @@ CREATE TABLE facts (
     PRIMARY KEY (scope, key)
 ) WITHOUT ROWID;
 
--- One row a commit: events seq_first .. seq_first + n - 1, msgpack.
+-- One row a commit: events seq_first .. seq_first + n - 1, msgpack. `tail`: tail.py; that of a commit without events
+-- is in meta, which costs such a commit a page more.
 CREATE TABLE events (
     seq_first INTEGER PRIMARY KEY,
     n         INTEGER NOT NULL CHECK (n > 0),
-    blob      BLOB NOT NULL
+    blob      BLOB NOT NULL,
+    tail      BLOB
 );

@@ -3,6 +3,7 @@
 ``commit(changes)`` writes everything that a round of the core changed in one transaction; with ``full`` it returns
 after the WAL is synced (the ack points of PROTOCOL §8), with ``normal`` a power loss may take the last commits (a
 kill -9 of everything does not). The file is on a local disk: WAL needs shared memory, a network share has none.
+What is lost of it is noticed at the next start, by ``rigbus.tail`` and ``rigbus.sums`` beside it (ADR 0019).
 """
 
 from __future__ import annotations
@@ -10,32 +11,30 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
 
 from .ballast import lacks_room, told
-from .errors import RigbusError, StoreError
-from .model import Batch, Changes, Fact, Task
-from .records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
+from .checkpoints import Checkpoints, reserve_wal
+from .errors import StoreError
+from .examining import SCHEMA_VERSION, WAY_OUT, Found, examine
+from .model import Changes
+from .pages import PageSums, sums_path
+from .reading import CACHE, Reading
+from .records import batch_row, insert_row, update_row
+from .tail import Tail, TailFile, sync_folder, tail_path
+
+__all__ = ["MIGRATIONS", "SCHEMA_VERSION", "Store", "create", "mark", "state_id"]
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = Path(__file__).with_name("schema.sql")
-#: Pages in the WAL before it is copied into the database and written from its start again.
-_WAL_PAGES: Final = 4000
-_PAGE_BYTES: Final = 4096
-_CACHE: Final = -6000  # KiB of pages; the file system has the rest
-_WAL_BYTES: Final = 32 + (_WAL_PAGES + 200) * (
-    _PAGE_BYTES + 24
-)  #: its header, and each page with a header of its own
-#: Tables that every version has: what lacks them is another program's.
-_OURS: Final = frozenset({"meta", "batches", "tasks"})
 #: ``MIGRATIONS[n]`` takes a database of version n to n + 1.
 MIGRATIONS: Final[dict[int, str]] = {
     1: """CREATE TABLE evaluations (
@@ -46,10 +45,9 @@ MIGRATIONS: Final[dict[int, str]] = {
     value   BLOB NOT NULL,
     sample  BLOB NOT NULL,
     PRIMARY KEY (task, n)
-) WITHOUT ROWID;"""
+) WITHOUT ROWID;""",
+    2: "ALTER TABLE events ADD COLUMN tail BLOB;",
 }
-#: Judgements of one task that are shown; a task has few attempts.
-_EVALUATIONS: Final = 20
 
 _INSERT_TASK: Final = "INSERT INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _COLUMNS: Final = (
@@ -59,17 +57,10 @@ _COLUMNS: Final = (
 _UPDATE_TASK: Final = f"UPDATE tasks SET {_COLUMNS}"
 _UPDATE_RESULT: Final = f"UPDATE tasks SET result=?,ref=?,ref_bytes=?,{_COLUMNS}"
 _PUT_BATCH: Final = "INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_SELECT_TASKS: Final = (
-    "SELECT no,batch,key,state,seq,priority,hold,ending,attempt,n_task,n_crash,n_infra,inc,tok,session,worker,leased_at,"
-    "started_at,not_before_at,deadline_at,created_at,ended_at,owner,parent,error,spec FROM tasks ORDER BY no"
-)
-#: What :meth:`Store.load` gives: batches, tasks with their edges, facts, last event seq, last seq by channel.
-Loaded = tuple[
-    list[Batch], list[Task], dict[int, dict[str, Any]], dict[tuple[str, str], Fact], int, dict[str, int]
-]
+_PUT_META: Final = "INSERT OR REPLACE INTO meta VALUES (?,?)"
 
 
-class Store:
+class Store(Reading):
     """The database of one rig. Every method may raise :class:`StoreError`."""
 
     def __init__(self, path: Path, *, durability: str = "full") -> None:
@@ -78,110 +69,86 @@ class Store:
         #: Asked when a commit finds no room; True: there is some now, the same commit is tried again.
         self.make_room: Callable[[], bool] | None = None
         try:
+            found = examine(path, durability=durability)
+            if found.problems:
+                raise found.refusal()
+            if not found.there:
+                create(path)
+                found = examine(path)
+            sums = found.sums or PageSums.make(sums_path(path), path)
+            if found.witness is None:  # of an older rigbus
+                TailFile.make(tail_path(path), found.tail)
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
-        except sqlite3.Error as e:
+        except (sqlite3.Error, OSError) as e:
             raise StoreError(f"{path}: {e}; check the folder and its permissions") from None
+        self.tail = found.tail
         try:
-            self._open()
-        except StoreError:
+            self._configure(found.version)
+            self._checkpoints = Checkpoints(self.db, path, sums)
+        except (sqlite3.Error, OSError) as e:
             self.db.close()
-            raise
-        except sqlite3.DatabaseError as e:
-            self.db.close()
-            raise StoreError(
-                f"{path}: {e}; the database cannot be used. Nothing was changed. Keep the file, restore a backup or "
-                "move the state folder aside"
-            ) from None
+            raise StoreError(f"{path}: {e}; the database cannot be used; {WAY_OUT}") from None
+        # A connection that is merely dropped would checkpoint by itself, past the sums.
+        self._end = weakref.finalize(self, self._checkpoints.close)
+        if found.lost and found.witness is not None:
+            self._go_on(found, found.witness)
 
-    def _open(self) -> None:
+    def _configure(self, version: int) -> None:
+        """Settings and migrations of the open database."""
         db = self.db
-        # looked at before anything is written: another program's database stays as it is
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-        if tables and not (version and tables >= _OURS):
-            raise StoreError(
-                f"{self.path}: this is no rigbus database; move it aside or choose another --state"
-            )
-        if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"{self.path}: written by a newer rigbus (schema {version}, this one knows {SCHEMA_VERSION}); "
-                "install that version"
-            )
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'full' else 'NORMAL'}")
-        db.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
+        db.execute("PRAGMA wal_autocheckpoint=0")  # ours, so that the sums of the pages come first
         db.execute("PRAGMA temp_store=MEMORY")
-        db.execute(f"PRAGMA cache_size={_CACHE}")
-        if not tables:
-            db.executescript(
-                f"BEGIN;{_SCHEMA.read_text(encoding='utf-8')}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
-            )
-            self._sync_folder()
-        while tables and version < SCHEMA_VERSION:
+        db.execute(f"PRAGMA cache_size={CACHE}")
+        while version < SCHEMA_VERSION:
             db.executescript(f"BEGIN;{MIGRATIONS[version]}PRAGMA user_version={version + 1};COMMIT;")
             version += 1
-        check = (
-            db.execute("PRAGMA quick_check(1)").fetchone()[0] if self.path.stat().st_size < 64 << 20 else "ok"
-        )
-        if check != "ok":
-            raise sqlite3.DatabaseError(f"damaged: {' '.join(check.split())}")
 
-    def _sync_folder(self) -> None:
-        fd = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def _go_on(self, found: Found, witness: Tail) -> None:
+        """With ``normal`` a power loss takes commits: say how many, and repeat no number that they had given out."""
+        log.warning(
+            '%s: %d commits lost (event %d to %d): the price of `durability = "normal"` at a power loss',
+            *(self.path, found.lost, found.tail.seq + 1, witness.seq),
+        )
+        self.tail = witness
+        self.leap({"commits": found.lost}, "rig.lost")
+
+    def leap(self, data: dict[str, Any], topic: str) -> None:
+        """Go on at event numbers that nobody has seen, with an event that says why; whoever follows takes a snapshot.
+
+        The log before it is cut off: who stands anywhere in it, or in what is lost, is told so (RESNAPSHOT).
+        """
+        seen = max(self.tail.seq, self.last_seq()) + 1
+        event = [seen + 1, seen, time.time(), "p", topic, "", "", data]
+        channels = dict.fromkeys(("p", "c", "a"), seen)
+        changes = Changes(events=[event], trim_events_below=seen + 1)
+        mark(changes, channels)
+        self.commit(changes, 0.0, 0.0)
 
     def close(self) -> None:
-        """Checkpoint and close."""
-        self.db.close()
+        """Checkpoint and close; a second time does nothing."""
+        self._end()
 
     # -- identity --------------------------------------------------------------------------------------------
 
     def next_incarnation(self) -> int:
         """Bump the broker incarnation and sync it, whatever the durability: tokens must never repeat."""
-        old = self.meta("incarnation") or 0
-        self.db.execute("PRAGMA synchronous=FULL")
-        self.db.execute("INSERT OR REPLACE INTO meta VALUES ('incarnation', ?)", (old + 1,))
-        if self.durability != "full":
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.db.execute("PRAGMA synchronous=NORMAL")
+        new = max(self.meta("incarnation") or 0, self.tail.incarnation) + 1
+        tail = self.tail.after(b"", incarnation=new)
+        db = self.db
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(_PUT_META, ("incarnation", new))
+        db.execute(_PUT_META, ("tail", tail.pack()))
+        db.execute("COMMIT")
+        self._made(tail)
+        if self.durability == "full":
+            reserve_wal(self.path)
         else:
-            self._reserve_wal()
-        return int(old) + 1
-
-    def _reserve_wal(self) -> None:
-        """Give the WAL its full length now: to sync what overwrites a file costs half of what to sync what makes it
-        longer does (110 and 220 µs on ext4), since no metadata has to be journaled.
-
-        Zeros after the last frame are no frames: SQLite stops at a wrong salt. Its locks are on other files, so that
-        closing this descriptor releases none. Without room the WAL grows as it always did.
-        """
-        try:
-            fd = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        size = os.fstat(fd).st_size
-        try:
-            disk = os.fstatvfs(fd)
-            if disk.f_bavail * disk.f_frsize < 4 * _WAL_BYTES:
-                return  # the last room is for the tasks
-            at = size
-            while at < _WAL_BYTES:
-                at += os.pwrite(fd, bytes(min(1 << 20, _WAL_BYTES - at)), at)
-            os.fsync(fd)
-        except OSError as e:
-            log.warning("no room to reserve %d bytes for %s-wal: %s", _WAL_BYTES, self.path, e.strerror)
-            with suppress(OSError):
-                os.ftruncate(fd, size)
-        finally:
-            os.close(fd)
-
-    def meta(self, key: str) -> Any:
-        """One value of the meta table, None when absent."""
-        row = self.db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
-        return row[0] if row else None
+            self._checkpoints.run()
+            db.execute("PRAGMA synchronous=NORMAL")
+        return int(new)
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -207,12 +174,18 @@ class Store:
         try:
             db.execute("BEGIN IMMEDIATE")
             self._write_tasks(changes, offset)
-            self._write_rest(changes)
+            tail = self._write_rest(changes)
             db.execute("COMMIT")
         except (sqlite3.Error, OverflowError):
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        self._made(tail)
+
+    def _made(self, tail: Tail) -> None:
+        """A commit has returned: now, not before, it may be said beside the database that it was made."""
+        self.tail = tail
+        self._checkpoints.made(tail)
 
     def _write_tasks(self, changes: Changes, offset: float) -> None:
         db = self.db
@@ -238,7 +211,7 @@ class Store:
         if changes.evaluations:
             db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?)", changes.evaluations)
 
-    def _write_rest(self, changes: Changes) -> None:
+    def _write_rest(self, changes: Changes) -> Tail:
         db = self.db
         for batch in changes.batches.values():
             db.execute(_PUT_BATCH, batch_row(batch))
@@ -252,10 +225,15 @@ class Store:
                     (scope, key, fact.rev, fact.epoch, value),
                 )
         for key, value in changes.meta.items():
-            db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (key, value))
+            db.execute(_PUT_META, (key, value))
         if changes.events:
             blob = msgpack.packb(changes.events, use_bin_type=True)
-            db.execute("INSERT INTO events VALUES (?,?,?)", (changes.events[0][0], len(changes.events), blob))
+            tail = self.tail.after(blob, changes.events[-1][0])
+            row = (changes.events[0][0], len(changes.events), blob, tail.pack())
+            db.execute("INSERT INTO events VALUES (?,?,?,?)", row)
+        else:
+            tail = self.tail.after(b"")
+            db.execute(_PUT_META, ("tail", tail.pack()))
         if changes.purge_tasks:
             db.executemany("DELETE FROM tasks WHERE no=?", ((n,) for n in changes.purge_tasks))
             db.executemany("DELETE FROM attempts WHERE task=?", ((n,) for n in changes.purge_tasks))
@@ -264,147 +242,33 @@ class Store:
             db.executemany("DELETE FROM batches WHERE no=?", ((n,) for n in changes.purge_batches))
         if changes.trim_events_below:
             db.execute("DELETE FROM events WHERE seq_first + n <= ?", (changes.trim_events_below,))
+        return tail
 
-    # -- reading ---------------------------------------------------------------------------------------------
 
-    def load(self, now: float, wall: float) -> Loaded:
-        """Everything for :meth:`Core.load`: batches, tasks, their edges by number, facts, last event seq, last seq by channel.
+def create(path: Path, tail: Tail | None = None) -> None:
+    """A new, empty database at ``path`` with its tail and sums: complete under its name, or not there.
 
-        Raises:
-            StoreError: a row cannot be read.
-        """
-        try:
-            return self._load(now, wall)
-        except (sqlite3.Error, LookupError, ValueError, TypeError, RigbusError) as e:
-            raise StoreError(
-                f"{self.path}: damaged: {e!r:.200}; nothing was changed. Keep the file, restore a backup or move the "
-                "state folder aside"
-            ) from None
-
-    def _load(self, now: float, wall: float) -> Loaded:
-        # All rows are read this once: their pages would only keep the process large.
-        self.db.execute("PRAGMA cache_size=-500")
-        batches = {b.no: b for b in map(batch_from, self.db.execute("SELECT * FROM batches ORDER BY no"))}
-        tasks, edges = [], {}
-        for row in self.db.execute(_SELECT_TASKS):
-            task, its = task_from(row, batches[row[1]], now, wall)
-            tasks.append(task)
-            if its:
-                edges[task.no] = its
-        facts = {
-            (s, k): Fact(rev, epoch, msgpack.unpackb(value, raw=False))
-            for s, k, rev, epoch, value in self.db.execute("SELECT * FROM facts")
-        }
-        row = self.db.execute(
-            "SELECT seq_first + n - 1 FROM events ORDER BY seq_first DESC LIMIT 1"
-        ).fetchone()
-        seq = row[0] if row else 0
-        self.db.execute(f"PRAGMA cache_size={_CACHE}")
-        return list(batches.values()), tasks, edges, facts, seq, self._channels()
-
-    def _channels(self) -> dict[str, int]:
-        """The last seq of each event channel: from the newest events, at most back to where :func:`mark` noted them."""
-        blob = self.meta("channels")
-        noted = msgpack.unpackb(blob, raw=False) if blob else {}
-        channels = {channel: int(noted.get(channel, 0)) for channel in ("p", "c", "a")}
-        missing = set(channels)
-        for (blob,) in self.db.execute(
-            "SELECT blob FROM events WHERE seq_first >= ? ORDER BY seq_first DESC", (max(channels.values()),)
-        ):
-            for event in reversed(msgpack.unpackb(blob, raw=False)):
-                if event[3] in missing:
-                    channels[event[3]] = max(event[0], channels[event[3]])
-                    missing.discard(event[3])
-            if not missing:
-                break
-        return channels
-
-    def refs(self) -> list[tuple[int, str]]:
-        """Numbers of the tasks whose result is in a file, with its sha256."""
-        return self.db.execute("SELECT no,ref FROM tasks WHERE ref IS NOT NULL").fetchall()
-
-    def payloads(self, nos: Iterable[int]) -> dict[int, tuple[Any, bytes]]:
-        """``no -> (meta or None, payload)`` of tasks to be leased."""
-        out: dict[int, tuple[Any, bytes]] = {}
-        for chunk in _chunks(list(nos), 500):
-            marks = ",".join("?" * len(chunk))
-            for no, spec, payload in self.db.execute(
-                f"SELECT no,spec,payload FROM tasks WHERE no IN ({marks})", chunk
-            ):
-                out[no] = (meta_of(spec), payload)
-        return out
-
-    def details(self, nos: Iterable[int]) -> dict[int, tuple[Any, bytes | None, str | None, int | None]]:
-        """``no -> (meta, result, ref sha256, ref bytes)`` of tasks to be shown."""
-        out: dict[int, tuple[Any, bytes | None, str | None, int | None]] = {}
-        for chunk in _chunks(list(nos), 500):
-            marks = ",".join("?" * len(chunk))
-            for no, spec, result, ref, n in self.db.execute(
-                f"SELECT no,spec,result,ref,ref_bytes FROM tasks WHERE no IN ({marks})", chunk
-            ):
-                out[no] = (meta_of(spec), result, ref, n)
-        return out
-
-    def attempts(self, no: int) -> list[dict[str, Any]]:
-        """The last 100 attempts of a task that did not end well, oldest first."""
-        names = ("n", "worker", "started_at", "ended_at", "class", "error")
-        rows = self.db.execute(
-            "SELECT n,worker,started_at,ended_at,class,error FROM attempts WHERE task=? ORDER BY n DESC LIMIT 100",
-            (no,),
-        )
-        return [dict(zip(names, row, strict=True)) for row in rows][::-1]
-
-    def evaluations(self, no: int) -> list[dict[str, Any]]:
-        """The last judgements of a task's results, oldest first, each with what was judged (``sample``)."""
-        rows = self.db.execute(
-            "SELECT verdict,at,value,sample FROM evaluations WHERE task=? ORDER BY n DESC LIMIT ?",
-            (no, _EVALUATIONS),
-        )
-        return [
-            {
-                **msgpack.unpackb(value, raw=False),
-                "verdict": verdict,
-                "at": at,
-                "sample": msgpack.unpackb(sample, raw=False),
-            }
-            for verdict, at, value, sample in rows
-        ][::-1]
-
-    def last_evaluations(self, nos: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """``no -> {attempt, verdict, at, note, score?, …}``: the newest judgement of each task that has one."""
-        out: dict[int, dict[str, Any]] = {}
-        for no in nos:
-            row = self.db.execute(
-                "SELECT verdict,at,value FROM evaluations WHERE task=? ORDER BY n DESC LIMIT 1", (no,)
-            ).fetchone()
-            if row is not None:
-                out[no] = {**msgpack.unpackb(row[2], raw=False), "verdict": row[0], "at": row[1]}
-        return out
-
-    def events(self, since: int, channel: str | None, limit: int) -> tuple[list[Any], int | None, bool]:
-        """Events after ``since``: (events, None, more), or ([], oldest seq, False) when ``since`` was trimmed."""
-        oldest = self.db.execute("SELECT min(seq_first) FROM events").fetchone()[0]
-        if oldest is None or since + 1 < oldest:
-            # with nothing lost there is nothing before the oldest
-            return [], oldest, False
-        # the row that holds since + 1, found by the primary key
-        first = self.db.execute(
-            "SELECT max(seq_first) FROM events WHERE seq_first <= ?", (since + 1,)
-        ).fetchone()[0]
-        out: list[Any] = []
-        for (blob,) in self.db.execute(
-            "SELECT blob FROM events WHERE seq_first >= ? ORDER BY seq_first", (first,)
-        ):
-            for event in msgpack.unpackb(blob, raw=False):
-                if event[0] > since and (channel is None or event[3] == channel):
-                    if len(out) >= limit:
-                        return out, None, True
-                    out.append(event)
-        return out, None, False
-
-    def oldest_event(self) -> int:
-        """The first seq that is still in the log, 0 when it is empty."""
-        return int(self.db.execute("SELECT min(seq_first) FROM events").fetchone()[0] or 0)
+    Raises:
+        sqlite3.Error, OSError: it cannot be made.
+    """
+    tail = tail or Tail()
+    new = path.with_name(f".{path.name}.new")
+    for left in (new, Path(f"{new}-wal"), Path(f"{new}-shm"), Path(f"{new}-journal")):
+        left.unlink(missing_ok=True)
+    db = sqlite3.connect(new, isolation_level=None)
+    try:
+        db.execute("PRAGMA page_size=4096")
+        db.execute("PRAGMA journal_mode=WAL")
+        script = _SCHEMA.read_text(encoding="utf-8")
+        db.executescript(f"BEGIN;{script}PRAGMA user_version={SCHEMA_VERSION};")
+        db.execute(_PUT_META, ("tail", tail.pack()))
+        db.execute("COMMIT")
+    finally:
+        db.close()  # the last connection copies the log into the file, synced, and removes it
+    PageSums.make(sums_path(path), new)
+    TailFile.make(tail_path(path), tail)
+    new.rename(path)
+    sync_folder(path.parent)
 
 
 def mark(changes: Changes, channels: dict[str, int]) -> None:
@@ -428,7 +292,3 @@ def state_id(folder: Path) -> str:
     finally:
         temp.unlink()
     return path.read_text().strip()
-
-
-def _chunks(items: list[int], size: int) -> Iterable[list[int]]:
-    return (items[i : i + size] for i in range(0, len(items), size))

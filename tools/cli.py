@@ -58,6 +58,9 @@ VERBS: Final[dict[str, VerbEntry]] = {
     "pause": VerbEntry("pause", "pause", "Operate", "Give a worker no new work, until resume"),
     "resume": VerbEntry("resume", "resume", "Operate", "Give a worker work again"),
     "drain": VerbEntry("drain", "drain", "Operate", "No new work for a worker; what runs is finished"),
+    "repair": VerbEntry(
+        "repair", "repair", "Operate", "A damaged database: what is lost, and one to go on with"
+    ),
     "broker": VerbEntry("broker", "broker", "Processes", "The broker alone: it owns all durable state"),
     "brain": VerbEntry("brain", "brain", "Processes", "The brain alone: it turns plans into tasks"),
     "worker": VerbEntry("worker", "worker", "Processes", "One worker alone, or one agent of yours"),

@@ -719,7 +719,13 @@ def test_a_database_of_version_1_becomes_one_of_today_with_all_that_it_held(path
     rig = Durable(path)
     (task,) = rig.client().tasks(spec("a"))
     today = _schema(rig.store.db)
-    rig.store.db.executescript("DROP TABLE evaluations; PRAGMA user_version=1;")
+    rig.store.db.executescript(
+        "DROP TABLE evaluations; ALTER TABLE events DROP COLUMN tail; DELETE FROM meta WHERE key='tail';"
+        "PRAGMA user_version=1;"
+    )
+    rig.store.close()
+    for suffix in (".tail", ".sums"):  # they came with version 3
+        path.with_suffix(suffix).unlink()
     again = rig.restart()
     assert _schema(again.store.db) == today
     assert again.core.ids[task.id].state is TaskState.READY
@@ -729,7 +735,7 @@ def test_a_database_of_version_1_becomes_one_of_today_with_all_that_it_held(path
 
 def _schema(db: sqlite3.Connection) -> list[tuple[str, str]]:
     rows = db.execute("SELECT name, sql FROM sqlite_master WHERE type='table' ORDER BY name").fetchall()
-    return [(name, " ".join(sql.split())) for name, sql in rows]
+    return [(name, " ".join(sql.split()).replace(" )", ")")) for name, sql in rows]
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
@@ -764,17 +770,6 @@ def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(path: Path, con
     with pytest.raises(StoreError, match=r"move the state folder aside|no rigbus database"):
         Store(path)
     assert path.read_bytes() == content
-
-
-def test_a_damaged_header_or_page_is_refused(rig: Durable, tmp_path: Path) -> None:
-    rig.client().submit(*[spec(f"t{i}") for i in range(200)], payloads=[b"x" * 500] * 200)
-    rig.store.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    good = rig.store.path.read_bytes()
-    for n, (at, length) in enumerate([(16, 60), (100, 30), (4096, 2000), (len(good) // 2, 4096)]):
-        copy = tmp_path / f"copy{n}.db"
-        copy.write_bytes(good[:at] + b"\xa5" * length + good[at + length :])
-        with pytest.raises(StoreError):
-            Store(copy).load(0.0, WALL)
 
 
 def test_a_row_that_cannot_be_read_is_a_named_error(rig: Durable) -> None:
@@ -819,11 +814,12 @@ def test_the_write_ahead_log_has_its_length_from_the_start_and_its_zeros_are_no_
     rig.client().submit(spec("a"), spec("b"))
     assert wal.stat().st_size == size, "a commit overwrites, it adds nothing"
     # as after a power loss: what is on disk at this moment, opened by another broker
-    for file in (path, wal):
+    for file in (path, wal, path.with_suffix(".tail")):
         shutil.copy(file, tmp_path / f"copy-{file.name}")
     copy = Store(tmp_path / f"copy-{path.name}")
     assert [task.key for task in copy.load(0.0, WALL)[1]] == ["a", "b"]
     assert copy.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    copy.close()
 
 
 @pytest.mark.parametrize("trouble", ["little room", "no room"])

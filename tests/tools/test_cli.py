@@ -42,6 +42,7 @@ INTERFACE_VERBS = [
     "gpu",
     "cancel",
     "retry",
+    "repair",
     "why",
     "sniff",
     "config",
