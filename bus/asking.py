@@ -25,6 +25,7 @@ class Asking(Placements):
     retain_tasks: int
     #: what only the shell can count: name -> (used, bound)
     gauges: Mapping[str, tuple[int, int]] = {}
+    durability: str
 
     def _query(self, session: Session, env: Envelope) -> dict[str, Any] | None:
         what = env.header.get("what")
@@ -125,6 +126,7 @@ class Asking(Placements):
                 "build": self.build,
                 "incarnation": self.incarnation,
                 "state_id": self.state_id,
+                "durability": self.durability,
                 "paused": self.paused("all"),
                 "stale_results": self.stale_results,
             },

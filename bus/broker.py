@@ -104,6 +104,7 @@ class Broker:
         )
         self.core.max_live, self.core.max_batch_tasks = self.options.max_live, self.options.max_batch_tasks
         self.core.bounds = self.options.bounds
+        self.core.durability = self.options.durability
         self.core.seq, self.core.channel_seq = seq, channels
         self.core.load(batches, tasks, edges, facts, now, wall)
         self.core.found_room(self.disk.look())
@@ -118,9 +119,10 @@ class Broker:
         self._complain_at = 0.0
         self._trim_at = 0
         log.info(
-            "broker of state %s, incarnation %d: %d batches, %d tasks",
+            "broker of state %s, incarnation %d, durability %s: %d batches, %d tasks",
             self.core.state_id[:8],
             self.core.incarnation,
+            self.options.durability,
             len(batches),
             len(tasks),
         )

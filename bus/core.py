@@ -51,6 +51,7 @@ class Core(Operating):
         self.renew_s = renewal_s(lease_s) if renew_s is None else renew_s
         self.retain_tasks = retain_tasks
         self.build = build
+        self.durability = "full"
         self.schema = schema
         self.endpoints = endpoints or {}
         self._purging = False

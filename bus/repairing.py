@@ -125,7 +125,7 @@ def _rebuild(found: Found, work: Path, id_: str) -> dict[str, Any]:
     unreadable = rows - len(batches) + _fill(new, got, batches, wounded)
     store = Store(new)
     try:
-        cancelled, back, kept = _heal(store, wounded, id_)
+        cancelled, back, kept = take_up(store, wounded, id_)
         store.leap({"commits": found.lost, "problems": found.problems}, "rig.repaired")
         seq = store.last_seq()
     finally:
@@ -249,7 +249,9 @@ def _fill(new: Path, got: Salvage, batches: dict[int, Batch], wounded: dict[str,
     return dropped
 
 
-def _heal(store: Store, wounded: dict[str, Wounded], id_: str) -> tuple[dict[str, int], int, dict[str, int]]:
+def take_up(
+    store: Store, wounded: dict[str, Wounded], id_: str
+) -> tuple[dict[str, int], int, dict[str, int]]:
     """End what misses tasks, take every lease back; by the core's own rules. (cancelled by batch, leases, rows kept)"""
     now, wall = time.monotonic(), time.time()
     batches, tasks, edges, facts, seq, channels = store.load(now, wall)
@@ -259,7 +261,7 @@ def _heal(store: Store, wounded: dict[str, Wounded], id_: str) -> tuple[dict[str
     core.load(batches, tasks, edges, facts, now, wall)
     leased = [task for task in tasks if task.state is TaskState.LEASED]
     for task in leased:
-        core.lose(task, "the database was repaired: what ran then is not known to have ended", ran=False)
+        core.lose(task, "an older database was taken up: what ran then is not known to have ended", ran=False)
     cancelled = {}
     for batch in batches:
         lost = wounded.get(batch.id)

@@ -61,6 +61,8 @@ VERBS: Final[dict[str, VerbEntry]] = {
     "repair": VerbEntry(
         "repair", "repair", "Operate", "A damaged database: what is lost, and one to go on with"
     ),
+    "backup": VerbEntry("backup", "backup", "Operate", "Copy the rig's state to a new folder"),
+    "restore": VerbEntry("backup", "restore", "Operate", "A rig's state from a backup"),
     "broker": VerbEntry("broker", "broker", "Processes", "The broker alone: it owns all durable state"),
     "brain": VerbEntry("brain", "brain", "Processes", "The brain alone: it turns plans into tasks"),
     "worker": VerbEntry("worker", "worker", "Processes", "One worker alone, or one agent of yours"),

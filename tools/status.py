@@ -51,7 +51,8 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     lines = []
     if shown["mode"] == "bus":
         paused = ", paused (rigbus resume all)" if broker.get("paused") else ""
-        lines.append(f"broker up, incarnation {broker.get('incarnation')}{paused}")
+        risk = ", durability normal" if broker.get("durability") == "normal" else ""
+        lines.append(f"broker up, incarnation {broker.get('incarnation')}{risk}{paused}")
     else:
         lines.append(f"broker {broker.get('state')}, last sign {render.age(shown['as_of'], now)} ago")
     lines[0] += f" · brain {brain.get('state')} · bridge {bridge.get('state')}"

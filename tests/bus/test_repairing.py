@@ -9,37 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import STATE_ID, WALL, Harness, spec
+from harness import spec
+from kept import Kept, names
 
-from rigbus.bus.core import Core
 from rigbus.bus.errors import Refused, StoreError
 from rigbus.bus.examining import READY, examine
-from rigbus.bus.model import Effects
 from rigbus.bus.pages import PAGE_BYTES
 from rigbus.bus.repairing import LEAP, repair
 from rigbus.bus.states import ENDED_BADLY, BatchState, TaskState
 from rigbus.bus.store import Store
 from rigbus.bus.tail import tail_path
 from rigbus.bus.wire import Verb
-
-
-class Kept(Harness):
-    """A harness on the database of a state folder."""
-
-    def __init__(self, state: Path) -> None:
-        self.state = state
-        self.store = Store(state / "rigbus.db")
-        incarnation = self.store.next_incarnation()
-        core = Core(incarnation=incarnation, state_id=STATE_ID, epoch=int(self.store.meta("epoch") or 0))
-        batches, tasks, edges, facts, core.seq, core.channel_seq = self.store.load(1000.0, WALL)
-        core.load(batches, tasks, edges, facts, 1000.0, WALL)
-        super().__init__(core, now=1000.0, wall=WALL)
-
-    def settle(self) -> Effects:
-        fx = super().settle()
-        if fx.changes:
-            self.store.commit(fx.changes, self.now, self.wall)
-        return fx
 
 
 @pytest.fixture
@@ -55,10 +35,6 @@ def run(state: Path, **more: Any) -> dict[str, Any]:
 
 class Killed(BaseException):
     """As a kill -9: nothing of the program goes on."""
-
-
-def names(state: Path) -> list[str]:
-    return sorted(p.name for p in state.iterdir())
 
 
 def rewind(rig: Kept) -> Callable[[], None]:

@@ -43,6 +43,8 @@ INTERFACE_VERBS = [
     "cancel",
     "retry",
     "repair",
+    "backup",
+    "restore",
     "why",
     "sniff",
     "config",
