@@ -13,12 +13,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PACKAGES := bus agents plans bridge tools
 
-.PHONY: help demo test quick smoke check lint bench sim bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions lint bench sim bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
 	@echo
-	@awk -F ':[^#]*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@sed -n '2s/^# /  /p' Makefile
 
@@ -35,6 +35,9 @@ smoke: $(VENV)/.test ## quick, and the few live tests that every Python version 
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "smoke or not live and not llm" $(ARGS)
 
 check: lint quick ## ruff, mypy --strict and the quick tests
+
+corruptions: $(VENV)/.test ## 5,000 corruptions of a database and its log: noticed, or without effect
+	@RIGBUS_TEST_CORRUPTIONS=5000 $(BIN)/python -m pytest -s tests/bus/test_losses.py -k corruption $(ARGS)
 
 lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

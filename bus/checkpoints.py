@@ -40,6 +40,8 @@ class Checkpoints:
             self._tail.close()
             raise
         self._due = WAL_FRAMES
+        self._frames = 0  #: in the log at the last checkpoint
+        self._copied = b""  #: its salts, when all of it was copied then
         self._silent = True
 
     def made(self, tail: Tail) -> None:
@@ -53,7 +55,13 @@ class Checkpoints:
                 log.warning(
                     "%s: %s; a loss of commits from here on might not be noticed", tail_path(self.path), e
                 )
-        if self._wal.reaches(self._due):
+        if not self._wal.reaches(self._due):
+            return
+        if self._copied == self._wal.salts():
+            # all of it was copied, but a reader still needs it, so SQLite could not begin it anew
+            self._copied = b""
+            self._due = self._frames + _AGAIN_FRAMES
+        else:
             self.run()
 
     def run(self) -> bool:
@@ -74,7 +82,7 @@ class Checkpoints:
                 "%s: a reader holds the write-ahead log, %d MiB now; it goes on growing", self.path, size
             )
             return False
-        self._due = WAL_FRAMES
+        self._due, self._frames, self._copied = WAL_FRAMES, frames, self._wal.salts()
         self._write_sums(frames)
         with suppress(OSError):
             self._tail.sync()

@@ -8,7 +8,6 @@ log, whose frames SQLite checks, or has a sum (ADR 0019). Formats: sqlite.org/wa
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import struct
 import zlib
@@ -115,32 +114,29 @@ class WalFile:
     def __init__(self, db: Path) -> None:
         self.fd = os.open(f"{db}-wal", os.O_RDONLY | os.O_CLOEXEC)
 
+    def salts(self) -> bytes:
+        """What its frames are marked with: others each time that it is begun anew."""
+        return os.pread(self.fd, 8, 16)
+
     def reaches(self, frame: int) -> bool:
         """Has the log ``frame`` frames since it was begun anew? Two reads of 8 bytes: its salts, and that frame's."""
-        salts = os.pread(self.fd, 8, 16)
+        salts = self.salts()
         at = WAL_HEADER_BYTES + (frame - 1) * FRAME_BYTES + 8
         return len(salts) == 8 and os.pread(self.fd, 8, at) == salts
 
     def pages(self, frames: int) -> dict[int, int]:
         """``page -> where its newest content begins`` in the first ``frames`` frames."""
-        if not frames:
-            return {}
-        with self._map() as view:
-            return {
-                int.from_bytes(view[at : at + 4], "big"): at + 24
-                for at in range(WAL_HEADER_BYTES, WAL_HEADER_BYTES + frames * FRAME_BYTES, FRAME_BYTES)
-            }
+        # Read, not mapped: 16 MiB of a mapped log would count as the broker's memory.
+        return {
+            int.from_bytes(os.pread(self.fd, 4, at), "big"): at + 24
+            for at in range(WAL_HEADER_BYTES, WAL_HEADER_BYTES + frames * FRAME_BYTES, FRAME_BYTES)
+        }
 
     def sums(self, frames: int) -> dict[int, int]:
         """``page -> crc32`` of the newest content in the first ``frames`` frames."""
-        where = self.pages(frames)
-        if not where:
-            return {}
-        with self._map() as view, memoryview(view) as content:
-            return {page: zlib.crc32(content[at : at + PAGE_BYTES]) for page, at in where.items()}
-
-    def _map(self) -> mmap.mmap:
-        return mmap.mmap(self.fd, 0, prot=mmap.PROT_READ)
+        return {
+            page: zlib.crc32(os.pread(self.fd, PAGE_BYTES, at)) for page, at in self.pages(frames).items()
+        }
 
     def close(self) -> None:
         """Close it; a second time does nothing."""

@@ -471,6 +471,18 @@ def reader(path: Path) -> Iterator[Callable[[], sqlite3.Connection]]:
         db.close()
 
 
+def test_a_log_of_its_real_length_is_begun_anew_by_us_alone(path: Path, tmp_path: Path) -> None:
+    """More than one round of the log, so that SQLite's own checkpoints, were they on, would have come between."""
+    store = Store(path, durability="normal")  # as full, and no fsync to wait for
+    work(store, 2500)
+    wal = path.with_suffix(".db-wal").stat().st_size
+    assert 16_000_000 < wal < 18_000_000 and path.stat().st_size > 100_000
+    copy = copy_rig(path, tmp_path / "killed")
+    assert examine(copy).problems == []
+    store.close()
+    assert examine(path).problems == []
+
+
 def test_the_log_is_begun_anew_when_it_is_full(path: Path, small_log: None) -> None:
     store = Store(path)
     work(store, 300)
@@ -497,6 +509,22 @@ def test_a_reader_keeps_the_log_and_is_named_until_it_leaves(
     other.close()
     work(store, 200)
     assert path.with_suffix(".db-wal").stat().st_size < grown + 3 * SMALL_LOG * FRAME_BYTES
+    store.close()
+    assert examine(path).problems == []
+
+
+def test_a_reader_of_a_log_that_was_copied_does_not_make_every_commit_a_checkpoint(
+    path: Path, small_log: None, reader: Callable[[], sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    real = checkpoints.Checkpoints.run
+    monkeypatch.setattr(checkpoints.Checkpoints, "run", lambda self: runs.append(real(self)) or runs[-1])
+    store = Store(path)
+    work(store, 5)
+    reader()  # of the newest content, in the log
+    assert store._checkpoints.run()
+    work(store, 100)
+    assert len(runs) == 1, "1000 more frames before the next"
     store.close()
     assert examine(path).problems == []
 
