@@ -86,9 +86,6 @@ def examine(path: Path, *, durability: str = "full") -> Found:
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that changes nothing, closed at the end."""
     try:
-        if Path(f"{path}-journal").exists():
-            # Only a power loss while an older rigbus made the file leaves one; to roll it back takes a writer.
-            sqlite3.connect(path).close()
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     except sqlite3.Error as e:
         raise StoreError(f"{path}: {e}; check the folder and its permissions") from None
