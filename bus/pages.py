@@ -2,7 +2,7 @@
 
 ``rigbus.sums`` holds a crc32 for each page of ``rigbus.db``. Pages change in the write-ahead log first, so their sums
 are written when a checkpoint has copied them, before the log is written from its start again: a page is either in the
-log, whose frames SQLite checks, or has a sum (ADR 0019). Formats: sqlite.org/walformat.html.
+log, whose frames SQLite checks, or has a sum (ADR 0021). Formats: sqlite.org/walformat.html.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ``commit(changes)`` writes everything that a round of the core changed in one transaction; with ``full`` it returns
 after the WAL is synced (the ack points of PROTOCOL §8), with ``normal`` a power loss may take the last commits (a
 kill -9 of everything does not). The file is on a local disk: WAL needs shared memory, a network share has none.
-What is lost of it is noticed at the next start, by ``rigbus.tail`` and ``rigbus.sums`` beside it (ADR 0019).
+What is lost of it is noticed at the next start, by ``rigbus.tail`` and ``rigbus.sums`` beside it (ADR 0021).
 """
 
 from __future__ import annotations

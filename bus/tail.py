@@ -3,7 +3,7 @@
 SQLite takes a write-ahead log up to its first bad frame and calls that the database: commits that were answered are
 gone without a word. So each commit has a number and a rolling hash. Both are a row of the commit itself, and after it
 returned they are written to ``rigbus.tail``, which is never synced on the way: in order of time it can only be behind
-the database. Where it is ahead, commits are gone (ADR 0019).
+the database. Where it is ahead, commits are gone (ADR 0021).
 """
 
 from __future__ import annotations

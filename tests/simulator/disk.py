@@ -182,5 +182,8 @@ class Disk:
                 out.append(event)
         return out, None, False
 
+    def refs(self) -> list[tuple[int, str]]:
+        return [(no, row[_RESULT + 1]) for no, row in self.tables["tasks"].items() if row[_RESULT + 1]]
+
     def close(self) -> None:
         pass
