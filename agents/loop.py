@@ -367,8 +367,8 @@ class Loop:
         action = str(h.get("action"))
         if action == "cancel":
             self._step(core, ev.Renewed(tokens_of(h.get("tokens"))))
-        elif action in {"pause", "resume", "drain"}:
-            self._step(core, ev.Control(action))
+        elif action in {"pause", "resume", "drain", "hand_back"}:
+            self._step(core, ev.Control(action, str(h.get("reason") or "")))
         elif self._control is not None:
             self._control(action, h)
 

@@ -144,6 +144,8 @@ class WorkerCore(WorkerBooks):
             self.paused = True
             self._offer_now = True
             return self._return_waiting("paused")
+        if e.action == "hand_back":
+            return self._return_waiting(e.reason or "asked back")
         if e.action == "resume":
             self.paused = False
             self._offer_now = True

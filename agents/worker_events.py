@@ -152,9 +152,13 @@ class Renewed:
 
 @dataclass(slots=True)
 class Control:
-    """CONTROL ``pause``, ``resume`` or ``drain``: no new leases until ``resume``; running work finishes."""
+    """CONTROL ``pause``, ``resume`` or ``drain``: no new leases until ``resume``; running work finishes.
+
+    ``hand_back``: what has not begun goes back, for this reason; nothing else changes.
+    """
 
     action: str
+    reason: str = ""
 
 
 @dataclass(slots=True)

@@ -100,6 +100,7 @@ class Asking(Placements):
             "pid": worker.pid,
             "state": self.worker_word(worker),
             "held": worker.held or None,
+            "quarantine": self._quarantine_row(worker),
             "vram_mb": worker.vram_mb,
             "vram_leased_mb": worker.vram_leased_mb,
             "slots": worker.slots,
@@ -112,6 +113,17 @@ class Asking(Placements):
             "gpu": telemetry.get("gpu"),
             "placement": telemetry.get("placement"),
             "telemetry": telemetry,
+        }
+
+    def _quarantine_row(self, worker: Session) -> dict[str, Any] | None:
+        place = self.quarantined(worker)
+        if place is None:
+            return None
+        return {
+            "why": place.why,
+            "since_at": place.since_at,
+            "until_at": self.wall + place.until - self.now,
+            "tasks": list(dict.fromkeys(c.task for c in place.crashes if not c.past)),
         }
 
     # -- questions -------------------------------------------------------------------------------------------
@@ -215,9 +227,11 @@ class Asking(Placements):
         states = {i for i, name in enumerate(STATE_NAMES) if name in (texts(h, "states") or STATE_NAMES)}
         after = whole(h, "cursor", 0, MAX_INT, 0)
         limit = min(whole(h, "limit", 1, MAX_INT, PAGE), PAGE)
+        calls = bool(h.get("calls"))  # those that have ended, too
         rows: list[dict[str, Any]] = []
         for task in self._in_order(after, batch):
-            if task.state in states and (batch is not None or task.batch.kind != "calls" or not task.ended):
+            named = batch is not None or calls or task.batch.kind != "calls"
+            if task.state in states and (named or not task.ended):
                 rows.append(task.row())
                 if len(rows) >= limit:
                     break

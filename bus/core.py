@@ -1,8 +1,9 @@
 """The broker's pure core: ``step(message, now, wall)`` and ``tick(now, wall)``, then ``take_effects()``.
 
-No socket, no disk, no clock, no randomness. The layers, each one file: ``ledger`` (memory) < ``lifecycle``
-(transitions) < ``reviving`` (a person's requeue) < ``leasing`` (workers) < ``submitting`` (tasks) < ``judging`` (the
-brain) < ``asking`` (queries) < ``seating`` (sessions) < ``operating`` (people) < this (start, dispatch, timers).
+No socket, no disk, no clock, no randomness. The layers, each one file: ``ledger`` (memory) < ``quarantining``
+(crashes) < ``lifecycle`` (transitions) < ``reviving`` (a person's requeue) < ``leasing`` (workers) < ``submitting``
+(tasks) < ``judging`` (the brain) < ``asking`` (queries) < ``seating`` (sessions) < ``forgetting`` (ended tasks) <
+``operating`` (people) < this (start, dispatch, timers).
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ class Core(Operating):
             if parent is not None:
                 parent.children = parent.children or []
                 parent.children.append(task)
+        self.load_quarantine()
         for task in tasks:
             self._resume(task)
         self.remember_recorded(tasks)
@@ -304,19 +306,5 @@ class Core(Operating):
     def _purge(self, batch: Batch, most: int) -> int:
         """Forget at most so many ended tasks of a batch that nobody needs any more; how many."""
         gone = purgeable(batch, most)
-        for task in gone:
-            del self.tasks[task.no], self.ids[task.id], batch.keys[task.key]
-            if not task.policy.aside:
-                batch.counts[task.state] -= 1
-                batch.total -= 1
-            self.counts[task.state] -= 1
-            self.changes.tasks.pop(task.no, None)
-            self.changes.purge_tasks.append(task.no)
-            if batch.kind == "calls":  # it may never be gone as a whole
-                self.changes.purge_logs.append((batch.id, task.key, task.attempt))
-        if not batch.keys and (batch.ended_at or batch.kind == "calls"):
-            del self.batches[batch.no], self.batch_ids[batch.id], self.batch_keys[batch.key]
-            self.changes.batches.pop(batch.no, None)
-            self.changes.purge_batches.append(batch.no)
-            self.drop_fact("plan", batch.id)
+        self.forget_tasks(batch, gone)
         return len(gone)

@@ -51,6 +51,8 @@ class Explaining(Judging):
         return Estimator(self.tasks, self.ready, workers, self.durations, self.now, self.wall)
 
     def _gets_leases(self, w: Session) -> bool:
+        if self.quarantined(w) is not None:
+            return False
         return bool(w.peer) and w.credit > 0 and not (w.draining or w.suspect or self.paused(w.name))
 
     def worker_word(self, worker: Session) -> str:
@@ -61,9 +63,16 @@ class Explaining(Judging):
             return "paused"
         if worker.draining:
             return "draining"
+        if self.quarantined(worker) is not None:
+            return "quarantined"
         if worker.held:
             return "held"
         return "busy" if worker.leases else "idle"
+
+    def quarantine_words(self, worker: Session) -> str:
+        """Why a worker is quarantined and for how long; empty while it is not."""
+        place = self.quarantined(worker)
+        return f"{place.why}; tried again in {seconds(place.until - self.now)}" if place is not None else ""
 
     # -- a task ----------------------------------------------------------------------------------------------
 
@@ -143,7 +152,7 @@ class Explaining(Judging):
         )
 
     def _ready(self, task: Task, out: dict[str, Any], est: Estimator) -> None:
-        verdicts = self._verdicts(task.shape)
+        verdicts = self._verdicts(task)
         line = est.line(task)
         out["position"] = line.position
         reasons = out["reasons"]
@@ -249,11 +258,22 @@ class Explaining(Judging):
                 return max(0.0, at - self.now)
         return None
 
-    def _verdicts(self, shape: Shape) -> Verdicts:
+    def _verdicts(self, task: Task) -> Verdicts:
         """Every test of every worker; who passes the most comes first."""
         rig_paused = self.paused("all")
+        shape = task.shape
         rows = [
-            (w, predicates(shape, w, paused=self.paused(w.name), rig_paused=rig_paused))
+            (
+                w,
+                predicates(
+                    shape,
+                    w,
+                    paused=self.paused(w.name),
+                    rig_paused=rig_paused,
+                    quarantined=self.quarantine_words(w),
+                    kept_off=bool(shape.avoid) and self.kept_off(w, shape, task.ready_at),
+                ),
+            )
             for w in self.workers()
         ]
         return sorted(rows, key=lambda r: (-sum(p.ok for p in r[1]), r[0].name))

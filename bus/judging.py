@@ -11,6 +11,7 @@ from typing import Any, Final
 from .checks import MAX_INT, maps, texts, whole
 from .errors import DefinitionError, Refused
 from .model import Batch, Session, Task
+from .quarantine import CRASHED, SCOPE
 from .states import TaskEvent, TaskState
 from .submitting import Made, Submitting
 from .wire import MAX_FACT_BYTES, MAX_KEY_BYTES, Envelope, pack
@@ -19,6 +20,8 @@ VERDICTS: Final = frozenset({"accept", "reject", "retry", "dead"})
 MAX_EVALUATION_BYTES: Final = 4 << 10
 MAX_SAMPLE_BYTES: Final = 24 << 10
 _MAX_REASON: Final = 4000
+#: What the broker believes blindly when it reads it again.
+_OWN_SCOPES: Final = frozenset({SCOPE, CRASHED})
 _NOTHING: Final[dict[str, Any]] = {}
 
 
@@ -94,7 +97,10 @@ class Judging(Submitting):
         for verdict in order.verdicts:
             self.apply_verdict(verdict)
         for scope, key, value in order.facts:
-            self.set_fact(scope, key, value, self.epoch)
+            if value is None:
+                self.drop_fact(scope, key)
+            else:
+                self.set_fact(scope, key, value, self.epoch)
         if order.batch is not None:
             self.keep_batch(order.batch)
             self.touch_batch(order.batch)
@@ -176,8 +182,12 @@ class Judging(Submitting):
                 )
             if len(pack(value)) > MAX_FACT_BYTES:
                 raise DefinitionError(f"fact {scope}/{key} is over {MAX_FACT_BYTES} bytes")
+            if scope in _OWN_SCOPES:
+                raise DefinitionError(f"facts of the scope {scope} are the broker's own")
             old = self.facts.get((scope, key))
             present = old.rev if old else 0
+            if value is None and old is None:
+                continue  # deleted already
             if old and old.epoch == self.epoch and f.get("rev") == present - 1 and old.value == value:
                 continue  # the same message again: its answer was lost
             if whole(f, "rev", 0, 2**53, 0) != present:

@@ -75,7 +75,7 @@ class Leasing(Reviving):
         for i in range(n):
             # A lent slot is for calls: their answers let somebody go on, a new conversation would only wait as well.
             calls_only = len(worker.leases) >= worker.credit - worker.lent
-            task = self.ready.take(worker, self.now, calls_only=calls_only)
+            task = self.ready.take(worker, self.now, calls_only=calls_only, kept_off=self.kept_off)
             if task is None:
                 return i
             self._grant(task, worker)
@@ -84,14 +84,7 @@ class Leasing(Reviving):
 
     def may_lease(self, worker: Session) -> bool:
         """Whether a worker may get leases at all right now (the last predicates of `why`)."""
-        return (
-            bool(worker.peer)
-            and len(worker.leases) < worker.credit
-            and not worker.draining
-            and not worker.held
-            and not worker.suspect
-            and not self.paused(worker.name)
-        )
+        return len(worker.leases) < worker.credit and self.is_open(worker)
 
     def only_held(self, task: Task) -> bool:
         """Whether a task waits only for workers that are held: at least one could run it, and no other can."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from .ledger import Ledger
 from .matching import ReadyTasks
 from .model import CLASSES, Batch, Send, Session, Task
+from .quarantining import Quarantining
 from .states import BATCH_ENDED, ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
 from .wire import VERDICT_S, Verb
 
 DEADLINE_PASSED: Final = "its deadline passed"
 
 
-class Lifecycle(Ledger):
+class Lifecycle(Quarantining):
     """Transitions with their consequences."""
 
     def __init__(self, *, incarnation: int, state_id: str, age_s: float = 60.0) -> None:
@@ -58,6 +58,8 @@ class Lifecycle(Ledger):
 
     def conclude(self, task: Task, value: bytes | None, **data: Any) -> None:
         """Everything that follows a terminal state, in the transaction that records it. Iterative: chains are long."""
+        if task.state is TaskState.DONE and task.worker:
+            self.note_result(task.worker)
         self._told(task, value, data)
         self._go_on(self._followers(task))
 
@@ -98,6 +100,7 @@ class Lifecycle(Ledger):
 
     def _told(self, task: Task, value: bytes | None, data: dict[str, Any]) -> None:
         """Event, waiters, owner and batch of a task that has just ended."""
+        self.forget_crashes(task)
         if task.error:
             data["error"] = task.error[:2000]
         self.announce(task, **data)
@@ -161,11 +164,15 @@ class Lifecycle(Ledger):
             counts[i] += 1
             task.counts = (counts[0], counts[1], counts[2])
             failures = counts[i]
-            if failures < task.policy.cap(error_class):
+            over = failures >= task.policy.cap(error_class)
+            if error_class == "crash":
+                over, error = self.note_crash(task, error, over=over)
+                task.error = error
+            if not over:
                 self.move(task, TaskEvent.RETRY)
                 # the first loss of a worker is nobody's fault: again at once
                 failures -= error_class == "infra"
-                delay = task.policy.backoff(failures) if failures else 0.0
+                delay = task.policy.backoff(failures, f"{task.id}/{task.attempt}") if failures else 0.0
                 self.enter_ready(task, delay)
                 self.announce(task, "retry", error=error[:2000], delay_s=delay, **data)
                 return

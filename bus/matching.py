@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .model import Batch, Session, Shape, Task
+from .quarantine import APART_S
 from .states import TaskState
 from .tags import MODEL_TYPES, is_model_tag, tags_fix
 
@@ -23,6 +24,8 @@ FREE_CREDIT: Final = "free credit"  #: the last predicate
 FREE_VRAM: Final = "free VRAM"
 ROOM: Final = frozenset({FREE_VRAM, FREE_CREDIT})  #: the worker fits, only has no room at this moment
 NOT_HELD: Final = "not held"
+NOT_QUARANTINED: Final = "not quarantined"
+NO_CRASH: Final = "not where it crashed"
 OFFERED: Final = (
     "type",
     "class",
@@ -138,12 +141,21 @@ class ReadyTasks:
             del self.shapes[shape]
         return best
 
-    def take(self, worker: Session, now: float, *, calls_only: bool = False) -> Task | None:
+    def take(
+        self,
+        worker: Session,
+        now: float,
+        *,
+        calls_only: bool = False,
+        kept_off: Callable[[Session, Shape, float], bool] | None = None,
+    ) -> Task | None:
         """The next task for this worker, charged to its batch; None if it offers nothing that is ready.
 
         ``calls_only``: what a handler waits for, the most deeply nested first: it cannot be held up by others that
-        have to wait in their turn.
+        have to wait in their turn. ``kept_off`` is asked where a shape avoids places: whether the worker must leave its
+        tasks, which have waited since that moment, to others.
         """
+        found: Shape | None = None
         best: tuple[float, float, int, Task] | None = None
         depth = 1 if calls_only else 0
         kept_for = self._waits_for_vram(worker, now) if worker.vram_mb is not None else None
@@ -152,17 +164,20 @@ class ReadyTasks:
                 rank = self._best(shape, now)
                 if rank is None or (kept_for is not None and shape.vram_mb and kept_for[:3] < rank[:3]):
                     continue
+                if shape.avoid and kept_off is not None and kept_off(worker, shape, rank[3].ready_at):
+                    continue
                 deeper = calls_only and shape.depth > depth
                 if best is None or deeper or rank[:3] < best[:3]:
-                    best = rank
+                    best, found = rank, shape
                     depth = shape.depth if calls_only else 0
-        if best is None:
+        if best is None or found is None:
             return None
         task = best[3]
         batch = task.batch
         self.vtime = max(self.vtime, batch.vtime)
         batch.vtime += 1.0
-        self.shapes[task.shape][task.priority].queues[batch.no].popleft()
+        # where it was found: an entry from before its crash may still stand under the shape that it had then
+        self.shapes[found][task.priority].queues[batch.no].popleft()
         return task
 
     def _waits_for_vram(self, worker: Session, now: float) -> tuple[float, float, int, Task] | None:
@@ -184,9 +199,47 @@ class ReadyTasks:
                 yield shape
 
 
-def predicates(shape: Shape, worker: Session, *, paused: bool, rig_paused: bool) -> list[Predicate]:
-    """Every test that stands between a task of this shape and this worker, in the scheduler's own order."""
-    return [*_offered(shape, worker), *_willing(shape, worker, paused, rig_paused)]
+def predicates(
+    shape: Shape,
+    worker: Session,
+    *,
+    paused: bool,
+    rig_paused: bool,
+    quarantined: str = "",
+    kept_off: bool = False,
+) -> list[Predicate]:
+    """Every test that stands between a task of this shape and this worker, in the scheduler's own order.
+
+    ``quarantined`` says why the worker is, ``kept_off`` that a task which crashed there waits for another one.
+    """
+    return [
+        *_offered(shape, worker),
+        *_trusted(shape, worker, quarantined, kept_off=kept_off),
+        *_willing(shape, worker, paused, rig_paused),
+    ]
+
+
+def _trusted(shape: Shape, worker: Session, quarantined: str, *, kept_off: bool) -> list[Predicate]:
+    """What crashes keep apart; the second only of a task that has crashed."""
+    trust = Predicate(
+        NOT_QUARANTINED,
+        not quarantined,
+        f"quarantined: {quarantined}" if quarantined else "not quarantined",
+        "not quarantined",
+        f"rigbus resume {worker.name}",
+    )
+    if not shape.avoid:
+        return [trust]
+    return [
+        trust,
+        Predicate(
+            NO_CRASH,
+            not kept_off,
+            "where it crashed" if kept_off else "another one",
+            "another one",
+            f"wait: others come first for {APART_S:g} s",
+        ),
+    ]
 
 
 def _offered(shape: Shape, worker: Session) -> list[Predicate]:

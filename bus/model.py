@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from .quarantine import Places, places_of
 from .states import STATE_NAMES, TERMINAL, BatchState, TaskState
 from .tags import MODEL_TYPES
 from .wire import Verb
@@ -40,6 +42,7 @@ class Shape:
     view: str | None = None  #: id of the state folder that the worker must see
     depth: int = 0  #: how many handlers wait for it, one in another; at most :data:`MAX_DEPTH_SEEN`
     vram_mb: int = 0  #: MiB of a card's memory that it takes while it runs; 0: none that counts
+    avoid: Places = ()  #: where a task of it has crashed: another place is tried first, where there is one
 
 
 #: Scope of the facts that say which worker holds which model; its key "" is a line for people.
@@ -51,6 +54,9 @@ PLACEMENT_ASKS: Final = frozenset({"load_llm", "unload_llm"})
 def of_model(shape: Shape) -> bool:
     """Whether tasks of this shape want a worker that holds a model."""
     return shape.cls == "llm" or shape.type in MODEL_TYPES
+
+
+JITTER: Final = 0.25  #: of a back-off, that it is lengthened by at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +79,16 @@ class Policy:
         """Attempts allowed that end in this class; ``definition`` gets one."""
         return {"task": self.task, "crash": self.crash, "infra": self.infra}.get(error_class, 1)
 
-    def backoff(self, failures: int) -> float:
-        """Seconds before the next attempt after ``failures`` (≥ 1) of a class: doubling, capped."""
-        return float(min(self.backoff_max_s, self.backoff_s * 2 ** min(failures - 1, 16)))
+    def backoff(self, failures: int, who: str = "") -> float:
+        """Seconds before the next attempt after ``failures`` (≥ 1) of a class: doubling, capped, then lengthened.
+
+        What failed together must not come back together: with ``who`` up to a quarter is added, by a hash of it, so that
+        the same task always waits equally long.
+        """
+        wait_s = float(min(self.backoff_max_s, self.backoff_s * 2 ** min(failures - 1, 16)))
+        if not who or not wait_s:
+            return wait_s
+        return wait_s * (1.0 + JITTER * zlib.crc32(who.encode()) / 0xFFFFFFFF)
 
 
 intern_shape = lru_cache(maxsize=4096)(Shape)
@@ -83,6 +96,14 @@ MAX_DEPTH_SEEN: Final = 64  #: deeper calls are matched as if they were as deep 
 intern_policy = lru_cache(maxsize=1024)(Policy)
 
 CLASSES: Final = ("task", "crash", "infra")
+
+
+def apart(shape: Shape, avoid: Places) -> Shape:
+    """The same shape for a task that has crashed at these places; empty: as it was."""
+    if shape.avoid == avoid:
+        return shape
+    s = shape
+    return intern_shape(s.type, s.cls, s.pool, s.needs, s.view, s.depth, s.vram_mb, avoid)
 
 
 def called_from(shape: Shape, caller: Shape | None) -> Shape:
@@ -383,6 +404,11 @@ class Session:
                 and (self.vram_mb is None or shape.vram_mb <= self.vram_mb)
             )
         return hit
+
+    @property
+    def places(self) -> Places:
+        """Its cards, or itself: where its crashes are counted."""
+        return places_of(self.name, self.info)
 
     @property
     def vram_leased_mb(self) -> int:

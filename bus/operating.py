@@ -6,12 +6,12 @@ from typing import Any
 
 from .checks import texts
 from .errors import DefinitionError, NotFound, Refused
+from .forgetting import Forgetting
 from .model import Session
-from .seating import Seating
 from .wire import Envelope, Verb
 
 
-class Operating(Seating):
+class Operating(Forgetting):
     """What people do to a running rig."""
 
     def cancel(self, session: Session, env: Envelope) -> dict[str, Any]:
@@ -47,24 +47,27 @@ class Operating(Seating):
     def _named_worker(self, header: dict[str, Any]) -> str:
         name = str(header.get("worker") or "")
         known = name == "all" or self.worker_named(name) is not None
-        if not known and not any((scope, name) in self.facts for scope in ("pause", "drain")):
+        known = known or any((scope, name) in self.facts for scope in ("pause", "drain"))
+        if not known and not self.knows_quarantined(name):
             raise NotFound(
                 f"no worker {name!r:.80}; there are: {', '.join(sorted(w.name for w in self.workers())) or 'none'}"
             )
         return name
 
     def control(self, session: Session, env: Envelope) -> dict[str, Any]:
-        """CONTROL: pause and resume (facts, so that they outlive restarts), stop, kill."""
+        """CONTROL: pause and resume (facts, so that they outlive restarts), forget, stop, kill."""
         action = env.header.get("action")
         if action == "kill":
             return self._kill(env.header)
+        if action == "forget":
+            return self.forget(session, env.header)
         if action == "stop":
             found = [s for s in self.sessions.values() if s.role == "supervisor"]
             for s in found:
                 self.send(s, Verb.CONTROL, {"action": "stop"})
             return {"supervisors": len(found)}
         if action not in ("pause", "resume"):
-            raise DefinitionError(f"CONTROL action {action!r:.40}: pause, resume, stop or kill")
+            raise DefinitionError(f"CONTROL action {action!r:.40}: pause, resume, forget, stop or kill")
         name = self._named_worker(env.header)
         if action == "pause":
             self.set_fact("pause", name, {"by": session.name, "at": self.wall})
@@ -72,6 +75,7 @@ class Operating(Seating):
             for scope in ("pause", "drain"):
                 for key in [k for s, k in self.facts if s == scope and name in ("all", k)]:
                     self.drop_fact(scope, key)
+            self.lift_quarantine(name, session.name)
         for worker in self.workers():
             if name in ("all", worker.name):
                 worker.draining = ("drain", worker.name) in self.facts or ("drain", "all") in self.facts

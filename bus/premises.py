@@ -11,7 +11,8 @@ from pathlib import Path
 from .ballast import Disk, full_disk, is_full
 from .errors import ConfigError, Refused, StoreError
 from .paths import RigPaths
-from .store import Loaded, Store, state_id
+from .reading import Loaded
+from .store import Store, state_id
 
 
 def make_state(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 
 from .checks import policy_of, shape_of
-from .model import PLACEMENT_ASKS, Batch, Task
+from .model import JITTER, PLACEMENT_ASKS, Batch, Task
 from .states import BatchState, TaskState
 
 
@@ -180,7 +180,7 @@ def task_from(
     t.owner, t.parent, t.error, t.digest = sys.intern(owner), parent, error, digest
     if not_before_at:
         # a wall clock that went back must not hold it for longer than its policy could
-        t.not_before = now + min(max(0.0, not_before_at - wall), t.policy.backoff_max_s)
+        t.not_before = now + min(max(0.0, not_before_at - wall), t.policy.backoff_max_s * (1 + JITTER))
     if deadline_at:
         remaining = max(0.0, deadline_at - wall)
         t.deadline = now + min(remaining, float(spec.get("deadline_s") or remaining))

@@ -28,6 +28,7 @@ class Reviving(Lifecycle):
         waiting = []
         for task in coming.values():
             task.counts = (0, 0, 0)
+            self.forget_crashes(task)
             task.silences = 0
             task.error = None
             task.deadline = 0.0  # times start anew, and the old one may be over

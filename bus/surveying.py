@@ -58,6 +58,10 @@ class Surveying(Explaining):
         )
         if worker.held:
             reasons.append(f"held: {worker.held}")
+        quarantine = self.quarantine_words(worker)
+        if quarantine:
+            reasons.append(f"quarantined: {quarantine}")
+            reasons += self._crashed_there(worker)
         if worker.lent:
             reasons.append(
                 f"{some(worker.lent, 'slot is', 'slots are')} lent: its handlers wait for calls of their own"
@@ -86,9 +90,19 @@ class Surveying(Explaining):
             out["summary"] = reasons[0]
         elif word == "held":
             out["summary"] = f"held: {worker.held}"
+        elif word == "quarantined":
+            out["summary"] = f"quarantined: {quarantine}"
         else:
             out["summary"] = f"{word}, gets no new work" + (f": {fix}" if fix else "")
         return out
+
+    def _crashed_there(self, worker: Session) -> list[str]:
+        """The tasks for which a worker is quarantined."""
+        place = self.quarantined(worker)
+        crashes = {c.task: c for c in (place.crashes if place is not None else ()) if not c.past}
+        shown = list(crashes.values())[-_SHOWN:]
+        names = [(self.ids[c.task].key if c.task in self.ids else c.task[:8], c) for c in shown]
+        return [f"`{name}` crashed on {c.worker} {seconds(self.now - c.at)} ago" for name, c in names]
 
     def _unfit(self, worker: Session, est: Estimator) -> tuple[int, Counter[str], int]:
         """Of the ready tasks: how many fit a worker's offer, what the others want, how many there are.
@@ -110,9 +124,13 @@ class Surveying(Explaining):
         wants = "".join(f", {some(n, 'wants', 'want')} {what}" for what, n in missing.most_common(1))
         value = "nothing is ready" if not ready else f"{fits} of {some(ready, 'ready task')} fit{wants}"
         shape = Shape(type="shell")  # of it only the worker's own tests are used
-        own = predicates(shape, worker, paused=self.paused(worker.name), rig_paused=self.paused("all"))[
-            len(OFFERED) :
-        ]
+        own = predicates(
+            shape,
+            worker,
+            paused=self.paused(worker.name),
+            rig_paused=self.paused("all"),
+            quarantined=self.quarantine_words(worker),
+        )[len(OFFERED) :]
         more = more_workers(self.workers())
         own = [replace(p, fix=p.fix.replace("--workers N", more)) for p in own]
         tests = [Predicate("a ready task fits", fits > 0, value, "one or more"), *own]
@@ -214,6 +232,7 @@ class Surveying(Explaining):
             if word not in _IDLE_WORDS or fits:
                 text = "idle, though a ready task fits it" if fits else f"{word}, gets no new work"
                 text += f": {worker.held}" if word == "held" else ""
+                text += f": {self.quarantine_words(worker)}" if word == "quarantined" else ""
                 out.append(_stuck(self._why_worker(worker, est), text))
         return out
 

@@ -125,12 +125,24 @@ class TaskCounts(_Open):
     skipped: int = 0
 
 
+class WorkerQuarantine(_Open):
+    """Why a worker gets no work for a while. Times are Unix seconds."""
+
+    why: str
+    since_at: float
+    until_at: float
+    tasks: list[str] = Field(default_factory=list, description="ids of the tasks that crashed there")
+
+
 class WorkerStatus(_Open):
     """A worker as the broker sees it."""
 
     id: str
     state: str
     held: str | None = Field(default=None, description="why it takes no work at present: a hot card")
+    quarantine: WorkerQuarantine | None = Field(
+        default=None, description="after crashes of different tasks; null: none"
+    )
     vram_mb: int | None = Field(
         default=None, ge=0, description="MiB that its tasks may take; null: not limited"
     )

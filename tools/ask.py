@@ -58,12 +58,17 @@ def task(bus: Client, ref: str) -> dict[str, Any]:
 
 
 def task_rows(
-    bus: Client, batch: str | None = None, states: tuple[str, ...] = (), *, full: bool = False
+    bus: Client,
+    batch: str | None = None,
+    states: tuple[str, ...] = (),
+    *,
+    full: bool = False,
+    calls: bool = False,
 ) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(row, result) of every task, page by page; results only with ``full``."""
+    """(row, result) of every task, page by page; results only with ``full``, ended calls of all only with ``calls``."""
     cursor: int | None = 0
     while cursor is not None:
-        fields: dict[str, Any] = {"cursor": cursor, "limit": PAGE, "full": full}
+        fields: dict[str, Any] = {"cursor": cursor, "limit": PAGE, "full": full, "calls": calls}
         if batch is not None:
             fields["batch"] = batch
         if states:

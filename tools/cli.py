@@ -53,6 +53,7 @@ VERBS: Final[dict[str, VerbEntry]] = {
     "completion": VerbEntry("completion", "completion", "Look", "The completion script of your shell"),
     "cancel": VerbEntry("cancel", "cancel", "Operate", "End a task or a batch"),
     "retry": VerbEntry("retry", "retry", "Operate", "Run again what has ended badly"),
+    "dead": VerbEntry("dead", "dead", "Operate", "What has failed for good: list it, retry it, drop it"),
     "load": VerbEntry("load", "load", "Operate", "Load a model, and wait until it answers"),
     "unload": VerbEntry("load", "unload", "Operate", "Unload a model when nothing uses it any more"),
     "pause": VerbEntry("pause", "pause", "Operate", "Give a worker no new work, until resume"),

@@ -47,6 +47,7 @@ _COLOURS: Final = {
     "skipped": "yellow",
     "paused": "yellow",
     "held": "yellow",
+    "quarantined": "red",
     "draining": "yellow",
     "review": "magenta",
 }

@@ -46,7 +46,7 @@ def status_object(answer: Row, mode: str) -> dict[str, Any]:
 def worker_object(row: Row) -> dict[str, Any]:
     """A worker of a status."""
     keys = ["id", "state", "classes", "model", "heartbeat_age_s", "tasks", "gpu", "placement"]
-    keys += ["pid", "slots", "types", "held", "vram_mb", "vram_leased_mb"]
+    keys += ["pid", "slots", "types", "held", "quarantine", "vram_mb", "vram_leased_mb"]
     return {key: row.get(key) for key in keys}
 
 

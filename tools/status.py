@@ -64,6 +64,7 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     if shown["workers"]:
         lines += ["", *worker_table(shown["workers"])]
         lines += [render.clean(f"{w['id']} is held: {w['held']}") for w in shown["workers"] if w.get("held")]
+        lines += [_quarantine_line(w, now) for w in shown["workers"] if w.get("quarantine")]
     else:
         lines.append("no worker is attached: `rigbus up`, or `rigbus worker`")
     if shown["batches"]:
@@ -88,6 +89,15 @@ def bound_lines(shown: Mapping[str, Any]) -> list[str]:
         if name not in _TURNING and of["used"] >= NEAR * of["bound"]:
             lines.append(f"{name}: {of['used']:,} of {of['bound']:,} (limits in `rigbus config show`)")
     return lines
+
+
+def _quarantine_line(worker: Any, now: float) -> str:
+    """Why a worker gets no work for a while, and what changes that."""
+    quarantine = worker["quarantine"]
+    left = render.duration(max(0.0, quarantine["until_at"] - now))
+    return render.clean(
+        f"{worker['id']} is quarantined for {left} more: {quarantine['why']}; `rigbus resume {worker['id']}` trusts it"
+    )
 
 
 def worker_table(workers: list[Any]) -> list[str]:

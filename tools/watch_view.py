@@ -32,6 +32,7 @@ _STYLES: Final = {
     "skipped": "yellow",
     "paused": "yellow",
     "held": "yellow",
+    "quarantined": "red",
     "draining": "yellow",
     "running": "cyan",
     "planning": "cyan",
@@ -116,7 +117,8 @@ def _runs(worker: Row, frame: Frame) -> str:
     shown = ", ".join(f"{t['name']} {render.age(t['started_at'], frame['at'])}" for t in mine[:3])
     shown += f", {len(mine) - 3} more" if len(mine) > 3 else ""
     held = str(worker.get("held") or "")
-    return "; ".join(text for text in (held, shown) if text)
+    crashed = str((worker.get("quarantine") or {}).get("why") or "")
+    return "; ".join(text for text in (held, crashed, shown) if text)
 
 
 def decision_line(d: Row) -> str:

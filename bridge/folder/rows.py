@@ -265,7 +265,7 @@ def worker_row(
     was heard (our clock: readers compare with files of the same share)."""
     known = known or {}
     state = str(beat.get("state") or known.get("state") or "idle")
-    if known.get("state") in ("paused", "draining", "held", "suspect"):
+    if known.get("state") in ("paused", "draining", "held", "suspect", "quarantined"):
         state = str(known["state"])
     return {
         "id": name,

@@ -105,6 +105,7 @@ TOKEN_EVENTS: list[ev.Event] = [
     ev.Control("pause"),
     ev.Control("resume"),
     ev.Control("drain"),
+    ev.Control("hand_back", "why"),
     ev.Control("nonsense"),
     ev.Tick(),
     ev.Flush(),
@@ -481,6 +482,15 @@ def test_paused_means_no_credit_and_what_waits_goes_back() -> None:
     assert T1 in b.core.runs
     b.do(ev.Recorded([T2, T3]), ev.Control("resume"))
     assert sent(b.flush(), Verb.OFFER)[-1]["credit"] == 1
+
+
+def test_asked_to_hand_back_it_returns_what_waits_and_goes_on() -> None:
+    b = Bench(slots=1)
+    b.run(T1)
+    b.do(ev.Leases([lease(T2)]), ev.Control("hand_back", "quarantined: 3 different tasks crashed there"))
+    reason = "quarantined: 3 different tasks crashed there"
+    assert sent(b.flush(), Verb.RETURN) == [{"tokens": [T2], "reason": reason}]
+    assert T1 in b.core.runs and b.core.credit == 1
 
 
 def test_a_worker_with_too_many_unanswered_results_takes_no_more() -> None:

@@ -91,7 +91,7 @@ def test_a_queue_timeout_begins_anew_after_a_back_off(rig: Harness) -> None:
     worker.offer(credit=0)
     rig.wait(24, (worker, []), (client, []))
     assert task.state is TaskState.READY
-    rig.wait(2, (worker, []), (client, []))
+    rig.wait(7, (worker, []), (client, []))
     assert task.state is TaskState.EXPIRED
     rig.check()
 

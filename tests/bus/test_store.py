@@ -466,7 +466,7 @@ def test_a_clock_that_was_set_back_holds_nothing_for_ever(rig: Durable) -> None:
     worker.fail(worker.lease())
     again = rig.restart(away_s=-1_000_000)
     loaded = again.core.ids[task.id]
-    assert loaded.not_before - again.now <= 60 and loaded.deadline - again.now <= 100
+    assert loaded.not_before - again.now <= 75 and loaded.deadline - again.now <= 100
     again.store.close()
 
 

@@ -13,7 +13,7 @@ from rigbus.bus.wire import Verb, pack
 
 Answer = dict[str, Any]
 CHECKED = (
-    *("type", "class", "pool", "needs", "view", "VRAM"),
+    *("type", "class", "pool", "needs", "view", "VRAM", "not quarantined"),
     *("rig not paused", "worker not paused", "not draining", "not held"),
 )
 
@@ -203,7 +203,8 @@ REASONS: dict[str, tuple[Callable[[Scene], str], str, list[tuple[str, str]]]] = 
     ),
     "not_before back-off": (
         back_off,
-        "waits 40 s before its next attempt (back-off; attempt 1 failed: exit 3: disk full)",
+        # 40 s and what a hash of the task adds
+        "waits 45 s before its next attempt (back-off; attempt 1 failed: exit 3: disk full)",
         [("back-off over", "")],
     ),
     "share unavailable": (

@@ -45,6 +45,7 @@ INTERFACE_VERBS = [
     "repair",
     "backup",
     "restore",
+    "dead",
     "why",
     "sniff",
     "config",
