@@ -29,6 +29,7 @@ from ...plans.errors import PlanInvalid
 from ...plans.model import Plan
 from ...plans.parser import parse_plan
 from . import core, planner
+from .doing import Doing
 from .evaluating import NO_MODELS, Evaluating, Judging, judging_of
 from .expanding import Expanding
 from .inferring import Asking
@@ -70,6 +71,7 @@ class Brain:
         self._clock = clock
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
+        self.doing = Doing(self)
         self.planning = Planning(self, asking)
         self.expanding = Expanding(self, clock=clock)
         self.placements = Placements(self, placing or Placing({}))
@@ -152,6 +154,7 @@ class Brain:
 
     def _forget(self) -> None:
         self.work.clear()
+        self.doing.forget()
         self.expanding.clear()
         self.placements.forget()
 
@@ -249,6 +252,7 @@ class Brain:
             raise
         except NotFound as e:
             log.info("left alone: %s", e)
+            self.doing.end(work)
         except Refused as e:
             if "epoch" not in str(e):
                 log.warning("refused: %s", e)
@@ -267,7 +271,9 @@ class Brain:
             Busy, Unreachable, NotFound, Refused: what the broker said to the work, or to its end.
         """
         try:
-            self._begin(work)
+            self.doing.begin(work)
+            if not self._begin(work):
+                self.doing.end(work)
             return
         except (Busy, Unreachable, NotFound, Refused):
             raise
@@ -283,11 +289,14 @@ class Brain:
         log.warning("batch %s fails: %s", work.batch, why)
         self.tell({"fail": [{"batch": work.batch, "error": why}]})
 
-    def _begin(self, work: core.Work) -> None:
+    def _begin(self, work: core.Work) -> bool:
+        """Do it, or a step of it; whether more steps of it follow."""
         if isinstance(work, core.PlanBatch):
             self.planning.step(work.batch)
         elif isinstance(work, core.ExpandTemplate):
-            self.work.extend(self.expanding.step(work))
+            more = self.expanding.step(work)
+            self.work.extend(more)
+            return work in more
         elif isinstance(work, core.Unblock):
             self.work.extend(self.expanding.unblocked(work))
         elif isinstance(work, core.LookAgain):
@@ -301,6 +310,7 @@ class Brain:
             self.evaluating.step(work)
         else:
             self.check_abort(work)
+        return False
 
     def _pause(self, pause_s: float) -> None:
         """Wait for the broker's retry time, or for whatever it says meanwhile."""
@@ -315,7 +325,19 @@ class Brain:
         if message is not None:
             header |= {"batch": batch, "tasks": message.specs}
             body = message.payloads
-        return self.link.request(Verb.BRAIN, header, body, timeout_s=_REQUEST_S).header
+        declared = len(message.specs) if message is not None else 0
+        over = any(name in header for name in ("close", "release", "fail"))
+        facts = self.doing.riding(declared, over=over)
+        if facts:
+            header["facts"] = [*header.get("facts", ()), *facts]
+        answer = self.link.request(Verb.BRAIN, header, body, timeout_s=_REQUEST_S).header
+        self.doing.rode(facts, declared, over=over)
+        return answer
+
+    def write_facts(self, facts: list[dict[str, Any]]) -> None:
+        """Facts alone, in a message of their own."""
+        header = {"epoch": self.epoch, "upto_seq": self._cursor.since, "facts": facts}
+        self.link.request(Verb.BRAIN, header, timeout_s=_REQUEST_S)
 
     def query(self, what: str, **more: Any) -> dict[str, Any]:
         """The header of QUERY's answer."""
