@@ -77,7 +77,10 @@ class Placements(Surveying):
             "info": worker.info,
             "placement": telemetry.get("placement"),
             "leases": len(worker.leases),
-            "willing": not worker.draining and not worker.suspect and not self.paused(worker.name),
+            "willing": not worker.draining
+            and not worker.suspect
+            and not self.paused(worker.name)
+            and self.quarantined(worker) is None,
         }
 
     def _demand(self) -> list[dict[str, Any]]:

@@ -121,13 +121,16 @@ class Quarantine:
         return changed | acquitted, held, acquitted
 
     def went_well(self, worker: str) -> set[str]:
-        """A result came from a worker: its crashes so far were not in a row. Cheap where it has none."""
+        """A result came from a worker: its crashes so far were not in a row. Cheap where it has none.
+
+        What still runs under a quarantine and ends well does not lift it.
+        """
         if worker not in self._watched:
             return set()
         self._watched.discard(worker)
         changed = set()
         for name, place in self.places.items():
-            if any(c.worker == worker and not c.past for c in place.crashes):
+            if not place.until and any(c.worker == worker and not c.past for c in place.crashes):
                 place.crashes = [replace(c, past=c.past or c.worker == worker) for c in place.crashes]
                 changed.add(name)
         return changed

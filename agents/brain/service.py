@@ -252,7 +252,6 @@ class Brain:
             raise
         except NotFound as e:
             log.info("left alone: %s", e)
-            self.doing.end(work)
         except Refused as e:
             if "epoch" not in str(e):
                 log.warning("refused: %s", e)
@@ -275,7 +274,10 @@ class Brain:
             if not self._begin(work):
                 self.doing.end(work)
             return
-        except (Busy, Unreachable, NotFound, Refused):
+        except NotFound:
+            self.doing.end(work)
+            raise
+        except (Busy, Unreachable, Refused):
             raise
         except (planner.Unplannable, RigbusError) as e:
             why = str(e)

@@ -260,6 +260,21 @@ def test_facts_are_compare_and_set_and_one_mismatch_refuses_the_message(rig: Har
     assert error_of(tell({"scope": 5, "key": "c", "rev": 0})) == "definition"
 
 
+def test_a_fact_of_null_is_deleted_and_a_repeat_is_harmless(rig: Harness) -> None:
+    brain = rig.brain()
+
+    def tell(rev: int, value: Any) -> Any:
+        fact = {"scope": "s", "key": "a", "rev": rev, "value": value}
+        return brain.ask(Verb.BRAIN, {"epoch": rig.core.epoch, "facts": [fact]})
+
+    tell(0, 1)
+    assert error_of(tell(7, None)) == "refused" and rig.core.facts
+    assert tell(1, None).verb is Verb.OK and not rig.core.facts
+    assert rig.changes[-1].facts == {("s", "a"): None}
+    assert tell(1, None).verb is Verb.OK and rig.changes[-1].facts == {}
+    assert tell(0, 2).verb is Verb.OK and rig.core.facts["s", "a"].rev == 1
+
+
 def test_tasks_for_a_batch_that_a_person_has_cancelled_are_dropped(rig: Harness) -> None:
     brain, client = rig.brain(), rig.client()
     batch = client.submit(kind="plan", plan={"name": "p"}).header["batch"]

@@ -353,3 +353,12 @@ def test_one_place_keeps_a_bounded_number_of_crashes() -> None:
     assert len(book.places["w"].crashes) == 32
     book.crashed(Crash("t", "k", "v", 2000.0), ("v",), 0.0, may_hold=False)
     assert set(book.places) == {"v"}
+
+
+def test_what_ends_well_under_a_quarantine_does_not_lift_it() -> None:
+    book = Quarantine()
+    for n in range(3):
+        book.crashed(Crash(f"t{n}", f"k{n}", "w", float(n)), ("w",), 1.0, may_hold=True)
+    book.went_well("w")
+    place = book.holds(("w",))
+    assert place is not None and not any(c.past for c in place.crashes)
