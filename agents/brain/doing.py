@@ -31,6 +31,7 @@ class Bus(Protocol):
 class _Begun:
     """Work of this process. ``rev`` of its fact is None when it has to be read again; ``at``: what the fact says."""
 
+    about: dict[str, Any]  #: of the fact's value what never changes: batch, what
     rev: int | None
     at: int = 0
     declared: int = 0  #: tasks that this walk through the plan or list has declared
@@ -69,13 +70,13 @@ class Doing:
         if mine is not None:
             mine.rev, mine.at = rev, at
             return
-        mine = self._begun[self._now] = _Begun(rev, at)
+        mine = self._begun[self._now] = _Begun({"batch": work.batch, "what": what}, rev, at)
         if tries >= TRIES:
             raise Unplannable(
                 f"its plan ended the brain {tries} times while it was {what}: brain.log and the rig's memory say more; "
                 "make it smaller, and submit it again"
             )
-        value = {"tries": tries + 1, "at": at, "batch": work.batch, "what": what}
+        value = {"tries": tries + 1, "at": at, **mine.about}
         mine.rev = None  # until it is known to be written
         self._bus.write_facts([self._fact(self._now, rev, value)])
         mine.rev = rev + 1
@@ -86,16 +87,13 @@ class Doing:
         Call :meth:`rode` when the message was answered. Until then the fact's revision counts as unknown.
         """
         mine = self._begun.get(self._now)
-        if mine is None or mine.rev is None:
+        if mine is None or not (over or mine.declared + declared > mine.at):
             return []
-        rev = mine.rev
-        if over:
-            mine.rev = None
-            return [self._fact(self._now, rev, None)] if rev else []
-        if mine.declared + declared <= mine.at:
-            return []
+        rev = self._read(self._now)[0] if mine.rev is None else mine.rev
         mine.rev = None
-        return [self._fact(self._now, rev, {"tries": 1, "at": mine.declared + declared})]
+        if over:
+            return [self._fact(self._now, rev, None)] if rev else []
+        return [self._fact(self._now, rev, {"tries": 1, "at": mine.declared + declared, **mine.about})]
 
     def rode(self, facts: list[dict[str, Any]], declared: int, *, over: bool) -> None:
         """The message with these facts is recorded."""

@@ -86,7 +86,8 @@ def test_brains_that_come_further_each_time_are_not_counted(brain: Process) -> N
         brain.doing.begin(EXPAND)
         for _ in range(n):  # what the one before had declared, and a message more
             brain.tell(50)
-        assert brain.fact(EXPAND.expand_id) == {"tries": 1, "at": 50 * n}
+        about = {"batch": EXPAND.batch, "what": "expanded (each)"}
+        assert brain.fact(EXPAND.expand_id) == {"tries": 1, "at": 50 * n, **about}
         brain = brain.die()
 
 
@@ -126,6 +127,13 @@ def test_a_lost_answer_leaves_the_revision_to_be_read(brain: Process) -> None:
     brain.tell(50)
     brain.tell(50, over=True)
     assert brain.fact(EXPAND.expand_id) is None
+
+
+def test_a_message_that_was_refused_does_not_keep_the_fact_from_going_with_the_next(brain: Process) -> None:
+    brain.doing.begin(PLAN)
+    assert brain.doing.riding(5, over=False)  # which the broker refuses: the batch is failed instead
+    brain.tell(0, over=True)
+    assert brain.fact() is None
 
 
 def test_other_work_counts_nothing(brain: Process) -> None:
