@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from ...bus.errors import Refused
 from .core import ExpandTemplate, PlanBatch, Work, template_of
 from .planner import Unplannable
 
@@ -32,7 +33,7 @@ class _Begun:
     """Work of this process. ``rev`` of its fact is None when it has to be read again; ``at``: what the fact says."""
 
     about: dict[str, Any]  #: of the fact's value what never changes: batch, what
-    rev: int | None
+    rev: int | None = None
     at: int = 0
     declared: int = 0  #: tasks that this walk through the plan or list has declared
 
@@ -66,20 +67,33 @@ class Doing:
         mine = self._begun.get(self._now)
         if mine is not None and mine.rev is not None:
             return
-        rev, tries, at = self._read(self._now)
         if mine is not None:
-            mine.rev, mine.at = rev, at
+            mine.rev, _, mine.at = self._read(self._now)
             return
-        mine = self._begun[self._now] = _Begun({"batch": work.batch, "what": what}, rev, at)
+        mine = self._begun[self._now] = _Begun({"batch": work.batch, "what": what})
+        if self._first(mine):
+            return
+        rev, tries, mine.at = self._read(self._now)
         if tries >= TRIES:
+            mine.rev = rev
             raise Unplannable(
                 f"its plan ended the brain {tries} times while it was {what}: brain.log and the rig's memory say more; "
                 "make it smaller, and submit it again"
             )
-        value = {"tries": tries + 1, "at": at, **mine.about}
-        mine.rev = None  # until it is known to be written
+        value = {"tries": tries + 1, "at": mine.at, **mine.about}
         self._bus.write_facts([self._fact(self._now, rev, value)])
         mine.rev = rev + 1
+
+    def _first(self, mine: _Begun) -> bool:
+        """Write the fact of a first try, which most are, without asking before; False where another process had begun."""
+        try:
+            self._bus.write_facts([self._fact(self._now, 0, {"tries": 1, "at": 0, **mine.about})])
+        except Refused as e:
+            if "epoch" in str(e):
+                raise
+            return False
+        mine.rev = 1
+        return True
 
     def riding(self, declared: int, *, over: bool) -> list[dict[str, Any]]:
         """The facts that go with a message of the present work: it declares so many tasks, or ends the work.

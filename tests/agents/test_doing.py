@@ -10,7 +10,7 @@ from harness import Harness
 from rigbus.agents.brain.core import ExpandTemplate, PlaceModels, PlanBatch, Work
 from rigbus.agents.brain.doing import SCOPE, TRIES, Doing
 from rigbus.agents.brain.planner import Unplannable
-from rigbus.bus.errors import Unreachable
+from rigbus.bus.errors import Refused, Unreachable
 from rigbus.bus.wire import Verb
 
 PLAN = PlanBatch("20260101_000000_abcdef")
@@ -23,6 +23,7 @@ class Process:
     def __init__(self, rig: Harness) -> None:
         self.rig = rig
         self.peer = rig.brain()
+        self.epoch = rig.core.epoch
         self.away = False
         self.doing = Doing(self)
 
@@ -34,7 +35,9 @@ class Process:
         return self.peer.ask(Verb.QUERY, {"what": what, **more}).header
 
     def write_facts(self, facts: list[dict[str, Any]]) -> None:
-        answer = self.peer.ask(Verb.BRAIN, {"epoch": self.rig.core.epoch, "facts": facts})
+        answer = self.peer.ask(Verb.BRAIN, {"epoch": self.epoch, "facts": facts})
+        if answer.verb is Verb.ERROR:
+            raise Refused(f"{answer.header['code']}: {answer.header['message']}")
         assert answer.verb is Verb.OK, answer.header
         if self.away:
             self.away = False
@@ -134,6 +137,14 @@ def test_a_message_that_was_refused_does_not_keep_the_fact_from_going_with_the_n
     assert brain.doing.riding(5, over=False)  # which the broker refuses: the batch is failed instead
     brain.tell(0, over=True)
     assert brain.fact() is None
+
+
+def test_a_brain_that_is_not_seated_any_more_counts_nothing(brain: Process) -> None:
+    brain.doing.begin(PLAN)
+    brain.epoch -= 1
+    with pytest.raises(Refused, match="stale_epoch"):
+        brain.doing.begin(EXPAND)
+    assert brain.fact(EXPAND.expand_id) is None
 
 
 def test_other_work_counts_nothing(brain: Process) -> None:
