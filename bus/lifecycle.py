@@ -58,7 +58,7 @@ class Lifecycle(Quarantining):
 
     def conclude(self, task: Task, value: bytes | None, **data: Any) -> None:
         """Everything that follows a terminal state, in the transaction that records it. Iterative: chains are long."""
-        if task.state is TaskState.DONE and task.worker:
+        if self.quarantine.watched and task.state is TaskState.DONE and task.worker:
             self.note_result(task.worker)
         self._told(task, value, data)
         self._go_on(self._followers(task))

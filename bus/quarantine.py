@@ -66,7 +66,7 @@ class Quarantine:
 
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
-        self._watched: set[str] = set()  # workers with a crash that no result has followed
+        self.watched: set[str] = set()  #: workers with a crash that no result has followed
 
     # -- facts -----------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class Quarantine:
         for name in places:
             place = self.places.setdefault(name, Place())
             place.crashes = [*place.crashes, crash][-_KEPT:]
-        self._watched.add(crash.worker)
+        self.watched.add(crash.worker)
         acquitted = self._acquit(crash.kind)
         held = set()
         for name in places if may_hold else ():
@@ -125,9 +125,9 @@ class Quarantine:
 
         What still runs under a quarantine and ends well does not lift it.
         """
-        if worker not in self._watched:
+        if worker not in self.watched:
             return set()
-        self._watched.discard(worker)
+        self.watched.discard(worker)
         changed = set()
         for name, place in self.places.items():
             if not place.until and any(c.worker == worker and not c.past for c in place.crashes):
@@ -203,4 +203,4 @@ class Quarantine:
         return changed
 
     def _watch(self) -> None:
-        self._watched = {c.worker for p in self.places.values() for c in p.crashes if not c.past}
+        self.watched = {c.worker for p in self.places.values() for c in p.crashes if not c.past}
