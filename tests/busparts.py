@@ -110,10 +110,12 @@ class ScriptedBroker:
 
 _BROKER = (
     "import json, sys; from pathlib import Path\n"
+    "from rigbus.bus.bounds import Bounds\n"
     "from rigbus.bus.broker import Broker, Options\n"
     "from rigbus.bus.paths import rig_paths\n"
     "options, addresses = json.loads(sys.argv[2])\n"
     "paths = rig_paths(Path(sys.argv[1]))\n"
+    "options['bounds'] = Bounds(**options['bounds'])\n"
     "sys.exit(Broker(paths, Options(**options), addresses=addresses).run())\n"
 )
 

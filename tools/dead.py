@@ -175,7 +175,7 @@ def _letter(bus: Client, logs: Path, row: dict[str, Any], result: Any) -> dict[s
 
 def _tail(logs: Path, task: dict[str, Any]) -> list[str]:
     """The last lines that it wrote: of its newest log here, else of its result; empty where it wrote nothing."""
-    from ..agents.values import log_path
+    from ..bus.paths import log_path
 
     for number in sorted((a["n"] for a in task["attempts"]), reverse=True):
         try:
