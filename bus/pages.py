@@ -7,6 +7,7 @@ log, whose frames SQLite checks, or has a sum (ADR 0021). Formats: sqlite.org/wa
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -102,7 +103,8 @@ class PageSums:
         try:
             for block in sorted({(page - 1) // _BLOCK for page in pages}.union(grown)):
                 data = self.sums[block * _BLOCK : (block + 1) * _BLOCK].tobytes()
-                os.pwrite(fd, data, len(_MAGIC) + 4 * block * _BLOCK)
+                if os.pwrite(fd, data, len(_MAGIC) + 4 * block * _BLOCK) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(fd)
         finally:
             os.close(fd)

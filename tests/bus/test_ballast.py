@@ -183,7 +183,7 @@ def test_what_was_committed_stays_and_the_ballast_takes_the_next_ones(
     small.free()
     assert disk.look().level is Level.AMPLE and disk.room.ballast_bytes == 2 * MIB
     store.commit(some(done), 0, WALL)
-    store.db.close()
+    store.close()
     again, newer = opened(paths, disk, durability)
     kept = {key for (key,) in again.db.execute("SELECT key FROM meta")}
     assert {f"k{n}" for n in range(done + 1)} <= kept and newer == incarnation + 1
