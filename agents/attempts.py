@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -16,7 +16,17 @@ from typing import Any, Protocol
 from ..bus.wire import Token
 from . import worker_events as ev
 from .output import OutputSummary
-from .process_api import ENTER_TIMEOUT_S, Child, ExitStatus, Processes, Spawn, SpawnError, Sweep
+from .process_api import (
+    ENTER_TIMEOUT_S,
+    UNKILLABLE_S,
+    Child,
+    ExitStatus,
+    Processes,
+    Spawn,
+    SpawnError,
+    Sweep,
+    unkillable,
+)
 from .worker_events import Outcome
 
 log = logging.getLogger(__name__)
@@ -25,6 +35,7 @@ SWEEP_S = 0.05
 #: From when on a process is followed, its output and its entry into its folder: a short one has ended by then and woke
 #: the loop once, by its end; what it wrote is taken then, and what the pipe does not hold waits so long.
 FOLLOW_S = 0.02
+HANGING_STEP_S = 1.0  #: between two looks at what cannot be killed: it may take days
 _ACTIVE_S = 0.5
 
 
@@ -49,6 +60,9 @@ class Attempt:
     look_at: float | None = None  #: from then on it is followed
     sweep: Sweep | None = None
     next_step_at: float = 0.0
+    unkillable_at: float | None = (
+        None  #: from then on its tree counts as one that cannot be killed; None: said
+    )
     entered: bool = False
     late: bool = False  #: it did not enter its folder in time
     summary: OutputSummary | None = None
@@ -57,6 +71,8 @@ class Attempt:
 
 class ProcessRunner(ABC):
     """The part that all attempts share. Keys are lease tokens, or anything else for helpers of the worker itself."""
+
+    unkillable_s = UNKILLABLE_S
 
     def __init__(self, host: Host, procs: Processes) -> None:
         self._host = host
@@ -83,6 +99,10 @@ class ProcessRunner(ABC):
 
     def _wrote(self, attempt: Attempt) -> None:  # noqa: B027 - a hook that may stay empty
         """The process printed something (said at most twice a second)."""
+
+    @abstractmethod
+    def _hangs(self, attempt: Attempt, said: str) -> None:
+        """Its tree does not die; ``_over`` follows if it does after all."""
 
     @abstractmethod
     def _over(self, attempt: Attempt, status: ExitStatus, summary: OutputSummary) -> None:
@@ -125,7 +145,7 @@ class ProcessRunner(ABC):
         attempt.watched.add(fd)
         self._host.watch(fd, lambda: act(attempt))
 
-    def _unwatch(self, attempt: Attempt, keep: Sequence[int] = ()) -> None:
+    def _unwatch(self, attempt: Attempt, keep: Collection[int] = ()) -> None:
         for fd in attempt.watched - set(keep):
             self._host.unwatch(fd)
             attempt.watched.discard(fd)
@@ -166,6 +186,7 @@ class ProcessRunner(ABC):
         if attempt.sweep is None:
             attempt.sweep = self._procs.kill_tree(attempt.child)
             attempt.next_step_at = 0.0
+            attempt.unkillable_at = monotonic() + self.unkillable_s
 
     def _look(self, attempt: Attempt, now: float) -> float | None:
         """Do what is due for one attempt; when to look again."""
@@ -175,6 +196,16 @@ class ProcessRunner(ABC):
                 if attempt.sweep.step():
                     self._finish(attempt)
                     return None
+                if attempt.child.exit_fd in attempt.watched and attempt.child.poll_exit() is not None:
+                    # Readable until it is buried: it would wake the loop all the time that its tree takes to die.
+                    self._unwatch(attempt, attempt.watched - {attempt.child.exit_fd})
+                if attempt.unkillable_at is not None and now >= attempt.unkillable_at:
+                    attempt.unkillable_at = None
+                    said = unkillable(attempt.sweep.survivors)
+                    log.warning("%s: it keeps its slot until it ends", said)
+                    self._hangs(attempt, said)
+                if attempt.unkillable_at is None:
+                    attempt.next_step_at = now + HANGING_STEP_S
             return attempt.next_step_at
         if not attempt.entered:
             if now >= attempt.enter_by:

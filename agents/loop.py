@@ -27,6 +27,7 @@ from ..bus.wire import Envelope, Token, Verb, pack
 from . import worker_events as ev
 from .gpu.watch import OwnCards
 from .runners import Runner
+from .spool import Spool
 from .worker_core import WorkerCore
 from .worker_run import Phase, WorkerConfig
 
@@ -92,6 +93,7 @@ class Loop:
             ctx=self.ctx,
             hello_extra=self._hello_extra,
         )
+        self._spool = Spool(state, peer.name, self._link.session) if state is not None else None
         self._inbox: deque[ev.Event] = deque()
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
@@ -184,6 +186,9 @@ class Loop:
         """
         local = self.peer.commands.startswith(("ipc:", "inproc:"))
         self.core = WorkerCore(replace(config, fence=config.fence or not local), self.clock())
+        for left in self._spool.former() if self._spool is not None else ():
+            log.info("worker %s: a former process of it left %s", self.peer.name, left.path)
+            self._step(self.core, left.inherited())
         self._poller.register(self._wake_out, zmq.POLLIN)
         handled = self._take_signals()
         if self.cards is not None:
@@ -268,6 +273,13 @@ class Loop:
         match action:
             case ev.Send():
                 self._send(core, action)
+            case ev.Spool(rows, body):
+                # Without a state folder they are in memory only: what becomes of them is this process's fate.
+                if self._spool is not None and not self._spool.keep(rows, body):
+                    self._step(core, ev.NotSpooled([row["token"] for row in rows]))
+            case ev.Unspool(tokens):
+                if self._spool is not None:
+                    self._spool.settle(tokens)
             case ev.Start(lease):
                 runner = self._runners.get(lease.type)
                 if runner is None:
@@ -373,7 +385,10 @@ class Loop:
             self._control(action, h)
 
     def _hello_extra(self) -> dict[str, Any]:
-        return {"resume": self.core.resume() if self.core is not None else []}
+        if self.core is None:
+            return {"resume": []}
+        owes = self.core.owes()
+        return {"resume": self.core.resume(), **({"owes": owes} if owes else {})}
 
     # ------------------------------------------------------------ signs of life
 
@@ -406,7 +421,7 @@ class Loop:
                 "state": _state(core),
                 "slots": core.config.slots,
                 "credit": core.credit,
-                "held": core.held.reason if core.held else None,
+                "held": core.held.reason if core.held else core.hangs or None,
                 "running": running,
                 "model": placement.get("model") if placement and placement["phase"] == "hot" else None,
                 "load": os.getloadavg()[0],
@@ -480,7 +495,7 @@ def _state(core: WorkerCore) -> str:
         return "draining"
     if core.paused:
         return "paused"
-    if core.held:
+    if core.held or core.hangs:
         return "held"
     return "busy" if core.runs else "idle"
 

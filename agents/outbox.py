@@ -1,22 +1,25 @@
 """What a worker still owes the broker: results and returns until they are RECORDED, progress, and its credit.
 
-Pure: no socket, no clock. A result leaves :class:`Outbox` only when the broker says RECORDED or STALE.
+Pure: no socket, no clock. A result leaves :class:`Outbox` only when the broker says RECORDED or STALE. One in danger (not
+answered, the broker away, this process leaving) is to lie on disk as well; what is answered at once never touches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..bus.wire import MAX_BATCH, Token, Verb
-from .worker_events import Outcome, Progress, Send, legible
+from .worker_events import Outcome, Progress, Send, Spool, legible
 
 #: A RESULT message carries at most this many bytes of values: one message never stalls the broker's loop.
 MESSAGE_BYTES: Final = 4 << 20
 HEADER_BYTES: Final = 900_000
 #: Sent but unanswered for this long: send it again (the answer is idempotent).
 RESEND_S: Final = 5.0
+#: Sent but unanswered for this long: a copy goes to the disk.
+SPOOL_S: Final = 1.0
 PROGRESS_S: Final = 0.02
 PROGRESS_BYTES: Final = 256 << 10
 #: Holding this many unanswered results, a worker takes no more work (PROTOCOL §9 allows 1,000).
@@ -28,6 +31,8 @@ class _Owed:
     row: dict[str, Any]
     body: bytes
     sent_at: float | None = None
+    session: str = ""  #: of the dead process that left it; empty: it is our own
+    spooled: bool = False
 
 
 @dataclass(slots=True)
@@ -58,7 +63,22 @@ class Outbox:
         return token in self.results or token in self.returns
 
     def tokens(self) -> list[Token]:
-        return [*self.results, *self.returns]
+        """Those of this process's own leases."""
+        return [*(token for token, owed in self.results.items() if not owed.session), *self.returns]
+
+    def inherited(self) -> dict[str, list[Token]]:
+        """The tokens that dead processes left, by their sessions."""
+        found: dict[str, list[Token]] = {}
+        for token, owed in self.results.items():
+            if owed.session:
+                found.setdefault(owed.session, []).append(token)
+        return found
+
+    def inherit(self, session: str, rows: Sequence[dict[str, Any]], body: Sequence[bytes]) -> None:
+        """Owe what a dead process left on disk."""
+        for row, value in zip(rows, body, strict=True):
+            self.results[row["token"]] = _Owed(row, value, session=session, spooled=True)
+            self._fresh.append(row["token"])
 
     def add(self, token: Token, outcome: Outcome, *, cancelled: bool = False) -> None:
         """Owe this outcome. Nothing is sent before :meth:`flush`."""
@@ -81,11 +101,33 @@ class Outbox:
             self.returns[token] = _Return(reason, not_before_s)
             self._fresh_returns.append(token)
 
-    def settle(self, tokens: Iterable[Token]) -> None:
-        """RECORDED or STALE: forget."""
+    def settle(self, tokens: Iterable[Token]) -> list[Token]:
+        """RECORDED or STALE: forget. Those of which a copy lies on disk."""
+        spooled = []
         for token in tokens:
-            self.results.pop(token, None)
+            owed = self.results.pop(token, None)
             self.returns.pop(token, None)
+            if owed is not None and owed.spooled:
+                spooled.append(token)
+        return spooled
+
+    def spool(self, sent_by: float | None = None) -> list[Spool]:
+        """What is to be written to the disk: everything, or what was sent before ``sent_by`` and is not answered."""
+        due = [
+            owed
+            for owed in self.results.values()
+            if not owed.spooled
+            and (sent_by is None or (owed.sent_at is not None and owed.sent_at <= sent_by))
+        ]
+        for owed in due:
+            owed.spooled = True
+        return [Spool(rows, body) for _, rows, body in _messages(due)]
+
+    def not_spooled(self, tokens: Iterable[Token]) -> None:
+        """The disk did not take them."""
+        for token in tokens:
+            if token in self.results:
+                self.results[token].spooled = False
 
     def resend_all(self) -> None:
         """A new session: whatever is not answered goes out again."""
@@ -108,29 +150,14 @@ class Outbox:
         return [*self._flush_results(now), *self._flush_returns(now)]
 
     def _flush_results(self, now: float) -> list[Send]:
-        sends: list[Send] = []
-        rows: list[dict[str, Any]] = []
-        body: list[bytes] = []
-        size = head = 0
-        for token in self._fresh:
-            owed = self.results.get(token)
-            if owed is None:
-                continue
-            # Rows travel in the header frame, whose limit an error text of four-byte characters could reach.
-            row_bytes = 300 + 4 * len(owed.row.get("error", ""))
-            full = size + len(owed.body) > MESSAGE_BYTES or head + row_bytes > HEADER_BYTES
-            if rows and (full or len(rows) >= MAX_BATCH):
-                sends.append(Send(Verb.RESULT, {"results": rows}, body))
-                rows, body, size, head = [], [], 0, 0
-            owed.sent_at = now
-            rows.append(owed.row)
-            body.append(owed.body)
-            size += len(owed.body)
-            head += row_bytes
-        if rows:
-            sends.append(Send(Verb.RESULT, {"results": rows}, body))
+        due = [owed for token in self._fresh if (owed := self.results.get(token)) is not None]
         self._fresh = []
-        return sends
+        for owed in due:
+            owed.sent_at = now
+        return [
+            Send(Verb.RESULT, {"results": rows} | ({"session": session} if session else {}), body)
+            for session, rows, body in _messages(due)
+        ]
 
     def _flush_returns(self, now: float) -> list[Send]:
         groups: dict[tuple[str, float | None], list[Token]] = {}
@@ -148,6 +175,28 @@ class Outbox:
                     header["not_before_s"] = not_before_s
                 sends.append(Send(Verb.RETURN, header))
         return sends
+
+
+def _messages(due: Iterable[_Owed]) -> Iterator[tuple[str, list[dict[str, Any]], list[bytes]]]:
+    """(session, rows, values) of each message: within its limits, and of one session."""
+    rows: list[dict[str, Any]] = []
+    body: list[bytes] = []
+    size = head = 0
+    session = ""
+    for owed in due:
+        # Rows travel in the header frame, whose limit an error text of four-byte characters could reach.
+        row_bytes = 300 + 4 * len(owed.row.get("error", ""))
+        full = size + len(owed.body) > MESSAGE_BYTES or head + row_bytes > HEADER_BYTES
+        if rows and (full or len(rows) >= MAX_BATCH or owed.session != session):
+            yield session, rows, body
+            rows, body, size, head = [], [], 0, 0
+        session = owed.session
+        rows.append(owed.row)
+        body.append(owed.body)
+        size += len(owed.body)
+        head += row_bytes
+    if rows:
+        yield session, rows, body
 
 
 @dataclass(slots=True)

@@ -160,7 +160,8 @@ class LinuxSweep:
 
     @property
     def survivors(self) -> tuple[Orphan, ...]:
-        return tuple(map(as_orphan, self._left))
+        main = None if self.done or self._child.poll_exit() is not None else read_proc(self._child.pid)
+        return tuple(map(as_orphan, [*([main] if main is not None else []), *self._left]))
 
     def step(self) -> bool:
         if self.done:

@@ -16,6 +16,8 @@ from ..bus.errors import RigbusError
 from .output import HEAD_BYTES, MAX_LOG_BYTES, TAIL_BYTES, OutputSummary
 
 TOKEN_VARIABLE = "RIGBUS_TOKEN"  # noqa: S105 - the name of a variable
+#: A tree that still lives so long after SIGKILL hangs in the kernel (state D): nothing that we do will end it.
+UNKILLABLE_S = 30.0
 ENTER_TIMEOUT_S = 10.0  # DESIGN 5: a child that has not entered its folder by then is killed, class infra
 
 
@@ -95,11 +97,26 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A living process that bears a token of ours, or that we adopted (then ``token`` may be empty)."""
+    """A living process that bears a token of ours, or that we adopted (then ``token`` may be empty).
+
+    ``state``: the kernel's letter for what it does (D: it cannot be interrupted); "" where nobody says.
+    """
 
     pid: int
     cmdline: str
     token: str
+    state: str = ""
+
+
+def unkillable(survivors: Sequence[Orphan]) -> str:
+    """What does not die, in words: ``pid 4711 (cat /mnt/x, state D) cannot be killed``."""
+    named = [
+        f"pid {left.pid} ({left.cmdline[:80] or 'no command line'}"
+        + (f", state {left.state})" if left.state else ")")
+        for left in survivors[:3]
+    ]
+    rest = f" and {len(survivors) - 3} more" if len(survivors) > 3 else ""
+    return f"{', '.join(named) or 'a process of it'}{rest} cannot be killed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +169,7 @@ class Sweep(Protocol):
 
     @property
     def survivors(self) -> tuple[Orphan, ...]:
-        """What still lived at the last step; empty when done, except processes we may not signal."""
+        """What still lived at the last step, its own process first; empty when done, except processes we may not signal."""
 
     def step(self) -> bool:
         """Kills what is left and reaps what is dead, without waiting. True: the tree is dead.

@@ -127,7 +127,8 @@ def as_orphan(proc: Proc) -> Orphan:
             words = file.read(4096).rstrip(b"\0").split(b"\0")
     except OSError:
         words = []
-    return Orphan(proc.pid, b" ".join(words).decode("utf-8", "replace"), read_token(proc.pid))
+    command = b" ".join(words).decode("utf-8", "replace")
+    return Orphan(proc.pid, command, read_token(proc.pid), proc.state)
 
 
 def bearers(match: Callable[[str], bool]) -> list[Proc]:

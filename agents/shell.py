@@ -235,6 +235,9 @@ class ShellRunner(ProcessRunner):
     def _wrote(self, attempt: Attempt) -> None:
         self._host.post(ev.Active(attempt.job.lease.token))
 
+    def _hangs(self, attempt: Attempt, said: str) -> None:
+        self._host.post(ev.Unkillable(attempt.job.lease.token, said))
+
     def _over(self, attempt: Attempt, status: ExitStatus, summary: OutputSummary) -> None:
         job: Job = attempt.job
         view = self._views.get(job.plan["view"]) if job.plan and job.plan.get("view") else None

@@ -124,6 +124,9 @@ class SpawnedRunner(ProcessRunner):
         log_file: Path | None,
         timeout_s: float | None,
     ) -> None:
+        if key in self._live:
+            done(ev.failed("infra", "the helper before it hangs in the kernel, another would hang as well"))
+            return
         pipe = Pipe()
         fd = pipe.theirs.fileno()
         token = lease.token if lease is not None else (0, 0)
@@ -191,6 +194,14 @@ class SpawnedRunner(ProcessRunner):
         if attempt.job.lease is not None:
             self._host.post(ev.Active(attempt.job.lease.token))
 
+    def _hangs(self, attempt: Attempt, said: str) -> None:
+        job: Job = attempt.job
+        if job.lease is not None:
+            self._host.post(ev.Unkillable(job.lease.token, said))
+        else:  # a helper of the worker: whoever waits for it need not wait for its end
+            job.done(ev.failed("infra", said))
+            job.done = _nobody_waits
+
     def _over(self, attempt: Attempt, status: ExitStatus, summary: OutputSummary) -> None:
         job: Job = attempt.job
         if not job.pipe.ended:
@@ -211,3 +222,7 @@ class SpawnedRunner(ProcessRunner):
             cls = "task" if status.entered else "infra"
             outcome = ev.failed(cls, f"{said}\n{tail}".strip(), duration_s=duration_s)
         job.done(outcome)
+
+
+def _nobody_waits(outcome: Outcome) -> None:
+    """The late end of a helper that was given up."""

@@ -26,6 +26,7 @@ from ..bus.wire import Envelope, Verb
 from .lifeline import lifeline_fd
 from .process import SpawnError
 from .rigfolder import known_state_id
+from .spool import Estate
 from .supervisor_children import GUARD, Children
 from .supervisor_core import (
     EXIT_REFUSED,
@@ -81,6 +82,7 @@ class Supervisor:
         self._endpoints = endpoints(paths)
         self._children = Children(paths, self._state_id, env or {})
         self._gone = Obituaries()
+        self._estate = Estate(paths.state)
         self._ready = False
         self._run_changed = False
         self._ask_at = 0.0
@@ -182,11 +184,15 @@ class Supervisor:
         for name, running, status in self._children.swept():
             if status is not None and not self.core.children[name].end:
                 self.core.exited(name, status.code, status.signal, status.message, now)
-            if running.session:
+            if running.session and not self.core.children[name].undying:
                 self._gone.session_of(name, running.session)
             if name == "broker":
                 self._link.reconnect()  # what the old socket holds must not reach the next broker
             self._perform(self.core.swept(name, now))
+        for name, said in self._children.undying(stopping=self.core.stopping):
+            if session := self._children.running[name].session:
+                self._gone.session_of(name, session)
+            self._perform(self.core.undying(name, said, now))
 
     # -- actions ---------------------------------------------------------------------------------------------
 
@@ -226,11 +232,22 @@ class Supervisor:
     # -- the broker ------------------------------------------------------------------------------------------
 
     def _tell_gone(self) -> None:
-        """Say to the broker what it has not been told; what it cannot hear now stays."""
+        """Say to the broker what it has not been told; what it cannot hear now stays.
+
+        The results that the dead left come first, also of workers that this rig has no more: GONE ends their leases.
+        """
+        if not self._present():
+            return
         for corr, header in self._gone.untold():
             if not self._link.send(Verb.GONE, header, corr=corr):
                 return
             self._gone.told(corr)
+
+    def _present(self) -> bool:
+        """Send the results that dead processes left on disk; False when the broker is away."""
+        running = self._children.running.items()
+        living = {r.session for name, r in running if self.core.children[name].phase is Phase.RUNNING}
+        return self._link.ready and self._estate.present(self._link, but=living)
 
     def _hear(self) -> None:
         while (envelope := self._link.recv()) is not None:
@@ -240,6 +257,8 @@ class Supervisor:
         if e.verb is Verb.WELCOME:
             self._gone.new_broker()
             self._tell_gone()
+        elif e.verb in (Verb.RECORDED, Verb.STALE):
+            self._estate.settle([(t[0], t[1]) for t in e.header.get("tokens") or ()])
         elif e.verb is Verb.CONTROL and e.header.get("action") == "stop":
             self._say("asked to stop: running tasks have 20 s to finish")
             if not self.core.stopping:

@@ -20,7 +20,7 @@ from ..bus.paths import RigPaths
 from .cards import ModelSeat
 from .lifeline import ALIVE_VARIABLE, Lifeline
 from .process import LinuxProcesses, Processes, Spawn, Sweep, default_launcher, processes
-from .process_api import Child, ExitStatus
+from .process_api import UNKILLABLE_S, Child, ExitStatus, unkillable
 from .rigfolder import last_line, rotate_log
 from .supervisor_core import ChildSpec, Stage
 
@@ -29,6 +29,8 @@ SWEEP_STEP_S: Final = 0.03
 #: A commit on a slow disk holds up the broker for seconds, a large plan the brain; a hung one helps nobody.
 BROKER_SILENT_S: Final = 10.0
 SERVICE_SILENT_S: Final = 30.0
+GIVEN_UP_STEP_S: Final = 1.0
+UNKILLABLE_STOP_S: Final = 6.0  #: instead of UNKILLABLE_S, when the rig stops
 LAST_WORDS_S: Final = 3.0  #: for what must be ended when the supervisor itself fails
 
 
@@ -103,6 +105,16 @@ def agent_spec(
     return ChildSpec(name, argv, Stage.WORKER, watched=True, env=env, cwd=cwd)
 
 
+@dataclass(slots=True)
+class Ending:
+    """A tree that is being ended, since ``since`` (monotonic seconds)."""
+
+    sweep: Sweep
+    since: float
+    step_at: float = 0.0
+    given_up: bool = False  #: it hangs in the kernel: a look now and then is enough
+
+
 class Children:
     """The running ones by name. Start, signals and sweeps all come from the thread that made this object."""
 
@@ -112,7 +124,7 @@ class Children:
         self.running: dict[str, Running] = {}
         self._state_id = state_id
         self._env = dict(env)
-        self._sweeps: dict[str, Sweep] = {}
+        self._sweeps: dict[str, Ending] = {}
         self._lifeline = Lifeline()
 
     @property
@@ -121,13 +133,17 @@ class Children:
         found = []
         for running in self.running.values():
             child = running.child
-            found += [fd for fd in (child.exit_fd, child.entered_fd, running.alive_fd) if fd is not None]
+            # Its pidfd can be read from its end to its burial, which is the sweep's to wait for.
+            exit_fd = child.exit_fd if child.status is None else None
+            found += [fd for fd in (exit_fd, child.entered_fd, running.alive_fd) if fd is not None]
         return found
 
     @property
     def wait_s(self) -> float | None:
         """The longest sleep just now; None: the descriptors are enough."""
-        return SWEEP_STEP_S if self._sweeps else self.control.poll_s
+        if not self._sweeps:
+            return self.control.poll_s
+        return GIVEN_UP_STEP_S if all(e.given_up for e in self._sweeps.values()) else SWEEP_STEP_S
 
     # -- starting --------------------------------------------------------------------------------------------
 
@@ -244,12 +260,25 @@ class Children:
 
     def sweep(self, name: str) -> None:
         """Begin to end it and all below it; :meth:`swept` tells when that is done."""
-        self._sweeps[name] = self.control.kill_tree(self.running[name].child)
+        self._sweeps[name] = Ending(self.control.kill_tree(self.running[name].child), time.monotonic())
+
+    def undying(self, *, stopping: bool) -> list[tuple[str, str]]:
+        """Those whose tree should be dead for long, and what of it still lives, in words; each is named once."""
+        limit = time.monotonic() - (UNKILLABLE_STOP_S if stopping else UNKILLABLE_S)
+        late = [name for name, e in self._sweeps.items() if e.since <= limit and not e.given_up]
+        for name in late:
+            self._sweeps[name].given_up = True
+        return [(name, unkillable(self._sweeps[name].sweep.survivors)) for name in late]
 
     def swept(self) -> list[tuple[str, Running, ExitStatus | None]]:
         """Those whose tree is dead by now; they are forgotten here."""
         done = []
-        for name in [name for name, sweep in self._sweeps.items() if sweep.step()]:
+        now = time.monotonic()
+        due = [(name, ending) for name, ending in self._sweeps.items() if now >= ending.step_at]
+        for name, ending in due:
+            if not ending.sweep.step():
+                ending.step_at = now + GIVEN_UP_STEP_S if ending.given_up else now
+                continue
             del self._sweeps[name]
             running = self.running.pop(name)
             done.append((name, running, running.child.poll_exit()))

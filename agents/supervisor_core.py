@@ -1,7 +1,8 @@
 """When a process of the rig is started, ended and started again. Pure: ``(event, now) -> actions``.
 
 Laws:
-1. A child that ended is swept before anybody hears of it: its leases end only when its tree is dead.
+1. A child that ended is swept before anybody hears of it: its leases end only when its tree is dead. A tree that cannot
+   be killed (it hangs in the kernel) is given up after a while: its leases end, its name waits until it is dead.
 2. It comes back after a pause that doubles (0.2 s … 30 s) while it keeps dying; a minute of health forgets that.
 3. A child that writes to its alive pipe must go on writing: silent for too long, it is killed with its tree.
 4. A stop goes stage by stage, each stage only when the one before is dead: workers, brain, bridge, broker,
@@ -88,6 +89,7 @@ class ChildState:
     code: int | None = None
     killed_for: str = ""
     stuck: bool = False
+    undying: str = ""  #: what of its tree cannot be killed, in words: the broker was told
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class SupervisorCore:
         child.phase, child.pid, child.started_at = Phase.RUNNING, pid, now
         child.starts += 1
         child.beat_at, child.end, child.code, child.killed_for, child.stuck = None, "", None, "", False
+        child.undying = ""
         if self.stopping:
             return [Terminate(name)]
         return [Say(f"{name} runs again (pid {pid})")] if child.starts > 1 else []
@@ -207,6 +210,8 @@ class SupervisorCore:
     def swept(self, name: str, now: float) -> list[Action]:
         """It and its tree are dead."""
         child = self.children[name]
+        if child.undying:
+            return self._dead_at_last(child, now)
         what = f"{name} (pid {child.pid}) {child.end or 'has ended'}"
         gone = Gone(name, child.end or "its process is gone", child.stuck)
         if self.stopping:
@@ -228,6 +233,29 @@ class SupervisorCore:
             return [gone, Say(f"{name} (pid {child.pid}) asked for a fresh start"), *self.tick(now)]
         self._pause(child, now)
         return [gone, Say(f"{what}; its tree is dead, it starts again in {_seconds(child.pause_s)}")]
+
+    def undying(self, name: str, said: str, now: float) -> list[Action]:
+        """Its tree was killed long ago and still lives; ``said`` names what does."""
+        child = self.children[name]
+        if child.phase is not Phase.SWEEPING or child.undying:
+            return []
+        child.undying, child.end = said, child.end or "was killed"
+        gone = Gone(name, f"{child.end}; {said}", child.stuck)
+        what = f"{name} (pid {child.pid}) {child.end}; {said}"
+        if self.stopping:
+            child.phase = Phase.STOPPED
+            return [gone, Say(f"{what}: the rig stops without it"), *self._advance(now)]
+        return [gone, Say(f"{what}: its tasks go to others, it starts again when that has ended")]
+
+    def _dead_at_last(self, child: ChildState, now: float) -> list[Action]:
+        """The broker knows that it is gone."""
+        child.undying = ""
+        if self.stopping:
+            return []
+        self._pause(child, now)
+        return [
+            Say(f"{child.spec.name}: its tree is dead at last, it starts again in {_seconds(child.pause_s)}")
+        ]
 
     def beat(self, name: str, now: float) -> None:
         """A byte came on its alive pipe."""
@@ -252,7 +280,7 @@ class SupervisorCore:
         if error or code:
             self._code, self._error = code, error
         for child in self.children.values():
-            if child.phase in (Phase.IDLE, Phase.WAITING):
+            if child.phase in (Phase.IDLE, Phase.WAITING) or child.undying:
                 child.phase = Phase.STOPPED
         actions: list[Action] = []
         if not first:

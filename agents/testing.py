@@ -286,9 +286,12 @@ class Rig:
         from ..bus.link import Connection
         from ..bus.paths import endpoints, rig_paths
         from ..bus.wire import Verb
+        from .spool import Estate
 
         link = Connection(endpoints(rig_paths(self.state))["commands"], role="supervisor")
         try:
+            link.connect(READY_S)
+            Estate(self.state).present(link)
             link.request(Verb.GONE, {"session": session}, timeout_s=READY_S)
         finally:
             link.close()

@@ -31,6 +31,8 @@ class WorkerBooks:
         self.runs: dict[Token, Run] = {}
         #: Threads that went on after their attempt was reported (or must not be): they hold a slot for ever.
         self.stuck: dict[Token, Run] = {}
+        #: What of attempts that were reported cannot be killed, in words: each keeps its slot until Ended.
+        self.unkillable: dict[Token, str] = {}
         self.outbox = Outbox()
         self.state_id = config.state_id
         self.connected = False
@@ -53,6 +55,7 @@ class WorkerBooks:
         self._renew_at = now
         self._renewals = Renewals(now)
         self._heard_at = now
+        self._spool_at = now  #: not before then, after the disk has refused
         self._leave_by: float | None = None
         self._leave_rounds = 0
         self._leave_patience_s = 1.0
@@ -65,13 +68,24 @@ class WorkerBooks:
         held = [t for t, r in self.stuck.items() if not r.reported and r.why is not Why.STALE]
         return [*self.runs, *held, *self.outbox.tokens()]
 
+    def owes(self) -> dict[str, list[Token]]:
+        """What HELLO says of the results that dead processes of this worker left, by their sessions."""
+        return self.outbox.inherited()
+
+    @property
+    def slots(self) -> int:
+        """Slots that can be used: what cannot be killed keeps its own, and where it may hold a card, all of them."""
+        if self.unkillable and (self._vram_mb is not None or self.config.info.get("cards")):
+            return 0
+        return max(0, self.config.slots - len(self.unkillable))
+
     @property
     def credit(self) -> int:
         """Leases that this worker is ready to hold at once, prefetch included."""
-        if self.paused or self.held or self.leaving or self.stuck or len(self.outbox) >= FULL_AT:
+        if self.refusing or self.stuck or not self.slots or len(self.outbox) >= FULL_AT:
             return 0
         # Nothing is fetched ahead while a slot is lent: it could take the lent one from an answer.
-        return self.config.slots + (self._lent or self._prefetch.depth)
+        return self.slots + (self._lent or self._prefetch.depth)
 
     @property
     def vram_mb(self) -> int | None:
@@ -81,9 +95,16 @@ class WorkerBooks:
     @property
     def refusing(self) -> str:
         """Why new leases go back at once; empty while they are welcome."""
-        if self.leaving or self.paused or self.held is None:
-            return self.leaving or ("paused" if self.paused else "")
-        return heat(self.held)
+        if self.leaving or self.paused:
+            return self.leaving or "paused"
+        if self.held is not None:
+            return heat(self.held)
+        return self.hangs
+
+    @property
+    def hangs(self) -> str:
+        """Why no slot is left; empty while one is."""
+        return "; ".join(self.unkillable.values()) if not self.slots else ""
 
     @property
     def running(self) -> list[Run]:
@@ -131,9 +152,10 @@ class WorkerBooks:
 
     def _pump(self, now: float) -> list[Action]:
         """Hand queued leases to their runners: threads queue by themselves, the others need a free slot."""
-        if not self._queue:
+        if not self._queue or not self.slots:
             return []
         actions: list[Action] = []
+        slots = self.slots
         others = sum(1 for r in self.runs.values() if not r.threaded and r.phase is not Phase.QUEUED)
         taken = others + sum(1 for r in self.runs.values() if r.threaded and r.phase is not Phase.QUEUED)
         taken += len(self.stuck) - self._lent
@@ -142,13 +164,13 @@ class WorkerBooks:
             if run is None or run.phase is not Phase.QUEUED:
                 self._queue.popleft()  # cancelled or returned meanwhile
                 continue
-            if taken >= self.config.slots and (not run.threaded or others):
+            if taken >= slots and (not run.threaded or others):
                 break
             if self._is_doubtful(run, now):
                 break
             self._queue.popleft()
             run.phase = Phase.HANDED
-            if taken < self.config.slots:
+            if taken < slots:
                 self._moved_at = now
             taken += 1
             others += not run.threaded
@@ -251,6 +273,11 @@ class WorkerBooks:
         else:
             self.outbox.add(token, outcome)
 
+    def _settle(self, tokens: Sequence[Token]) -> list[Action]:
+        """RECORDED or STALE: nothing is owed any more."""
+        spooled = self.outbox.settle(tokens)
+        return [ev.Unspool(spooled)] if spooled else []
+
     def _unlend(self, run: Run) -> None:
         if run.waiting:
             run.waiting = False
@@ -261,14 +288,15 @@ class WorkerBooks:
     @property
     def _offer_with(self) -> tuple[Any, ...]:
         """What an OFFER says beside the credit that changes while the worker runs."""
-        return (self._lent, self.vram_mb, self.held.reason if self.held is not None else "")
+        held = self.held.reason if self.held is not None else self.hangs
+        return (self._lent, self.vram_mb, held, tuple(self.unkillable.values()))
 
     def _offer(self, credit: int) -> Action:
         c = self.config
         self._offered, self._offered_with = credit, self._offer_with
         header: dict[str, Any] = {
             "credit": credit,
-            "slots": c.slots,
+            "slots": self.slots or c.slots,
             "types": list(c.types),
             "classes": list(c.classes),
             "needs": list(c.needs),
@@ -278,8 +306,10 @@ class WorkerBooks:
             header["lent"] = self._lent
         if self.vram_mb is not None:
             header["vram_mb"] = self.vram_mb
-        if self.held is not None:
-            header["held"] = self.held.reason
+        if self.held is not None or self.hangs:
+            header["held"] = self.held.reason if self.held is not None else self.hangs
+        if self.unkillable:
+            header["unkillable"] = list(self.unkillable.values())
         if self.state_id is not None:
             header["state_id"] = self.state_id
         if c.info:
@@ -295,4 +325,5 @@ class WorkerBooks:
         if self._exited:
             return []
         self._exited = True
-        return [ev.Exit(self.exit_code, self.leaving or "stopped")]
+        # What is not answered yet goes on in the name of this process, by whoever comes after it.
+        return [*self.outbox.spool(), ev.Exit(self.exit_code, self.leaving or "stopped")]

@@ -1,12 +1,15 @@
 """The worker's mind: ``step(event, now) -> [action]``. No socket, no clock, no process.
 
 Laws
-- A result or return is owed until RECORDED or STALE (``outbox.py``); duplicate and late messages do nothing.
+- A result or return is owed until RECORDED or STALE (``outbox.py``); duplicate and late messages do nothing. A result
+  that is old or in danger lies on disk, too: it outlives this process.
 - RENEW names every lease that is held, in one message; what the broker calls stale is killed and forgotten.
 - A cancelled attempt is reported when its tree is dead: Terminate, ``kill_grace_s``, Kill, Ended, RESULT.
 - A lease that has not begun never waits behind a long task: after ``busy_s`` without movement it is returned.
 - A handler's thread cannot be killed: past its end it is *stuck*, the worker takes no more work and asks for
   a new process (exit 75) when everything else is done; it goes on if the thread ends after all.
+- What cannot be killed is reported without being dead, keeps its slot (its worker, where it may hold a card) and gives it
+  back when it ends after all.
 - A held worker (a hot card) takes no work and gives back what has not begun; held critically, it ends what runs and
   gives that back, too. Neither burns an attempt, and every control command passes.
 - While the broker is away running work goes on. With ``fence`` (over tcp) it ends before its lease can be another's:
@@ -22,16 +25,16 @@ from typing import Any, Final
 from ..bus.timing import quiet_s
 from ..bus.wire import Token, Verb
 from . import worker_events as ev
-from .outbox import Outbox
-from .worker_books import WorkerBooks, heat
+from .outbox import SPOOL_S, Outbox
 from .worker_events import Action, Event
+from .worker_holds import WorkerHolds
 from .worker_run import Phase, Run, Why, WorkerConfig
 
 #: What a handler has, when its time is over, to see `self.task.cancelled` and return (or its wait to end).
 LISTEN_S: Final = 1.0
 
 
-class WorkerCore(WorkerBooks):
+class WorkerCore(WorkerHolds):
     """See the module's laws."""
 
     def __init__(self, config: WorkerConfig, now: float) -> None:
@@ -58,6 +61,9 @@ class WorkerCore(WorkerBooks):
             ev.Released: self._release,
             ev.VramBudget: self._budget,
             ev.ModelVram: self._model_takes,
+            ev.Inherited: self._inherit,
+            ev.NotSpooled: self._not_spooled,
+            ev.Unkillable: self._cannot_kill,
             ev.Superseded: self._superseded,
         }
 
@@ -78,8 +84,7 @@ class WorkerCore(WorkerBooks):
         self._offer_now = True
         for run in self.runs.values():
             run.announced = False
-        self.outbox.settle(e.stale)
-        actions = self._forget(e.stale)
+        actions = self._settle(e.stale) + self._forget(e.stale)
         self.outbox.resend_all()
         return [*actions, *self._pump(now)]
 
@@ -87,7 +92,7 @@ class WorkerCore(WorkerBooks):
         self._heard_at = now
         refuse: list[Token] = []
         for lease in e.leases:
-            if lease.token in self.runs or lease.token in self.outbox or lease.token in self.stuck:
+            if any(lease.token in held for held in (self.runs, self.outbox, self.stuck, self.unkillable)):
                 continue
             if self.refusing or self.stuck or self._unserved(lease):
                 refuse.append(lease.token)
@@ -119,8 +124,7 @@ class WorkerCore(WorkerBooks):
     def _renewed(self, e: ev.Renewed, now: float) -> list[Action]:
         self._heard_at = now
         self._prolong(self._renewals.answered(e.corr))
-        actions = self._forget(e.stale)
-        self.outbox.settle(e.stale)
+        actions = self._forget(e.stale) + self._settle(e.stale)
         if e.credit is not None and self._offered is not None and e.credit != self._renew_offered:
             self._offered = None  # that OFFER is lost: without another one nothing would ever be leased here
         for token in e.cancel:
@@ -153,13 +157,11 @@ class WorkerCore(WorkerBooks):
 
     def _settled(self, e: ev.Recorded, now: float) -> list[Action]:
         self._heard_at = now
-        self.outbox.settle(e.tokens)
-        return self._maybe_exit(now)
+        return self._settle(e.tokens) + self._maybe_exit(now)
 
     def _stale(self, e: ev.Stale, now: float) -> list[Action]:
         self._heard_at = now
-        self.outbox.settle(e.tokens)
-        return self._forget(e.tokens) + self._maybe_exit(now)
+        return self._settle(e.tokens) + self._forget(e.tokens) + self._maybe_exit(now)
 
     def _superseded(self, e: ev.Superseded, now: float) -> list[Action]:
         if self.exit_code == ev.EXIT_SUPERSEDED:
@@ -174,6 +176,17 @@ class WorkerCore(WorkerBooks):
 
     def _disconnected(self, e: ev.Disconnected, now: float) -> list[Action]:
         self.connected = False
+        return []
+
+    # ------------------------------------------------------------ the disk
+
+    def _inherit(self, e: ev.Inherited, now: float) -> list[Action]:
+        self.outbox.inherit(e.session, e.rows, e.body)
+        return []
+
+    def _not_spooled(self, e: ev.NotSpooled, now: float) -> list[Action]:
+        self.outbox.not_spooled(e.tokens)
+        self._spool_at = now + self._renew_s
         return []
 
     # ------------------------------------------------------------ the runners speak
@@ -198,6 +211,9 @@ class WorkerCore(WorkerBooks):
                 self.leaving, self.exit_code, self._leave_by = None, ev.EXIT_OK, None
             self._offer_now = True
             return [*self._pump(now), *self._maybe_exit(now)]
+        if self.unkillable.pop(e.token, None) is not None:
+            self._offer_now = True
+            return self._pump(now)
         run = self.runs.pop(e.token, None)
         if run is None:
             return []
@@ -317,13 +333,14 @@ class WorkerCore(WorkerBooks):
             self._renew_offered = self._offered
             actions.append(ev.Send(Verb.RENEW, {"tokens": tokens}, corr=corr))
             self.outbox.resend_old(now)
+            actions += self.outbox.spool(now - SPOOL_S)
             if self._offered is not None and self.credit < self._offered:
                 self._offer_now = True
         return actions
 
     def _flush(self, e: ev.Flush, now: float) -> list[Action]:
         if not self.connected:
-            return []
+            return [*self.outbox.spool()] if now >= self._spool_at else []
         actions: list[Action] = []
         begun_by = now - self.config.announce_s
         started = [
@@ -349,35 +366,6 @@ class WorkerCore(WorkerBooks):
             actions.append(self._offer(credit))
         self._offer_now = False
         return actions
-
-    # ------------------------------------------------------------ heat and memory
-
-    def _hold(self, e: ev.Held, now: float) -> list[Action]:
-        if e == self.held:
-            return []
-        self.held = e
-        self._offer_now = True
-        actions = self._return_waiting(heat(e))
-        if e.critical:
-            for run in self.runs.values():
-                if run.why is None and run.phase is not Phase.QUEUED:
-                    actions += self._end(run, Why.HEAT, heat(e), now)
-        return actions
-
-    def _release(self, e: ev.Released, now: float) -> list[Action]:
-        self._offer_now = self._offer_now or self.held is not None
-        self.held = None
-        return self._pump(now)
-
-    def _budget(self, e: ev.VramBudget, now: float) -> list[Action]:
-        self._vram_mb = e.mb
-        self._offer_now = True
-        return []
-
-    def _model_takes(self, e: ev.ModelVram, now: float) -> list[Action]:
-        self._model_mb = e.mb
-        self._offer_now = True
-        return []
 
     # ------------------------------------------------------------ leaving
 

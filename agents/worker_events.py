@@ -283,6 +283,30 @@ class ModelVram:
 
 
 @dataclass(slots=True)
+class Inherited:
+    """What an earlier process of this worker's name, of that ``session``, left on disk: it is owed, too."""
+
+    session: str
+    rows: Sequence[dict[str, Any]]
+    body: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class NotSpooled:
+    """The disk did not take these results; they are still owed."""
+
+    tokens: Sequence[Token]
+
+
+@dataclass(slots=True)
+class Unkillable:
+    """The attempt's tree does not die, long after SIGKILL; ``said`` names its processes. Ended may follow after all."""
+
+    token: Token
+    said: str
+
+
+@dataclass(slots=True)
 class Superseded:
     """Another worker of this name has taken over (BYE): stop at once."""
 
@@ -296,6 +320,21 @@ class Send:
     header: dict[str, Any]
     body: Sequence[bytes] = ()
     corr: bytes = b""
+
+
+@dataclass(slots=True)
+class Spool:
+    """Write these results to the disk before anything else is done; NotSpooled follows when that fails."""
+
+    rows: Sequence[dict[str, Any]]
+    body: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class Unspool:
+    """These results were written to the disk and are answered."""
+
+    tokens: Sequence[Token]
 
 
 @dataclass(slots=True)
@@ -357,6 +396,9 @@ Event = (
     | Released
     | VramBudget
     | ModelVram
+    | Inherited
+    | NotSpooled
+    | Unkillable
     | Superseded
 )
-Action = Send | Start | Recall | Terminate | Kill | Reconnect | Exit
+Action = Send | Spool | Unspool | Start | Recall | Terminate | Kill | Reconnect | Exit

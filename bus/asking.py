@@ -101,6 +101,7 @@ class Asking(Placements):
             "state": self.worker_word(worker),
             "held": worker.held or None,
             "quarantine": self._quarantine_row(worker),
+            "unkillable": list(worker.unkillable),
             "vram_mb": worker.vram_mb,
             "vram_leased_mb": worker.vram_leased_mb,
             "slots": worker.slots,

@@ -128,6 +128,20 @@ def tokens(value: Any) -> list[Token]:
     return list(dict.fromkeys(map(token, value)))
 
 
+def owed(header: dict[str, Any]) -> dict[str, list[Token]]:
+    """``owes`` of a worker's HELLO: session -> the tokens of the results that it left.
+
+    Raises:
+        BadFrame: it is something else.
+    """
+    value = header.get("owes")
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(sid, str) for sid in value):
+        raise BadFrame(f"owes is a map of sessions to tokens, not {value!r:.60}", rule="§3")
+    return {sid: tokens(held) for sid, held in value.items()}
+
+
 # -- results -------------------------------------------------------------------------------------------------
 
 

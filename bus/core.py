@@ -60,7 +60,7 @@ class Core(Operating):
             Verb.RENEW: self.renew,
             Verb.OFFER: self.only_workers(self.on_offer),
             Verb.STARTED: self.only_workers(self.on_started),
-            Verb.RESULT: self.only_workers(self.on_result),
+            Verb.RESULT: self.on_result,
             Verb.RETURN: self.only_workers(self.on_return),
             Verb.PROGRESS: self.only_workers(self.on_progress),
             Verb.SUBMIT: self.submit,
@@ -246,6 +246,12 @@ class Core(Operating):
         away = task.session not in self.sessions
         if task.state is TaskState.LEASED and away and task.lease_deadline <= self.now:
             self.lose(task, "its worker did not come back after the broker's restart", ran=False)
+
+    def _on_owed(self, task: Task) -> None:
+        """A lease of a dead process whose successor said that it has the result."""
+        away = task.session not in self.sessions
+        if task.state is TaskState.LEASED and away and task.lease_deadline <= self.now:
+            self.lose(task, f"lease lost: {task.worker} has not sent the result that its former process left")
 
     def _on_session(self, session: Session) -> None:
         if self.sessions.get(session.id) is not session:

@@ -17,11 +17,13 @@ from .checks import (
     Outcome,
     number,
     outcomes,
+    text,
     texts,
     token,
     tokens,
     whole,
 )
+from .errors import Refused
 from .lifecycle import DEADLINE_PASSED
 from .model import Send, Session, Task
 from .reviving import Reviving
@@ -29,6 +31,7 @@ from .states import TaskEvent, TaskState
 from .wire import LEASE_S, Envelope, Token, Verb
 
 _REMEMBERED: Final = 20_000
+_UNKILLABLE_SHOWN: Final = 64
 #: payloads are at most 256 KiB, so a message stays in the low megabytes even at worst
 _LEASES_A_MESSAGE: Final = 250
 
@@ -43,7 +46,8 @@ class Leasing(Reviving):
         self.lease_s = lease_s
         self.token_seq = 0
         self.leases: dict[Token, Task] = {}
-        self.recorded: OrderedDict[Token, None] = OrderedDict()  #: results that may be sent again
+        #: results that may be sent again: the number of their task, and a hash of what was recorded (None: not known)
+        self.recorded: OrderedDict[Token, tuple[int, int | None]] = OrderedDict()
         self.stale_results = 0
 
     # -- granting --------------------------------------------------------------------------------------------
@@ -153,6 +157,7 @@ class Leasing(Reviving):
         worker.state_id = str(h.get("state_id") or "")
         worker.vram_mb = vram_mb
         self._hold(worker, str(h.get("held") or "")[:MAX_REASON_CHARS])
+        self._lose_slots(worker, texts(h, "unkillable"))
         if isinstance(h.get("info"), dict):
             worker.info = h["info"]
         if before != (*offered, worker.state_id, vram_mb):
@@ -164,6 +169,13 @@ class Leasing(Reviving):
             what = "held" if reason else "released"
             self.emit("p", f"worker.{worker.name}.{what}", "", "", {"why": reason or worker.held})
         worker.held = reason
+
+    def _lose_slots(self, worker: Session, named: list[str]) -> None:
+        """A worker names processes that cannot be killed: an event tells of each change."""
+        unkillable = tuple(text[:MAX_REASON_CHARS] for text in named[:_UNKILLABLE_SHOWN])
+        if unkillable != worker.unkillable:
+            self.emit("p", f"worker.{worker.name}.unkillable", "", "", {"processes": list(unkillable)})
+        worker.unkillable = unkillable
 
     def held(self, worker: Session, shown: Any) -> tuple[list[Task], list[list[int]]]:
         """The tasks behind a worker's current tokens, and the tokens that are not current."""
@@ -197,25 +209,55 @@ class Leasing(Reviving):
                 cancel.append(list(task.token))
         return {"cancel": cancel, "stale": stale, "credit": worker.credit}
 
-    def on_result(self, worker: Session, env: Envelope) -> None:
-        """RESULT: record what is current, in this transaction; answer RECORDED or STALE."""
+    def on_result(self, sender: Session, env: Envelope) -> None:
+        """RESULT: record what is current, in this transaction; answer RECORDED or STALE.
+
+        Results of a dead process come with its ``session`` from the supervisor, or from the next worker of its name.
+        """
+        if sender.role not in ("worker", "supervisor"):
+            raise Refused(f"RESULT is for workers and supervisors, this session is a {sender.role}")
+        holder = text(env.header, "session") or sender.id
         recorded: list[list[int]] = []
         stale: list[list[int]] = []
         for out in outcomes(env.header, env.body):
             task = self.leases.get(out.token)
-            if task is not None and task.session == worker.id:
+            if task is not None and self._may_answer(sender, holder, task):
                 self._record(task, out)
-            elif out.token not in self.recorded:
+            elif out.token in self.recorded:
+                self._compare(sender, out)
+            else:
                 self.stale_results += 1
-                self.emit("p", f"worker.{worker.name}.stale", "", "", {"token": list(out.token)})
+                self.emit("p", f"worker.{sender.name}.stale", "", "", {"token": list(out.token)})
                 stale.append(list(out.token))
                 continue
             recorded.append(list(out.token))
         self._answer(env, recorded, stale)
 
+    @staticmethod
+    def _may_answer(sender: Session, holder: str, task: Task) -> bool:
+        """The fence beside the token: the lease was given to this session, and a worker speaks for its own name only."""
+        return task.session == holder and (
+            holder == sender.id or sender.role == "supervisor" or task.worker == sender.name
+        )
+
+    def _compare(self, sender: Session, out: Outcome) -> None:
+        """The result of an attempt that is recorded already: the first stays; another content is told once."""
+        no, digest = self.recorded[out.token]
+        if digest is None or digest == _digest(out):
+            return
+        self.recorded[out.token] = (no, None)
+        task = self.tasks.get(no)
+        id_ = task.id if task is not None else ""
+        data = {
+            "token": list(out.token),
+            "task": id_,
+            "why": "another result of a recorded attempt; the first stays",
+        }
+        self.emit("p", f"worker.{sender.name}.nondeterministic", "", "", data)
+
     def _record(self, task: Task, out: Outcome) -> None:
         self.release(task)
-        self.remember(out.token)
+        self.remember(out.token, task.no, _digest(out))
         if out.wrong:
             self.fail(task, "definition", out.wrong, None)
         elif out.ok:
@@ -277,17 +319,19 @@ class Leasing(Reviving):
         if worker is not None:
             worker.leases.pop(task.token, None)
 
-    def remember(self, answered: Token) -> None:
+    def remember(self, answered: Token, no: int, digest: int | None) -> None:
         """A result is recorded: the same again is answered RECORDED, not STALE."""
-        self.recorded[answered] = None
+        self.recorded[answered] = (no, digest)
         if len(self.recorded) > _REMEMBERED:
             self.recorded.popitem(last=False)
 
     def remember_recorded(self, tasks: list[Task]) -> None:
         """After a restart: the newest results in the store, which their workers may send again."""
-        done = [t.token for t in tasks if t.token_seq and t.state in (TaskState.DONE, TaskState.REVIEW)]
-        for answered in sorted(done)[-_REMEMBERED:]:
-            self.remember(answered)
+        done = [
+            (t.token, t.no) for t in tasks if t.token_seq and t.state in (TaskState.DONE, TaskState.REVIEW)
+        ]
+        for answered, no in sorted(done)[-_REMEMBERED:]:
+            self.remember(answered, no, None)
 
     def hand_back(self, task: Task, reason: str, delay_s: float = 0.0) -> None:
         """LEASED -> READY without counting an attempt (or to its end, if one was asked for)."""
@@ -352,3 +396,8 @@ class Leasing(Reviving):
             self.lose_leases(worker, lost, why, stuck=True)
         if worker.leases:
             self.watch(worker)
+
+
+def _digest(out: Outcome) -> int:
+    """A hash of what a result says, good while this process lives: how long it took is no part of it."""
+    return hash((out.ok, out.value, out.ref, out.error_class, out.error, out.cancelled))

@@ -326,7 +326,9 @@ def _willing(shape: Shape, worker: Session, paused: bool, rig_paused: bool) -> l
             not worker.held,
             f"held: {worker.held}" if worker.held else "not held",
             "not held",
-            "wait: it goes on by itself when the card has cooled; else look at its fan and power limit",
+            "find what the process waits for (a share that hangs?); only a new start of the machine ends it for sure"
+            if worker.unkillable
+            else "wait: it goes on by itself when the card has cooled; else look at its fan and power limit",
         ),
         Predicate(
             "connected", bool(worker.peer), "connected" if worker.peer else "cut off", "connected", silent

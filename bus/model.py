@@ -360,6 +360,7 @@ class Session:
         "state_id",
         "suspect",
         "types",
+        "unkillable",
         "vram_mb",
         "watched",
     )
@@ -384,6 +385,8 @@ class Session:
         self.state_id = ""
         self.vram_mb: int | None = None  #: MiB that its leases may take together; None: not limited
         self.held = ""  #: why it asks for no work at present, in its own words (a hot card)
+        #: processes that hang in the kernel and keep its slots, in its words
+        self.unkillable: tuple[str, ...] = ()
         self.leases: dict[tuple[int, int], Task] = {}  #: by token: a seq alone comes again after a restart
         self.draining = False
         self.suspect = False

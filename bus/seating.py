@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .asking import Asking
 from .bounds import RESERVED_SESSIONS, Busy
-from .checks import MAX_INT, tokens, whole
+from .checks import MAX_INT, owed, tokens, whole
 from .errors import BadFrame, Refused
 from .model import Send, Session
 from .wire import CLIENT_SESSION_S, MAX_KEY_BYTES, PROTO_VERSION, Envelope, Token, Verb
@@ -53,6 +53,7 @@ class Seating(Asking):
         if name is not None and (not isinstance(name, str) or len(name.encode()) > MAX_KEY_BYTES):
             raise BadFrame(f"HELLO: name must be text of at most {MAX_KEY_BYTES} bytes", rule="§3")
         pid, resume = whole(h, "pid", 0, MAX_INT, 0), tokens(h.get("resume"))
+        owes = owed(h)
         session = self.sessions.get(sid)
         if session is not None and session.role != role:
             raise BadFrame(f"HELLO: session {sid[:8]} is a {session.role}, not a {role}", rule="§3")
@@ -62,6 +63,8 @@ class Seating(Asking):
             return
         if session is None:
             self._check_seats(role)
+            if role == "worker" and name:
+                self._keep_owed(name, owes)
             session = self._open_session(sid, role, name, env.peer)
         self._connect(session, env.peer)
         session.pid = pid
@@ -117,6 +120,19 @@ class Seating(Asking):
         session.last_seen = self.now
         session.suspect = False
         self.peers[peer] = session
+
+    def _keep_owed(self, name: str, owes: dict[str, list[Token]]) -> None:
+        """Leases of former processes of this name whose results are on its disk do not end with those processes."""
+        for sid, owed_tokens in owes.items():
+            for due in owed_tokens:
+                task = self.leases.get(due)
+                if task is None or task.session != sid or task.worker != name:
+                    continue
+                former = self.sessions.get(sid)
+                if former is not None:
+                    former.leases.pop(due, None)
+                task.lease_deadline = self.now + self.lease_s
+                self.timer(task.lease_deadline, "owed", task)
 
     def _supersede(self, session: Session) -> None:
         """Worker names are unique: the newest process of a name is the worker."""

@@ -62,6 +62,7 @@ class Surveying(Explaining):
         if quarantine:
             reasons.append(f"quarantined: {quarantine}")
             reasons += self._crashed_there(worker)
+        reasons += [f"keeps a slot, it cannot be killed: {text}" for text in worker.unkillable]
         if worker.lent:
             reasons.append(
                 f"{some(worker.lent, 'slot is', 'slots are')} lent: its handlers wait for calls of their own"

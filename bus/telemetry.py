@@ -143,6 +143,9 @@ class WorkerStatus(_Open):
     quarantine: WorkerQuarantine | None = Field(
         default=None, description="after crashes of different tasks; null: none"
     )
+    unkillable: list[str] = Field(
+        default_factory=list, description="processes that hang in the kernel and keep its slots"
+    )
     vram_mb: int | None = Field(
         default=None, ge=0, description="MiB that its tasks may take; null: not limited"
     )

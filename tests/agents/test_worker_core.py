@@ -117,6 +117,8 @@ TOKEN_EVENTS: list[ev.Event] = [
     ev.Released(),
     ev.VramBudget(4096),
     ev.ModelVram(512),
+    ev.Unkillable(T1, "pid 7 cannot be killed"),
+    ev.NotSpooled([T1]),
     ev.Superseded(),
 ]
 SCENES = [
@@ -175,10 +177,11 @@ def test_every_event_in_every_phase_keeps_the_books(name: str, event: ev.Event, 
     core = b.core
     assert core._lent == sum(r.waiting for r in core.runs.values()) >= 0
     assert not set(core.runs) & set(core.stuck)
+    assert not set(core.unkillable) & {*core.runs, *core.stuck}
     assert core.next_due(b.now) >= b.now
     assert len(set(core.resume())) == len(core.resume())
     # Whatever happened: once everything ends and is recorded, nothing is owed and nothing is due at once.
-    for token in [*core.runs, *core.stuck]:
+    for token in [*core.runs, *core.stuck, *core.unkillable]:
         b.do(
             ev.Recalled([token])
             if core.runs.get(token) and core.runs[token].waits
@@ -186,7 +189,7 @@ def test_every_event_in_every_phase_keeps_the_books(name: str, event: ev.Event, 
         )
     b.do(ev.Recorded(core.outbox.tokens()))
     assert core.runs == {}
-    assert core.stuck == {}
+    assert core.stuck == core.unkillable == {}
     assert core._lent == 0
     assert core.resume() == []
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import msgpack
 
 from rigbus.bus.model import Changes, Fact
-from rigbus.bus.records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
 from rigbus.bus.reading import Loaded
+from rigbus.bus.records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
 
 #: Columns of a task's row that `update_row` gives, in its order (schema.sql).
 _UPDATED: Final = (3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 24)
