@@ -201,6 +201,7 @@ class ProcessRunner(ABC):
                     self._unwatch(attempt, attempt.watched - {attempt.child.exit_fd})
                 if attempt.unkillable_at is not None and now >= attempt.unkillable_at:
                     attempt.unkillable_at = None
+                    attempt.sweep.give_up()
                     said = unkillable(attempt.sweep.survivors)
                     log.warning("%s: it keeps its slot until it ends", said)
                     self._hangs(attempt, said)

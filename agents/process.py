@@ -163,6 +163,11 @@ class LinuxSweep:
         main = None if self.done or self._child.poll_exit() is not None else read_proc(self._child.pid)
         return tuple(map(as_orphan, [*([main] if main is not None else []), *self._left]))
 
+    def give_up(self) -> None:
+        hanging = {(proc.pid, proc.start) for proc in self._left}
+        self._known |= hanging
+        self._owner.hanging |= hanging
+
     def step(self) -> bool:
         if self.done:
             return True
@@ -182,6 +187,7 @@ class LinuxSweep:
             self._owner.reap_adopted()
         if ended and out_of_reach == len(self._left):
             self._owner.forget(child)
+            self._owner.hanging -= self._known
             self.done = True
         return self.done
 
@@ -230,6 +236,7 @@ class LinuxProcesses:
         self._launcher = launcher if launcher is not None else default_launcher()
         self._live: dict[int, LinuxChild] = {}
         self._foreign: set[tuple[int, int]] = set()
+        self.hanging: set[tuple[int, int]] = set()  #: of sweeps that were given up: nobody else's to wait for
         self._own_token = os.environ.get(TOKEN_VARIABLE, "")
         self._pid = os.getpid()
         self._session = os.getsid(0)
@@ -290,12 +297,15 @@ class LinuxProcesses:
     def is_stray(self, proc: Proc, token: str) -> bool:
         """No running attempt can be the maker of this adopted process.
 
-        An attempt under a sweep of its own counts as ended; a child that is a subreaper keeps its orphans.
+        An attempt under a sweep of its own counts as ended, but what bears its token is that sweep's; a child that is a
+        subreaper keeps its orphans.
         """
-        if not self.is_subreaper:
+        if not self.is_subreaper or (proc.pid, proc.start) in self.hanging:
+            return False
+        if any(child.token == token for child in self._live.values()):
             return False
         running = [child for child in self._live.values() if not child.sweeping]
-        if any(child.token == token or child.pid in (proc.session, proc.pgrp) for child in running):
+        if any(child.pid in (proc.session, proc.pgrp) for child in running):
             return False
         return not any(child.start <= proc.start and not child.gathers_orphans for child in running)
 

@@ -177,6 +177,9 @@ class Sweep(Protocol):
         Step again when the poller wakes, at the latest after 50 ms.
         """
 
+    def give_up(self) -> None:
+        """What lives still hangs in the kernel: no other sweep waits for it. This one goes on, step by step."""
+
 
 class Processes(Protocol):
     """Process control of one process: one instance each (``processes()``), used from one thread."""

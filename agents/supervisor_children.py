@@ -268,6 +268,7 @@ class Children:
         late = [name for name, e in self._sweeps.items() if e.since <= limit and not e.given_up]
         for name in late:
             self._sweeps[name].given_up = True
+            self._sweeps[name].sweep.give_up()
         return [(name, unkillable(self._sweeps[name].sweep.survivors)) for name in late]
 
     def swept(self) -> list[tuple[str, Running, ExitStatus | None]]:
@@ -292,9 +293,13 @@ class Children:
                 self.sweep(name)
         self._lifeline.close()
         deadline = time.monotonic() + LAST_WORDS_S
-        while self._sweeps and time.monotonic() < deadline:
+        while any(not e.given_up for e in self._sweeps.values()) and time.monotonic() < deadline:
             self.swept()
-            fds = [r.child.exit_fd for r in self.running.values() if r.child.exit_fd is not None]
+            fds = [
+                r.child.exit_fd
+                for r in self.running.values()
+                if r.child.exit_fd is not None and r.child.status is None
+            ]
             if self._sweeps:
                 zmq.zmq_poll([(fd, zmq.POLLIN) for fd in fds], int(SWEEP_STEP_S * 1000))
         for running in self.running.values():

@@ -397,7 +397,7 @@ class WorkerCore(WorkerHolds):
                 actions.append(ev.Kill(token))
         self._leave_rounds += 1
         if (not self.runs and not actions) or self._leave_rounds > 3:
-            # Nothing runs and still the results are not answered: the broker is away; it will run them again.
+            # Nothing runs and still the results are not answered: the broker is away. They go to the disk.
             # Or a process cannot be killed (it hangs in the kernel): the supervisor sweeps it.
             return self._exit()
         self._leave_by = now + self._leave_patience_s

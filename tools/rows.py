@@ -47,7 +47,7 @@ def worker_object(row: Row) -> dict[str, Any]:
     """A worker of a status."""
     keys = ["id", "state", "classes", "model", "heartbeat_age_s", "tasks", "gpu", "placement"]
     keys += ["pid", "slots", "types", "held", "quarantine", "vram_mb", "vram_leased_mb"]
-    return {key: row.get(key) for key in keys}
+    return {key: row.get(key) for key in keys} | {"unkillable": list(row.get("unkillable") or ())}
 
 
 def model_words(worker: Row) -> str:

@@ -63,8 +63,14 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     lines.append(f"tasks: {render.counts(shown['tasks'])}")
     if shown["workers"]:
         lines += ["", *worker_table(shown["workers"])]
-        lines += [render.clean(f"{w['id']} is held: {w['held']}") for w in shown["workers"] if w.get("held")]
-        lines += [_quarantine_line(w, now) for w in shown["workers"] if w.get("quarantine")]
+        for w in shown["workers"]:
+            lines += [render.clean(f"{w['id']} is held: {w['held']}")] if w.get("held") else []
+            lines += [
+                render.clean(f"{w['id']}: {text}")
+                for text in w["unkillable"]
+                if text not in (w["held"] or "")
+            ]
+            lines += [_quarantine_line(w, now)] if w.get("quarantine") else []
     else:
         lines.append("no worker is attached: `rigbus up`, or `rigbus worker`")
     if shown["batches"]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from frozen import frozen_mount, thaw, wait_hanging
 from helpers import wait_for
 
 from rigbus.agents import worker_events as ev
@@ -128,34 +128,8 @@ class Host:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that can be frozen: who writes to it then is in state D, and SIGKILL does nothing."""
-
-    def run(*argv: str | Path) -> bool:
-        try:
-            return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode == 0
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-
-    image, point = tmp_path / "image", tmp_path / "mnt"
-    point.mkdir()
-    with image.open("wb") as file:
-        file.truncate(16 << 20)
-    if os.geteuid() != 0 or not run("mkfs.ext4", "-q", image) or not run("mount", "-o", "loop", image, point):
-        pytest.skip("needs root, mkfs.ext4 and loop mounts")
-    try:
-        if not run("fsfreeze", "-f", point):
-            pytest.skip("this file system cannot be frozen")
+    with frozen_mount(tmp_path) as point:
         yield point
-    finally:
-        run("fsfreeze", "-u", point)
-        run("umount", "-l", point)
-
-
-def in_state_d(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.live
@@ -183,11 +157,11 @@ def test_a_command_that_hangs_in_the_kernel_is_given_up_and_its_late_end_is_told
     try:
         attempt = shell._live[(1, 1)]
         if what == "the command itself":
-            wait_for(lambda: in_state_d(attempt.child.pid), what="state D")
+            wait_hanging(attempt.child.pid)
             shell.kill((1, 1))
         else:
             wait_for(attempt.child.poll_exit, what="the end of the command")
-            wait_for(lambda: any(in_state_d(o.pid) for o in procs.adopted_children()), what="state D")
+            wait_hanging(wait_for(procs.adopted_children, what="its orphan")[0].pid)
             shell._on_exit(attempt)
         hangs = turn(ev.Unkillable)
         assert hangs.token == (1, 1)
@@ -196,11 +170,47 @@ def test_a_command_that_hangs_in_the_kernel_is_given_up_and_its_late_end_is_told
         assert attempt.child.exit_fd not in host.watched or what == "the command itself", (
             "it would wake all the time"
         )
-        subprocess.run(["fsfreeze", "-u", mount], check=True)
+        thaw(mount)
         assert turn(ev.Ended).token == (1, 1)
         assert len(host.of(ev.Unkillable)) == 1
     finally:
-        subprocess.run(["fsfreeze", "-u", mount], capture_output=True, check=False)
+        thaw(mount)
+        shell.close()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("words", ["setsid", "env -i setsid"])
+def test_what_hangs_holds_up_no_other_attempt(mount: Path, tmp_path: Path, words: str) -> None:
+    """An orphan without a mark could be anybody's: the others wait for it only until it is given up."""
+    procs = LinuxProcesses()
+    procs.become_subreaper()
+    host = Host()
+    shell = ShellRunner(host, procs, SpawnedRunner(host, procs, tmp_path, lambda lease: {}, None), tmp_path)
+    shell.unkillable_s = 0.3
+
+    def start(n: int, command: str) -> None:
+        shell.start(Lease((1, n), "id", "b", f"k{n}", "shell", payload=pack({"command": command})))
+
+    def ended() -> list[Token]:
+        for ready in list(host.watched.values()):
+            ready()
+        shell.tick(time.monotonic())
+        return [e.token for e in host.of(ev.Ended)]
+
+    try:
+        start(1, f"{words} touch {mount}/x & exit 0")
+        wait_hanging(wait_for(procs.adopted_children, what="its orphan")[0].pid)
+        start(2, "true")
+        wait_for(lambda: ended() == [(1, 2)], what="the end of the one beside it")
+        wait_for(lambda: ended() and host.of(ev.Unkillable), what="the first one to be given up")
+        start(3, "true")
+        wait_for(lambda: ended() == [(1, 2), (1, 3)], what="the end of the one after it")
+        thaw(mount)
+        wait_for(lambda: ended() == [(1, 2), (1, 3), (1, 1)], what="its late end")
+        assert [e.token for e in host.of(ev.Unkillable)] == [(1, 1)]
+        assert procs.hanging == set()
+    finally:
+        thaw(mount)
         shell.close()
 
 
@@ -228,12 +238,12 @@ def test_a_helper_that_hangs_answers_who_waits_and_no_second_one_is_started(
         assert (answers[0].cls, "cannot be killed" in str(answers[0].error)) == ("infra", True)
         helpers.call(("view", "v"), "os:mkdir", arguments, answers.append, 1.0)
         assert "before it hangs" in str(answers[1].error)
-        subprocess.run(["fsfreeze", "-u", mount], check=True)
+        thaw(mount)
         wait_for(lambda: turn(2) and not helpers._live, what="its late end")
-        (mount / "made").rmdir() if (mount / "made").exists() else None
+        (mount / "made").rmdir()
         helpers.call(("view", "v"), "os:mkdir", arguments, answers.append, 10.0)
         wait_for(lambda: turn(3), what="the third answer")
         assert answers[2].ok, answers[2].error
     finally:
-        subprocess.run(["fsfreeze", "-u", mount], capture_output=True, check=False)
+        thaw(mount)
         helpers.close()
