@@ -92,7 +92,9 @@ class WorkerCore(WorkerHolds):
         self._heard_at = now
         refuse: list[Token] = []
         for lease in e.leases:
-            if any(lease.token in held for held in (self.runs, self.outbox, self.stuck, self.unkillable)):
+            if lease.token in self.runs or lease.token in self.outbox or lease.token in self.stuck:
+                continue
+            if lease.token in self.unkillable:
                 continue
             if self.refusing or self.stuck or self._unserved(lease):
                 refuse.append(lease.token)

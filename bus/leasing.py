@@ -150,6 +150,7 @@ class Leasing(Reviving):
         slots = whole(h, "slots", 1, MAX_INT, 1)
         offered = tuple(frozenset(texts(h, name)) for name in ("types", "classes", "needs", "pools"))
         vram_mb = whole(h, "vram_mb", 0, MAX_VRAM_MB, 0) if h.get("vram_mb") is not None else None
+        unkillable = texts(h, "unkillable")
         before = (worker.types, worker.classes, worker.needs, worker.pools, worker.state_id, worker.vram_mb)
         worker.credit, worker.slots = min(credit, WORKER_LEASES), slots
         worker.lent = min(whole(h, "lent", 0, MAX_INT, 0), worker.credit)
@@ -157,7 +158,7 @@ class Leasing(Reviving):
         worker.state_id = str(h.get("state_id") or "")
         worker.vram_mb = vram_mb
         self._hold(worker, str(h.get("held") or "")[:MAX_REASON_CHARS])
-        self._lose_slots(worker, texts(h, "unkillable"))
+        self._lose_slots(worker, unkillable)
         if isinstance(h.get("info"), dict):
             worker.info = h["info"]
         if before != (*offered, worker.state_id, vram_mb):

@@ -244,6 +244,14 @@ def test_a_task_that_only_such_a_worker_could_run_says_what_is_in_the_way(rig: H
     assert HANGS in held["value"] and "share" in held["fix"] and "card" not in held["fix"]
 
 
+def test_an_offer_that_names_them_wrongly_changes_nothing(rig: Harness) -> None:
+    worker = rig.worker(name="w1", credit=1)
+    assert (
+        error_of(worker.ask(Verb.OFFER, {"credit": 9, "types": ["noop"], "unkillable": [3]})) == "bad_frame"
+    )
+    assert rig.core.sessions[worker.id].credit == 1
+
+
 def test_of_what_a_worker_names_only_so_much_is_kept(rig: Harness) -> None:
     worker = rig.worker(name="w1")
     worker.offer(1, 1, unkillable=["x" * 5000] * 500)
