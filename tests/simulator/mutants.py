@@ -64,7 +64,7 @@ class PlainCounter(Core):
 class NotIdempotent(Core):
     """A result that is sent again is not recognized."""
 
-    def remember(self, answered: Token) -> None:
+    def remember(self, answered: Token, no: int, digest: int | None) -> None:
         pass
 
 

@@ -49,6 +49,8 @@ class Worker(Process):
         self.play = play
         self.fence = False  #: as over tcp: what runs ends before its lease does
         self.trees: dict[Token, Tree] = {}
+        #: What lies on its disk: the session that owes it, row and value. It outlives the process.
+        self.spool: dict[Token, tuple[str, dict[str, Any], bytes]] = {}
         self._tick_at = float("inf")
 
     def begin(self) -> None:
@@ -68,8 +70,15 @@ class Worker(Process):
         self.core = self.make_core(config, self.world.now)
         self.core.state_id = "s" * 32
         self.link = Link(self, self.broker, "worker", self._hear, self.name)
-        self.link.extra = lambda: {"resume": [list(t) for t in self.core.resume()]}
+        self.link.extra = self._says
+        for session, row, value in self.spool.values():
+            self.core.step(ev.Inherited(session, [row], [value]), self.world.now)
         self._turn()
+
+    def _says(self) -> dict[str, Any]:
+        """What HELLO says beside the name."""
+        owes = {session: [list(t) for t in left] for session, left in self.core.owes().items()}
+        return {"resume": [list(t) for t in self.core.resume()], "owes": owes}
 
     def killed(self) -> None:
         self.trees = {}  # the parent death signal, and the sweep of the worker that comes after it
@@ -145,6 +154,12 @@ class Worker(Process):
                     self.checkers.gave_back(header["tokens"])
                 if not self.link.send(verb, wire, body, corr):
                     self._step(ev.Disconnected())
+            case ev.Spool(rows, body):
+                kept = zip(rows, body, strict=True)
+                self.spool.update((row["token"], (self.link.session, row, value)) for row, value in kept)
+            case ev.Unspool(tokens):
+                for token in tokens:
+                    self.spool.pop(token, None)
             case ev.Start(lease):
                 self._start(lease)
             case ev.Terminate(token):
