@@ -12,7 +12,7 @@ from helpers import Processes, wait_for
 from rigs import LiveRig
 
 from rigbus import Client, Task
-from rigbus.agents.values import log_path
+from rigbus.bus.paths import log_path
 
 pytestmark = pytest.mark.live
 
