@@ -65,7 +65,7 @@ def test_an_agent_dies_with_its_parent(rig: Rig) -> None:
     pid = rig.call("pid")
     alone.process.kill()
     alone.process.wait()
-    rig.wait(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=5, what="the agent's end")
+    rig.wait(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20, what="the agent's end")
 
 
 def test_a_killed_agent_is_started_again(hanger: Alone) -> None:

@@ -165,7 +165,7 @@ def test_a_command_that_hangs_in_the_kernel_is_given_up_and_its_late_end_is_told
             shell._on_exit(attempt)
         hangs = turn(ev.Unkillable)
         assert hangs.token == (1, 1)
-        assert f"touch {mount}/x, state D) cannot be killed" in hangs.said
+        assert "(touch " in hangs.said and hangs.said.endswith("state D) cannot be killed")
         assert not host.of(ev.Ended)
         assert attempt.child.exit_fd not in host.watched or what == "the command itself", (
             "it would wake all the time"
