@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,6 +15,7 @@ from helpers import ROOT, Processes, end_all, processes_of, short_folder, wait_f
 
 LIVE = ROOT / "tests" / "live"
 LEAVE_TIME_S = 5.0  # a process that was told to end may need a moment; one that stays longer is a leak
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 LLM_FIX = "`make test` builds it where there is a C++ compiler; by hand: pip install 'rigbus[test-llm]'"
 
 
@@ -61,6 +64,14 @@ def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
             patch.setenv(name, str(private / name.lower()))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_stays_a_subreaper() -> Iterator[None]:
+    """A file whose tests become one ends it: orphans of later tests would be this process' to reap, and never be gone."""
+    yield
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.fixture
