@@ -45,11 +45,13 @@ SIGNS: Final = 20  #: of life that an answer gives on its way to max_tokens
 class ModelTasks(Agent):
     """Answers with ``model``, which a subclass sets in its ``on_start``.
 
-    ``max_tokens`` of an answer, where a request names no number; None: by the type of the task.
+    ``max_tokens`` of an answer, where a request names no number; None: by the type of the task. ``also``: other names that
+    mean the model.
     """
 
     model: Model
     max_tokens: int | None = None
+    also: Sequence[str] = ()
 
     @handler("generate", cls="llm")
     def generate(
@@ -201,7 +203,7 @@ class ModelTasks(Agent):
         return next(number for number in (asked, self.max_tokens, usual) if number is not None)
 
     def _check_model(self, kind: str, model: str | None) -> None:
-        if model is not None and model != self.model.name:
+        if model is not None and model not in (self.model.name, *self.also):
             raise DefinitionError(
                 f'{kind}: field "model": there is no {model!r} here; leave it out, or name {self.model.name!r}'
             )

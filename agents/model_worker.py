@@ -26,7 +26,7 @@ from .lifeline import alive_fd, lifeline_fd
 from .llm import ModelAgent
 from .loop import Loop, Peer
 from .models.card_meter import CardMeter
-from .models.catalogue.opening import entry_of, offer_of, open_model
+from .models.catalogue.opening import also_of, entry_of, offer_of, open_model
 from .models.endpoint.lending import Lender
 from .models.endpoint.server import Endpoint
 from .models.protocol import PARALLEL, Model
@@ -183,6 +183,7 @@ class ModelWorker:
             return
         self.agent.model = model
         self.agent.max_tokens = self.lender.endpoint.max_tokens = entry_of(wanted.spec or {}).max_tokens
+        self.agent.also = also_of(wanted.spec or {})
         types, needs = offer_of(wanted.spec or {})
         self.loop.post(Serve(("shell", *types), ("llm",), needs))
 

@@ -108,6 +108,7 @@ class Asking(Placements):
             "credit": worker.credit,
             "types": sorted(worker.types),
             "classes": sorted(worker.classes),
+            "needs": sorted(worker.needs),
             "model": telemetry.get("model") or worker.info.get("model"),
             "heartbeat_age_s": round(self.now - beat_at, 3) if beat_at else None,
             "tasks": [t.id for t in worker.leases.values()][:100],

@@ -14,6 +14,7 @@ from .estimating import Estimator
 from .judging import Judging
 from .matching import Predicate, predicates
 from .model import PLACEMENT, PLACEMENT_ASKS, Batch, Session, Shape, Task, of_model
+from .model_reasons import load_fix, row_of_ask, row_of_shape, with_fix, words
 from .reasons import (
     Verdicts,
     as_dicts,
@@ -36,6 +37,7 @@ _READY: Final = 2
 _FAILED: Final = 5
 _WORKERS: Final = 50
 _ERROR: Final = 300
+_MODELS: Final = 1000  #: of what is said of each model worker
 _NO_BRAIN: Final = "no brain is attached: start `rigbus brain`"
 
 
@@ -124,7 +126,7 @@ class Explaining(Judging):
                 inner = self._why_task(root, est)
                 reasons.append(f"`{root.key}`: {inner['summary']}")
         tests = [Predicate("dependencies met", not open_, f"{met} of {len(task.after)}", "all", fix)]
-        if task.hold:
+        if task.hold and not (open_ and task.shape.type in PLACEMENT_ASKS):
             self._held(task, out, tests)
         out["waits_for"] = [
             {"id": t.id, "name": t.key, "state": STATE_NAMES[t.state]} for t in (chain or open_)[:20]
@@ -135,11 +137,14 @@ class Explaining(Judging):
         """A foreach whose items the brain has not declared yet, or a model that is asked for."""
         if task.shape.type in PLACEMENT_ASKS:
             fact = self.facts.get((PLACEMENT, ""))
-            text = "waits for its model" + (f": {fact.value.get('why')}" if fact and self.brain else "")
+            row = row_of_ask(fact, task)
+            said = (row and words(row, self.wall)) or (fact.value.get("why") if fact else "")
+            text = "waits for its model" + (f": {said}" if said and self.brain else "")
             text += "" if self.brain else f"; {_NO_BRAIN}"
             out["reasons"].append(text)
             out["summary"] = out["summary"] or text
-            tests.append(Predicate("placed", False, "not yet", "yes", "" if self.brain else "rigbus brain"))
+            fix = str((row or {}).get("fix") or "") if self.brain else "rigbus brain"
+            tests.append(Predicate("placed", False, "not yet", "yes", fix))
             return
         text = "waits for the brain to expand its foreach" + ("" if self.brain else f"; {_NO_BRAIN}")
         out["reasons"].append(text)
@@ -208,7 +213,9 @@ class Explaining(Judging):
         fact = self.facts.get((PLACEMENT, ""))
         if fact is None or not of_model(shape) or fitting(verdicts):
             return ""
-        return f" ({str(fact.value.get('why'))[:_ERROR]})"
+        row = row_of_shape(fact, shape)
+        said = (words(row, self.wall) if row is not None else "") or str(fact.value.get("why"))
+        return f" ({said[:_MODELS]})"
 
     def _leased(self, task: Task, out: dict[str, Any], est: Estimator) -> None:
         timing = self.durations.of(task)
@@ -276,7 +283,17 @@ class Explaining(Judging):
             )
             for w in self.workers()
         ]
-        return sorted(rows, key=lambda r: (-sum(p.ok for p in r[1]), r[0].name))
+        fix = self.model_fix(shape)
+        return sorted(
+            with_fix(rows, fix) if fix else rows, key=lambda r: (-sum(p.ok for p in r[1]), r[0].name)
+        )
+
+    def model_fix(self, shape: Shape) -> str:
+        """What would give the rig the model that tasks of this shape want; "" where that is nothing of this rig's own."""
+        if not of_model(shape):
+            return ""
+        row = row_of_shape(self.facts.get((PLACEMENT, "")), shape)
+        return load_fix(row, shape, self.workers())
 
     # -- a batch ---------------------------------------------------------------------------------------------
 

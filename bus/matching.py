@@ -34,7 +34,7 @@ OFFERED: Final = (
     "view",
     "VRAM",
 )  #: the first predicates: what its OFFER covers
-_LLM: Final = "pip install 'rigbus[llm]', then rigbus up --model FILE.gguf"
+_LLM: Final = "rigbus up --model FILE.gguf (without llama.cpp first pip install 'rigbus[llm]')"
 _TYPE_FIX: Final = {**dict.fromkeys(MODEL_TYPES, _LLM), "shell": "rigbus up, or rigbus worker"}
 _CLASS_FIX: Final = {"llm": _LLM, "brain": "rigbus up starts the brain-worker"}
 

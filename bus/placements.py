@@ -7,10 +7,11 @@ every HELLO, and does not look into it. What the worker does with it stands in i
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any, Final
 
 from .checks import maps
-from .model import PLACEMENT, Fact, Session, of_model
+from .model import PLACEMENT, Fact, Session, Task, of_model
 from .states import STATE_NAMES
 from .surveying import Surveying
 from .wire import Envelope, Verb
@@ -59,7 +60,10 @@ class Placements(Surveying):
                 for (scope, key), fact in self.facts.items()
                 if scope == SCOPE
             ],
-            "rows": [task.row() | {"own": task.batch.own} for _, task in sorted(self.asks.items())[:_SHAPES]],
+            "rows": [
+                task.row() | {"own": task.batch.own}
+                for _, task in islice(((n, t) for n, t in sorted(self.asks.items()) if _is_due(t)), _SHAPES)
+            ],
             "_fill": True,
             "demand": self._demand(),
         }
@@ -76,6 +80,8 @@ class Placements(Surveying):
             "id": worker.name,
             "info": worker.info,
             "placement": telemetry.get("placement"),
+            "gpu": telemetry.get("gpu"),
+            "word": self.worker_word(worker),
             "leases": len(worker.leases),
             "willing": not worker.draining
             and not worker.suspect
@@ -95,3 +101,8 @@ class Placements(Surveying):
                 row = {"type": shape.type, "class": shape.cls, "needs": list(shape.needs), "n": n}
                 out.append(row | {"waits_s": max(0.0, round(self.now - oldest, 3))})
         return out
+
+
+def _is_due(ask: Task) -> bool:
+    """Does it wait for nothing but its model? One of a plan waits for the tasks before it first."""
+    return ask.hold and ask.unmet <= 1

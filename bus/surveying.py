@@ -13,6 +13,7 @@ from .estimating import Estimator
 from .explaining import Explaining, answer_of
 from .matching import FREE_CREDIT, OFFERED, Predicate, predicates
 from .model import Batch, Session, Shape
+from .model_reasons import MODEL_TESTS
 from .reasons import as_dicts, handed_back, more_workers, seconds, some
 from .states import BATCH_ENDED, TaskState
 
@@ -206,8 +207,7 @@ class Surveying(Explaining):
             tests.append(Predicate("somebody runs the others", False, value, "workers", "rigbus why BATCH"))
         return tests
 
-    @staticmethod
-    def _nobody_runs(shape: Shape, n: int, workers: list[Session]) -> Predicate:
+    def _nobody_runs(self, shape: Shape, n: int, workers: list[Session]) -> Predicate:
         """The predicate that fails for the worker that comes nearest."""
         words = [f"{k} {v}" for k, v in (("class", shape.cls), ("pool", shape.pool)) if v]
         words += [f"needs {', '.join(shape.needs)}"] if shape.needs else []
@@ -217,6 +217,8 @@ class Surveying(Explaining):
         nearest = max(tests, key=lambda ps: sum(p.ok for p in ps), default=None)
         failed = next((p for p in nearest if not p.ok), None) if nearest else None
         fix = failed.fix if failed else "rigbus up, or rigbus worker"
+        if failed and failed.name in MODEL_TESTS:
+            fix = self.model_fix(shape) or fix
         wanted = f"a worker that {failed.wanted}" if failed else "a worker"
         return Predicate(
             name, False, f"{some(n, 'ready task waits', 'ready tasks wait')} for {wanted}", wanted, fix

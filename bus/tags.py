@@ -18,11 +18,20 @@ WORKER_ROLE, BRAIN_ROLE = "worker", "brain"
 
 
 def offered_tags(
-    name: str, *, tier: int = 1, placement: str = "single_gpu", role: str = WORKER_ROLE
+    name: str,
+    *,
+    tier: int = 1,
+    placement: str = "single_gpu",
+    role: str = WORKER_ROLE,
+    also: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """What a worker that has this model loaded offers beside its own capabilities; ``tier`` is 1 to 100."""
+    """What a worker that has this model loaded offers beside its own capabilities; ``tier`` is 1 to 100.
+
+    ``also``: other names that mean this model.
+    """
+    names = (f"{MODEL}{one}" for one in (name, *also))
     tiers = (f"{TIER}{n}" for n in range(1, min(tier, MAX_TIER) + 1))
-    return (f"{MODEL}{name}", *tiers, f"{PLACEMENT}{placement}", f"{ROLE}{role}")
+    return (*names, *tiers, f"{PLACEMENT}{placement}", f"{ROLE}{role}")
 
 
 def wanted_tags(

@@ -9,6 +9,8 @@ from .errors import FaultList
 from .markdown import Field, unquote
 
 MODEL_TYPES: Final = ("generate", "parse", "decide", "embed")
+#: Which model is loaded where is asked for by these; the rig does it, no worker runs them.
+PLACEMENT_TYPES: Final = ("load_llm", "unload_llm")
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 256
 MAX_CHOICES: Final = 100

@@ -20,7 +20,7 @@ from .fields import (
 from .keys import is_plain_name, slug
 from .markdown import Field, code_span, read_fields, unquote
 from .model import DEFAULT_VRAM_MB, Foreach, PlanTask
-from .model_tasks import MODEL_TYPES, check_model_task, settle_model_class
+from .model_tasks import MODEL_TYPES, PLACEMENT_TYPES, check_model_task, settle_model_class
 from .sections import Group
 
 _OWN_TYPES: Final = ("execute_plan", "expand")
@@ -152,6 +152,8 @@ def _settle_type(
         faults.error(line, f"task {name!r} has both a command and an argv", "keep one of them")
     elif kind == "shell" and not has_work:
         _refuse_no_command(name, line, unknown, faults)
+    elif kind == "unload_llm" and "llm_model" not in fields:
+        faults.error(line, f"task {name!r} unloads no model", "add `- **llm_model**: …` with its name")
     elif kind != "shell" and has_work:
         faults.warning(line, f"the command of {name!r} is not used by the type {kind}", "drop one of them")
 
@@ -252,6 +254,9 @@ def _settle_class(values: dict[str, Any], fields: dict[str, Field], faults: Faul
         executor = "worker"
     written = unquote(fields["task_class"].text) if "task_class" in fields else ""
     task_class: str | None = known_class(written)
+    if values.get("type") in PLACEMENT_TYPES:
+        values.update(executor="brain", task_class="meta")
+        return
     if executor == "brain" or task_class == "brain":
         values.update(executor="brain", task_class="brain")
         return
@@ -287,6 +292,8 @@ def _warn_unused(values: dict[str, Any], fields: dict[str, Field], faults: Fault
                 "drop it, or use script",
                 mark=field.written,
             )
+        elif key == "llm_model" and values.get("type") in PLACEMENT_TYPES:
+            continue  # which one
         elif key.startswith("llm_") and task_class != "llm" and values.get("type") not in MODEL_TYPES:
             faults.warning(
                 field.line,

@@ -97,11 +97,22 @@ def _ask(
 
 
 def _heard(bus: Client, ids: list[str], timeout_s: float) -> Result:
-    """The ask's end. Who stops waiting by Ctrl-C takes the ask back; after ``timeout_s`` it goes on."""
-    from ..bus.errors import RigbusError
+    """The ask's end. Who stops waiting by Ctrl-C takes the ask back; after ``timeout_s`` it goes on.
+
+    Raises:
+        WaitTimeout: it has not ended in time; the text says how to end it.
+    """
+    from ..bus.errors import RigbusError, WaitTimeout
 
     try:
         (result,) = bus.results(ids, timeout_s=timeout_s)
+    except WaitTimeout as e:
+        short = ids[0][:12]
+        raise WaitTimeout(
+            f"it is not done after {timeout_s:g} s, and goes on; `rigbus why {short}` says what it waits for, "
+            f"`rigbus cancel {short}` ends it",
+            ids=e.ids,
+        ) from None
     except KeyboardInterrupt:
         try:
             bus.cancel(ids, reason="its asker has stopped waiting", timeout_s=_CANCEL_S)

@@ -10,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from ...bus.tags import BRAIN_ROLE, MODEL_TYPES, wanted_tags
+from ...bus.model import PLACEMENT_ASKS
+from ...bus.tags import BRAIN_ROLE, MODEL_TYPES, ROLE, wanted_tags
 from ...plans.environment import encode_value, lookup
-from ...plans.model import PlanTask
+from ...plans.model import Plan, PlanTask
 from ...plans.placeholders import ValueFault, is_item
 from ...plans.variables import find_variables, substitute
+from .naming import no_model_for
+from .placing_view import Entry
 
 if TYPE_CHECKING:
     from .planner import Run
@@ -88,6 +91,27 @@ def model_needs(task: PlanTask, values: Mapping[str, Any]) -> list[str]:
         placement=task.llm_placement,
         role=BRAIN_ROLE if of_model and task.executor == "brain" else None,
     )
+
+
+def model_faults(
+    plan: Plan, values: Mapping[str, Any], catalogue: Mapping[str, Entry]
+) -> list[tuple[str, str, frozenset[str]]]:
+    """(file and line, what is wrong, what is needed of a model) of each task whose model the catalogue does not have.
+
+    Nothing where there is no catalogue: then any model may come.
+    """
+    found = []
+    for task in plan.tasks if catalogue else ():
+        try:
+            needs = frozenset(model_needs(task, values)) - {f"{ROLE}{BRAIN_ROLE}"}
+            if task.type in PLACEMENT_ASKS:
+                needs = frozenset(wanted_tags(model=model_name(task, values)))
+        except ValueFault:
+            continue  # said when the task is declared
+        if needs and (lack := no_model_for(needs, catalogue)):
+            line = task.line_of("llm_model" if task.llm_model is not None else "llm_min_tier")
+            found.append((f"{plan.file}:{line}", f"task {task.id!r}: {lack}", needs))
+    return found
 
 
 def needs_view(task: PlanTask) -> bool:

@@ -8,7 +8,7 @@ shared with a worker only where the configuration says so (``share_gpus``): then
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from math import ceil, inf
 
 from .placing_view import Chosen, Entry, Seat
 
@@ -79,3 +79,22 @@ def entangled(seats: Sequence[Seat], catalogue: Mapping[str, Entry]) -> list[Sea
 def least_shared(seats: Iterable[Seat], others: Sequence[Seat]) -> Seat | None:
     """The first of those whose cards the fewest other workers have: it leaves the pairs free for what needs a pair."""
     return min(seats, key=lambda s: sum(exclude(s, other) for other in others), default=None)
+
+
+def on_card(entry: Entry | None, seat: Seat, card: str) -> int:
+    """MiB that a model takes of one card of its worker: by its ``tensor_split``, else the same of each."""
+    if entry is None or card not in seat.cards:
+        return 0
+    weights: tuple[float, ...] = tuple(entry.spec.get("tensor_split") or ())
+    if len(weights) != len(seat.cards):
+        weights = (1.0,) * len(seat.cards)
+    return ceil(entry.vram_mb * weights[seat.cards.index(card)] / sum(weights))
+
+
+def has_room(entry: Entry, seat: Seat) -> bool:
+    """Have the worker's cards as much memory free as a model takes? Where nobody says, they have."""
+    if entry.spec.get("url") or len(seat.free_mb) != len(seat.cards):
+        return True
+    return all(
+        free >= on_card(entry, seat, card) for card, free in zip(seat.cards, seat.free_mb, strict=True)
+    )

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ...bus.wire import pack
+from ..models.catalogue.catalogue import Catalogue
 from . import placing
-from .catalogue import entries_of
+from .catalogue import ModelFiles, placeable
+from .held import held_map, same
 from .measured import with_measures
 from .placing import (
     Action,
     Ask,
     Chosen,
     Done,
+    Entry,
     Failed,
     Keep,
     Place,
@@ -60,12 +63,18 @@ class Bus(Protocol):
 class Placements:
     """Looks once a second, more often while a model is on its way."""
 
-    def __init__(self, bus: Bus, core: Placing) -> None:
+    def __init__(self, bus: Bus, core: Placing, files: ModelFiles | None = None) -> None:
         self._bus = bus
         self._core = core
+        self._files = files
         self._look_at = 0.0
-        self._why = ""
+        self._said: dict[str, Any] = {}
         self._count = 0
+
+    @property
+    def catalogue(self) -> Mapping[str, Entry]:
+        """The models that there are."""
+        return self._core.catalogue
 
     def due(self, now: float) -> bool:
         """Is it time to look again? Said once, until :meth:`turn` has looked."""
@@ -77,7 +86,7 @@ class Placements:
     def forget(self) -> None:
         """Look at once: this brain has (again) the seat."""
         self._look_at = 0.0
-        self._why = ""
+        self._said = {}
 
     def turn(self, now: float) -> None:
         """Look, decide, and say what was decided.
@@ -89,17 +98,24 @@ class Placements:
         answer = self._bus.query(SCOPE)
         view, revs = view_of(answer)
         self._look_at = now + (MOVING_LOOK_S if view.asks else LOOK_S)
+        if self._files is not None:
+            if (found := self._files.look(now)) is not None:
+                self._core.catalogue, self._core.default = found
+            self._core.looked_at = self._files.looked_at
         self._core.catalogue = with_measures(self._core.catalogue, view.seats)
         actions = self._core.step(view, now)
+        decided = [a for a in actions if isinstance(a, Place)]
         places, reserves = share(
-            [a for a in actions if isinstance(a, Place)],
+            decided,
             view.seats,
             neighbours_of(answer),
             self._core.catalogue,
         )
         for action in [*reserves, *places, *(a for a in actions if not isinstance(a, Place))]:
             self._perform(action, revs)
-        self._explain(self._core.why(view), revs)
+        crowded = {place.seat.worker for place in decided if place not in places}
+        held = held_map(self._core.held_up(view, now, crowded), time.time())
+        self._explain({"why": self._core.why(view), "held": held}, revs)
 
     def _perform(self, action: Action, revs: Mapping[str, int]) -> None:
         match action:
@@ -142,11 +158,11 @@ class Placements:
             batch["open"] = False
         self._bus.submit(batch, [spec], [pack({})])
 
-    def _explain(self, why: str, revs: Mapping[str, int]) -> None:
-        """The line that `why` shows with work that waits for a model."""
-        if why != self._why:
-            self._fact("", {"why": why}, revs)
-            self._why = why
+    def _explain(self, said: dict[str, Any], revs: Mapping[str, int]) -> None:
+        """What `why` shows of work that waits for a model, and of who asks for one."""
+        if not same(said, self._said):
+            self._fact("", said, revs)
+            self._said = said
 
     def _fact(self, key: str, value: dict[str, Any], revs: Mapping[str, int]) -> None:
         self._bus.tell({"facts": [{"scope": SCOPE, "key": key, "rev": revs.get(key, 0), "value": value}]})
@@ -245,7 +261,22 @@ def _seat(row: Mapping[str, Any], fact: Mapping[str, Any] | None) -> Seat:
         vram_mb=int(said.get("vram_mb") or 0),
         freed_mb=int(said.get("freed_mb") or 0),
         split=_cards(info, "split"),
+        free_mb=_free_mb(row.get("gpu")),
+        word=str(row.get("word") or ""),
     )
+
+
+def _free_mb(gpu: Any) -> tuple[int, ...]:
+    """MiB that each card of a heartbeat has free, in their order; () where one of them does not say, or not lately."""
+    if not isinstance(gpu, Mapping) or gpu.get("stale"):
+        return ()
+    free = []
+    for card in gpu.get("cards") or (gpu,):
+        used, total = card.get("vram_used_mb"), card.get("vram_total_mb")
+        if not isinstance(used, int | float) or not isinstance(total, int | float):
+            return ()
+        free.append(int(total - used))
+    return tuple(free)
 
 
 def _ask(row: Mapping[str, Any]) -> Ask:
@@ -266,13 +297,14 @@ def _natural(name: str) -> tuple[str, int]:
     return (head, int(tail)) if tail.isdigit() and len(tail) < 10 else (name, 0)
 
 
-def placing_of(settings: Mapping[str, Any], state: Path) -> Placing:
-    """The core for a rig's settings (as ``Settings.model_dump`` has them).
+def placing_of(settings: Mapping[str, Any], state: Path) -> tuple[Placing, ModelFiles]:
+    """The core for a rig's settings (as ``Settings.model_dump`` has them), and the files of its models.
 
     Raises:
         ConfigError: two models have one name.
     """
-    entries, default = entries_of(settings, state)
+    files = ModelFiles(Catalogue.from_settings(settings), state)
+    entries, default = placeable(files.catalogue)
     wanted = settings.get("placement") or {}
     known = {name: wanted[name] for name in placing.Settings.__dataclass_fields__ if name in wanted}
-    return Placing(entries, placing.Settings(**known), default)
+    return Placing(entries, placing.Settings(**known), default), files

@@ -18,12 +18,12 @@ Laws
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
 
-from .exclusion import away, entangled, least_shared
-from .placing_asks import ABSENT_S, NOBODY, Answering, Turn
+from .exclusion import entangled, least_shared
+from .placing_asks import FAILED_RETRY_S, NOBODY
+from .placing_turn import Turn, overruled
 from .placing_view import (
     LOAD,
     MOVING,
@@ -43,6 +43,7 @@ from .placing_view import (
     View,
     Want,
 )
+from .placing_why import AGAIN_S, Explaining
 
 __all__ = [
     "LOAD",
@@ -65,26 +66,22 @@ __all__ = [
     "Want",
 ]
 
-AGAIN_S: Final = 60.0  #: before a request that came to nothing is made again
-FAILED_RETRY_S: Final = 300.0  #: before automation tries a model again that could not be loaded
-
 
 @dataclass(slots=True)
-class Placing(Answering):
+class Placing(Explaining):
     """See the module's laws."""
 
     def step(self, view: View, now: float) -> list[Action]:
         """What is to be done now. ``now`` in monotonic seconds."""
         self._note(view, now)
-        absent_s = {worker: now - at for worker, at in self._absent_at.items()}
-        turn = Turn(view, [*view.seats, *away(view.chosen, absent_s, ABSENT_S)], now)
-        actions: list[Action] = []
+        view = replace(view, asks=[self._meant(ask) for ask in view.asks])
+        turn = self._turn(view, now)
+        actions = overruled(turn)
         for gone in entangled(turn.seats, self.catalogue):
             turn.taken.add(gone.worker)
             actions.append(Place(gone, None, NOBODY))
         actions += self._take_back(turn)
-        for given in view.asks:
-            ask = replace(given, model=given.model or self.default) if given.op == LOAD else given
+        for ask in turn.view.asks:
             for action in self._answer(ask, turn):
                 actions.append(action)
                 if isinstance(action, Place | Keep):
@@ -103,26 +100,17 @@ class Placing(Answering):
         self._asked_at[asked] = now
         return [*actions, request]
 
-    def why(self, view: View) -> str:
-        """One line for people about work that waits for a model; "" where nothing is to be said."""
-        if not self.catalogue:
-            return "no model is configured: rigbus up --model FILE.gguf, or [models.NAME] in rigbus.toml"
-        if not view.seats:
-            return "no worker can hold a model: pip install 'rigbus[llm]', then rigbus up"
-        said = [_words(s) for s in view.seats if s.phase != "cold" or not s.settled or s.message]
-        return "; ".join(said[:8]) or f"{len(view.seats)} model workers, all cold"
-
     def _note(self, view: View, now: float) -> None:
         """Since when things are as they are."""
         _since(self._idle_at, (s.worker for s in view.seats if s.hot and not s.leases), now)
         _since(self._seen_at, (ask.id for ask in view.asks), now)
         _since(self._absent_at, (worker for worker, c in view.chosen.items() if c.model is not None), now)
         for seat in view.seats:
-            if seat.phase == "failed" and seat.chosen.model is not None:
-                self._failed_at.setdefault(seat.chosen.model, now - min(seat.since_s, FAILED_RETRY_S))
+            if seat.phase == "failed" and seat.settled and seat.chosen.model is not None:
+                self._failed_at[seat.chosen.model, seat.worker] = now - min(seat.since_s, FAILED_RETRY_S)
             elif seat.hot and seat.model is not None:
-                self._failed_at.pop(seat.model, None)
-        self._failed_at = {m: at for m, at in self._failed_at.items() if now < at + FAILED_RETRY_S}
+                self._failed_at.pop((seat.model, seat.worker), None)
+        self._failed_at = {key: at for key, at in self._failed_at.items() if now < at + FAILED_RETRY_S}
 
     # ------------------------------------------------------------ automation
 
@@ -132,10 +120,12 @@ class Placing(Answering):
             if not seat.settled or seat.leases or not seat.willing or not self._changed(seat):
                 continue
             held = self.catalogue.get(seat.chosen.model or "")
+            if held is not None and held.problem:
+                continue  # as long as it works
             if held is not None and seat in self._fitting(held.name, [seat]):
                 return self._request(LOAD, held.name, seat, "its configuration has changed")
             why = "its model is configured no more" if held is None else "its model is for other cards now"
-            if self.default in self.catalogue and seat in self._fitting(self.default, [seat]):
+            if self._usable(self.default) and seat in self._fitting(self.default, [seat]):
                 return self._request(LOAD, self.default, seat, why)
             return self._request(UNLOAD, seat.chosen.model or "", seat, why)
         return None
@@ -145,28 +135,22 @@ class Placing(Answering):
         view = turn.view
         new = [s for s in view.seats if s.chosen.generation == 0]
         for entry in self.catalogue.values():
-            if not entry.pinned and entry.role != "brain":
+            if entry.problem or not (entry.pinned or entry.role == "brain"):
                 continue
             free = [s for s in self._fitting(entry.name, new) if self._pin(s, entry.name, turn) is None]
             seat = least_shared(free, turn.seats)
-            if seat is not None and not any(s.chosen.model == entry.name for s in view.seats):
+            held = any(s.chosen.model == entry.name and s.phase != "failed" for s in view.seats)
+            if seat is not None and not held:
                 return self._request(LOAD, entry.name, seat, "pinned" if entry.pinned else "the brain's")
-        used = [s for s in view.seats if s.chosen.generation > 0 and s.role != "brain"]
-        if self.default not in self.catalogue or len(used) >= self.settings.hot_at_start:
-            return None
-        seat = self._cold(self.default, new, turn)
-        return self._request(LOAD, self.default, seat, "hot at start") if seat is not None else None
-
-    def _cold(self, model: str, seats: Sequence[Seat], turn: Turn) -> Seat | None:
-        """A worker that can take a model without taking one from another that is here."""
-        free = [
-            s for s in self._fitting(model, seats) if s.chosen.model is None and s.willing and turn.free(s)
+        used = [
+            s for s in view.seats if s.chosen.generation > 0 and s.role != "brain" and s.phase != "failed"
         ]
-        for seat in list(free):
-            blocking = self._blocking(seat, model, turn)
-            if any(o.here or not o.willing or self._pinned(o) for o in blocking):
-                free.remove(seat)
-        return least_shared(free, turn.seats)
+        if not self._usable(self.default) or len(used) >= self.settings.hot_at_start:
+            return None
+        seat = self._cold(self._own(self.default), turn)
+        if seat not in new:
+            return None
+        return self._request(LOAD, self.default, seat, "hot at start") if seat is not None else None
 
     def _heat(self, turn: Turn) -> Request | None:
         """Load for work that no hot model takes, or that waits behind all that do."""
@@ -176,17 +160,17 @@ class Placing(Answering):
             if want.waits_s < self.settings.heat_after_s:
                 continue
             model = self._model_for(want)
-            if model is None or model in self._failed_at:
+            if model is None:
                 continue
             serve = [s for s in hot if want.needs <= self.catalogue_tags(s)]
             if serve and any(not s.settled for s in serve):
                 continue  # on its way
-            free = self._cold(model, view.seats, turn)
+            free = self._cold(self._own(model), turn)
             why = f"{want.n} {'task waits' if want.n == 1 else 'tasks wait'} for it"
             if free is not None and self._room(view):
                 return self._request(LOAD, model, free, why)
             may = [s for s in self._fitting(model, view.seats) if not self._pinned(s)]
-            may = [s for s in may if self._pin(s, model, turn) is None]
+            may = [s for s in may if self._pin(s, model, turn) is None and self._promises(s, model)]
             if may and not serve:  # another model gives way, whichever is idle by then
                 return Request(LOAD, model, "", why)
         return None
@@ -206,6 +190,15 @@ class Placing(Answering):
                 return self._request(UNLOAD, entry.name, seat, "only script work waits")
         return None
 
+    def _promises(self, seat: Seat, model: str) -> bool:
+        """Is it worth a try? Nothing that works is lost for a model that has just failed, wherever that was."""
+        failed = [worker for name, worker in self._failed_at if name == model]
+        return not failed or (seat.phase == "failed" and seat.worker not in failed)
+
+    def _usable(self, model: str) -> bool:
+        entry = self.catalogue.get(model)
+        return entry is not None and not entry.problem
+
     def catalogue_tags(self, seat: Seat) -> frozenset[str]:
         """What the model that was decided for a worker offers."""
         entry = self.catalogue.get(seat.chosen.model or "")
@@ -222,16 +215,3 @@ def _since(at: dict[str, float], now_so: Iterable[str], now: float) -> None:
         del at[name]
     for name in names:
         at.setdefault(name, now)
-
-
-def _words(seat: Seat) -> str:
-    model = seat.model or seat.chosen.model or "nothing"
-    if seat.phase == "loading":
-        return f"{seat.worker} loads {model}"
-    if seat.phase == "failed":
-        return f"{seat.worker} could not load {model}: {seat.message}"
-    if not seat.settled and seat.phase == "cold":
-        return f"{seat.worker} is to load {model}" + (f": {seat.message}" if seat.message else "")
-    if seat.phase == "cold":
-        return f"{seat.worker} is cold: {seat.message}"
-    return f"{seat.worker} is {seat.phase} ({model})" + (f": {seat.message}" if seat.message else "")

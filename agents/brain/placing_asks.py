@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from .exclusion import exclude, in_the_way, least_shared
+from .exclusion import has_room, in_the_way, least_shared
+from .naming import resolved
+from .placing_turn import Turn, ended, instead, seat_to_unload
 from .placing_view import (
     LOAD,
     UNLOAD,
@@ -24,6 +27,7 @@ from .placing_view import (
 )
 
 ABSENT_S: Final = 15.0  #: a worker that was there may be away so long while it is started again
+FAILED_RETRY_S: Final = 300.0  #: before a model is tried again by itself where it could not be loaded
 STARVED_S: Final = 60.0  #: work waits so long for a model before one that is always in use gives way
 #: Of a model's spec: what its worker must load or offer anew when it changes.
 MATTERS: Final = (
@@ -43,25 +47,9 @@ MATTERS: Final = (
     "role",
     "max_tokens",
     "brain_elsewhere",
+    "also",
 )
 NOBODY: Final = Ask("", "", UNLOAD)  #: for what is decided without an ask
-
-
-@dataclass(slots=True)
-class Turn:
-    """One look: every worker that counts, and what this look has decided about them already."""
-
-    view: View
-    seats: Sequence[Seat]
-    now: float
-    taken: set[str] = field(default_factory=set)
-    kept: list[Seat] = field(default_factory=list)  # for an ask that was first, with the cards that they have
-
-    def free(self, seat: Seat) -> bool:
-        """Nobody was before in this look."""
-        return seat.worker not in self.taken and not any(
-            seat.worker == other.worker or exclude(seat, other) for other in self.kept
-        )
 
 
 @dataclass(slots=True)
@@ -71,11 +59,16 @@ class Answering:
     catalogue: Mapping[str, Entry]
     settings: Settings = field(default_factory=Settings)
     default: str = ""  #: the model that is meant where a task names none
+    looked_at: float = (
+        math.inf
+    )  #: when the models' files were looked at last; inf: what is known of them is so
     _idle_at: dict[str, float] = field(
         default_factory=dict
     )  # worker -> since when it holds a model and no lease
     _seen_at: dict[str, float] = field(default_factory=dict)  # ask -> when it was first seen
-    _failed_at: dict[str, float] = field(default_factory=dict)  # model -> when it could not be loaded
+    _failed_at: dict[tuple[str, str], float] = field(
+        default_factory=dict
+    )  # (model, worker) -> when it could not be loaded there
     _absent_at: dict[str, float] = field(
         default_factory=dict
     )  # worker with a decision -> since when it is away
@@ -84,6 +77,11 @@ class Answering:
     )  # requests that led to nothing yet
 
     # ------------------------------------------------------------ asks
+
+    def _meant(self, ask: Ask) -> Ask:
+        """The ask with the model that its words mean."""
+        model = ask.model or (self.default if ask.op == LOAD else "")
+        return replace(ask, model=resolved(model, self.catalogue))
 
     def _take_back(self, turn: Turn) -> list[Action]:
         """The decisions whose asks were cancelled before they were fulfilled."""
@@ -112,21 +110,25 @@ class Answering:
         view, now = turn.view, turn.now
         mine = next((s for s in view.seats if s.chosen.ask == ask.id), None)
         if mine is not None:
-            ends = _ended(ask, mine)
+            ends = ended(ask, mine)
+            if ends and isinstance(ends[0], Failed) and not ask.worker and self._cold(ask, turn):
+                ends = [Keep(mine)]  # what it does not get there it may get on another card
             return [a for a in ends if not isinstance(a, Keep)] if mine.worker in turn.taken else ends
         gone = next((w for w, c in view.chosen.items() if c.ask == ask.id or w == ask.worker), None)
         if gone is not None and now < self._absent_at.get(gone, -ABSENT_S) + ABSENT_S:
             return []  # its worker is started again
+        if self._problem(ask, view) and self.looked_at < self._seen_at[ask.id]:
+            return []  # its file may have been repaired: it is looked at first
         error = self._impossible(ask, turn)
         if error:
             return [Failed(ask, error)]
         if ask.automatic and not ask.worker and not any(self._wants_model(w) for w in view.wants):
             return [Done(ask, "nothing waits for it any more")]
         if ask.op == UNLOAD:
-            seat = _seat_to_unload(ask, view)
+            seat = seat_to_unload(ask, view)
             if seat is None:
                 return [Done(ask, "no worker holds it")]
-            return _instead(Place(seat, None, ask), turn) if seat.worker not in turn.taken else []
+            return instead(Place(seat, None, ask), turn) if seat.worker not in turn.taken else []
         return self._load(ask, turn)
 
     def _load(self, ask: Ask, turn: Turn) -> list[Action]:
@@ -151,7 +153,7 @@ class Answering:
         if blocking:
             gone = [o for o in blocking if o.chosen.model is not None and o.worker not in turn.taken]
             return [Place(other, None, NOBODY) for other in gone]
-        return _instead(Place(seat, ask.model, ask), turn)
+        return instead(Place(seat, ask.model, ask), turn)
 
     def _impossible(self, ask: Ask, turn: Turn) -> str:
         """Why an ask can never be fulfilled; "" where it can."""
@@ -160,10 +162,13 @@ class Answering:
         if ask.worker and ask.worker not in workers:
             return f"there is no model worker {ask.worker!r}; there are: {', '.join(workers) or 'none'}"
         if ask.op == UNLOAD:
-            return ""
+            named = ask.model or ask.worker
+            return "" if named else "an unload names a model or a worker (rigbus status has both)"
         if ask.model not in self.catalogue:
             known = ", ".join(sorted(self.catalogue)) or "none"
             return f"there is no model {ask.model!r}; there are: {known} ([models.NAME] in rigbus.toml)"
+        if problem := self._problem(ask, view):
+            return f"{ask.model} cannot be loaded: {problem}"
         fitting = self._fitting(ask.model, view.seats)
         if not fitting and not self._some_return(turn.now):
             return f"no worker can hold {ask.model!r}: there is no model worker for its role and placement"
@@ -176,6 +181,13 @@ class Answering:
                 f"`rigbus unload --worker {pin.worker}` makes room"
             )
         return ""
+
+    def _problem(self, ask: Ask, view: View) -> str:
+        """What is wrong with the file of a model that is to be loaded; "" where nothing is, or it is hot all the same."""
+        entry = self.catalogue.get(ask.model) if ask.op == LOAD else None
+        if entry is None or any(s.hot and s.chosen.model == ask.model for s in view.seats):
+            return ""
+        return entry.problem
 
     # ------------------------------------------------------------ workers
 
@@ -214,15 +226,38 @@ class Answering:
             return here[0]
         seats = [s for s in seats if turn.free(s)]
         room = self._room(view) or not ask.automatic
+        if not ask.worker:
+            good = [s for s in seats if (ask.model, s.worker) not in self._failed_at]
+            seats = good if ask.automatic else good or seats
         cold = [s for s in seats if s.chosen.model is None and s.willing]
         cold = [s for s in cold if not self._blocking(s, ask.model, turn)]
         if cold and room:
-            return least_shared(cold, turn.seats)
+            return self._roomiest(cold, ask.model, turn)
         found = [(s, self._to_give_way(s, ask, turn)) for s in seats]
         able = [(s, gone) for s, gone in found if gone is not None]
         # one that has failed is not hot: nothing is won by its end
         able = [(s, gone) for s, gone in able if room or any(o.phase != "failed" for o in gone)]
         return min(able, key=lambda each: self._loss(each[1], turn.now), default=(None, ()))[0]
+
+    def _cold(self, ask: Ask, turn: Turn) -> Seat | None:
+        """A worker that can take a model without taking one from another that is here, and where it has not just failed."""
+        free = [
+            s
+            for s in self._fitting(ask.model, turn.view.seats)
+            if s.chosen.model is None and s.willing and turn.free(s)
+        ]
+        for seat in list(free):
+            blocking = self._blocking(seat, ask.model, turn)
+            failed = (ask.model, seat.worker) in self._failed_at
+            if failed or any(o.here or not o.willing or self._pinned(o) for o in blocking):
+                free.remove(seat)
+        return self._roomiest(free, ask.model, turn)
+
+    def _roomiest(self, seats: Sequence[Seat], model: str, turn: Turn) -> Seat | None:
+        """Of workers that could take a model one whose cards have the memory free, as far as they say so."""
+        entry = self.catalogue[model]
+        roomy = [s for s in seats if has_room(entry, s)]
+        return least_shared(roomy or seats, turn.seats)
 
     def _to_give_way(self, seat: Seat, ask: Ask, turn: Turn) -> list[Seat] | None:
         """The workers whose models must go for this ask, ``seat`` among them; None where one of them does not give way."""
@@ -288,43 +323,7 @@ class Answering:
 
     def _model_for(self, want: Want) -> str | None:
         """The model that work wants: the default where that does, else the smallest that has what it needs."""
-        fits = [e for e in self.catalogue.values() if want.needs <= e.tags]
+        fits = [e for e in self.catalogue.values() if want.needs <= e.tags and not e.problem]
         if any(e.name == self.default for e in fits):
             return self.default
         return min(fits, key=lambda e: (e.tier, e.load_s, e.name)).name if fits else None
-
-
-def _instead(place: Place, turn: Turn) -> list[Action]:
-    """A decision that may take the place of one that is on its way: the ask that came last counts, the other ends."""
-    ids = [ask.id for ask in turn.view.asks]
-    before = place.seat.chosen.ask
-    if place.seat.settled or before not in ids:
-        return [place]
-    if ids.index(before) > ids.index(place.ask.id):
-        return []
-    other = turn.view.asks[ids.index(before)]
-    return [place, Failed(other, f"{place.seat.worker} was asked for something else before it was done")]
-
-
-def _ended(ask: Ask, seat: Seat) -> list[Action]:
-    """An ask that was decided: is it so by now?"""
-    if not seat.settled:
-        return []
-    if seat.phase == "failed" and ask.op == LOAD:
-        why = f"{seat.worker}: {seat.message or 'the model cannot be loaded'}"
-        return [
-            Failed(ask, why),
-            Keep(seat),
-        ]  # a person's retry of it is to be tried, not to hear this once more
-    if ask.op == LOAD:
-        return [Done(ask, f"{ask.model} is hot on {seat.worker}")] if seat.phase == "hot" else []
-    freed = f", {seat.freed_mb} MB of its cards are back" if seat.freed_mb else ""
-    return [Done(ask, f"{seat.worker} is cold{freed}" + (f"; {seat.message}" if seat.message else ""))]
-
-
-def _seat_to_unload(ask: Ask, view: View) -> Seat | None:
-    seats = [
-        s for s in view.seats if ask.worker in ("", s.worker) and ask.model in ("", s.chosen.model or "")
-    ]
-    seats = [s for s in seats if s.chosen.model is not None]
-    return min(seats, key=lambda s: (s.leases, s.worker), default=None)

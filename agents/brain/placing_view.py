@@ -28,7 +28,8 @@ class Settings:
 class Entry:
     """A model of the catalogue. ``spec`` is what its worker needs; ``load_s`` what its way over the link costs.
 
-    ``vram_mb``: MiB of all its cards, by ``vram_source``: config, measured, estimate or unknown.
+    ``vram_mb``: MiB of all its cards, by ``vram_source``: config, measured, estimate or unknown. ``problem``: why its file
+    cannot be loaded, "" where nothing is known against it.
     """
 
     name: str
@@ -40,11 +41,19 @@ class Entry:
     load_s: float = 0.0
     vram_mb: int = 0
     vram_source: str = "unknown"
+    problem: str = ""
 
     @property
     def tags(self) -> frozenset[str]:
         """What its worker offers."""
-        return frozenset(offered_tags(self.name, tier=self.tier, placement=self.placement, role=self.role))
+        return frozenset(
+            offered_tags(self.name, tier=self.tier, placement=self.placement, role=self.role, also=self.also)
+        )
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """Other names that mean it."""
+        return tuple(self.spec.get("also") or ())
 
     @property
     def split(self) -> tuple[str, ...]:
@@ -79,7 +88,8 @@ class Seat:
 
     ``cards``: as CUDA knows them; ``split``: of a worker of several cards, as the configuration names them. ``here`` False: it
     is away, and only what was decided for it is known. In MiB of its cards: ``vram_mb``, which its hot model was measured to take
-    at most, and ``freed_mb``, which were measured to be back when the last one went; 0: not measured.
+    at most, and ``freed_mb``, which were measured to be back when the last one went; 0: not measured. ``free_mb``: MiB that each
+    of its cards has free now, () where nobody says. ``word``: the worker's state, why it is not ``willing``.
     """
 
     worker: str
@@ -99,6 +109,8 @@ class Seat:
     here: bool = True
     vram_mb: int = 0
     freed_mb: int = 0
+    free_mb: tuple[int, ...] = ()
+    word: str = ""
 
     @property
     def settled(self) -> bool:

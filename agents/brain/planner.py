@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from ...bus.model import PLACEMENT_ASKS
 from ...bus.tags import MODEL_TYPES
 from ...bus.wire import MAX_BATCH, MAX_PAYLOAD_BYTES, pack
 from ...plans.check import check_plan
@@ -22,7 +23,7 @@ from ...plans.model import PRIORITY_LEVELS, Foreach, Plan, PlanTask
 from ...plans.placeholders import ValueFault, is_item
 from ...plans.values import Rewritten, rewrite_argv, rewrite_batch, rewrite_command, variables_in
 from ...plans.variables import find_variables, substitute
-from .asking import agent_payload, asked_texts, model_needs, needs_view
+from .asking import agent_payload, asked_texts, model_name, model_needs, needs_view
 
 #: Bounds of one message: its payloads, and its header, which is one frame (PROTOCOL §9: 1 MiB).
 CHUNK_BYTES: Final = 2 << 20
@@ -240,6 +241,8 @@ def _class(task: PlanTask) -> str | None:
     """The class a worker must offer. A handler's type says enough where the plan names none."""
     if task.type in MODEL_TYPES:
         return "llm"
+    if task.type in PLACEMENT_ASKS:
+        return "meta"
     if task.executor == "brain":
         return "brain"
     return None if task.type != "shell" and task.task_class_inferred else task.task_class
@@ -275,6 +278,8 @@ def spec_of(plan: Plan, task: PlanTask, run: Run, key: str, values: Mapping[str,
         spec["vram_mb"] = task.vram_mb
     try:
         needs = [*task.needs, *model_needs(task, values)]
+        if task.type in PLACEMENT_ASKS:
+            spec["meta"]["model"] = model_name(task, values)
     except ValueFault as e:
         raise Unplannable(f"plan.md:{task.line_of('llm_model')}: task {task.id!r}: {e}") from None
     if needs:

@@ -7,18 +7,22 @@ goes on with it. Its value: ``tasks`` (how many), ``title``, ``warnings``, and `
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from ...plans.model import Plan
 from . import inferring, planner
+from .asking import model_faults
 from .class_questions import Classes, classes_from
 from .inferring import Asking, Inferring
-from .planner import Run
+from .placing_view import Entry
+from .planner import Run, Unplannable
 
 log = logging.getLogger(__name__)
 
 SCOPE: Final = "plan"
 _WARNINGS: Final = 50
+_FAULTS: Final = 5
 _WARNING_BYTES: Final = 600
 
 
@@ -38,8 +42,14 @@ class Bus(inferring.Bus, Protocol):
 class Planning:
     """Declares plans."""
 
-    def __init__(self, bus: Bus, asking: Asking | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        asking: Asking | None = None,
+        models: Callable[[], Mapping[str, Entry]] = dict,
+    ) -> None:
         self._bus = bus
+        self._models = models
         self._inferring = Inferring(bus, asking)
 
     def step(self, batch_id: str) -> None:
@@ -54,7 +64,8 @@ class Planning:
         run, plan = self._bus.run_of(row)
         facts: list[dict[str, Any]] = []
         if self._fact(batch_id) is None:
-            planner.values_of(plan, run)  # a plan that cannot run is not asked about
+            values = planner.values_of(plan, run)  # a plan that cannot run is not asked about
+            self._check_models(plan, values)
             classes = self._inferring.step(row, run, plan)
             if classes is None:
                 return  # the end of the question brings the batch back
@@ -67,6 +78,22 @@ class Planning:
                 header["close"] = [batch_id]
             self._bus.tell(header, message, batch_id)
         log.info("planned %s: %s, %d tasks", batch_id, plan.name, len(plan.tasks))
+
+    def _check_models(self, plan: Plan, values: Mapping[str, Any]) -> None:
+        """Every model that the plan asks for must be in the catalogue, or with a worker that somebody has started by hand.
+
+        Without a catalogue a task may wait for such a worker.
+
+        Raises:
+            Unplannable: there is none; what there is, is named.
+        """
+        faults = model_faults(plan, values, self._models())
+        if not faults:
+            return
+        offered = [frozenset(w.get("needs") or ()) for w in self._bus.workers()]
+        left = [f"{where}: {what}" for where, what, needs in faults if not any(needs <= o for o in offered)]
+        if left:
+            raise Unplannable("; ".join(left[:_FAULTS]))
 
     def settled(self, plan: Plan, batch_id: str) -> Plan:
         """The plan with the classes that were found for this batch."""

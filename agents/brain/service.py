@@ -29,6 +29,7 @@ from ...plans.errors import PlanInvalid
 from ...plans.model import Plan
 from ...plans.parser import parse_plan
 from . import core, planner
+from .catalogue import ModelFiles
 from .doing import Doing
 from .evaluating import NO_MODELS, Evaluating, Judging, judging_of
 from .expanding import Expanding
@@ -58,6 +59,7 @@ class Brain:
         placing: Placing | None = None,
         judging: Judging = NO_MODELS,
         asking: Asking | None = None,
+        files: ModelFiles | None = None,
         *,
         link: Connection | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -72,9 +74,9 @@ class Brain:
         self.work: deque[core.Work] = deque()
         self.plans: dict[str, Plan] = {}
         self.doing = Doing(self)
-        self.planning = Planning(self, asking)
+        self.placements = Placements(self, placing or Placing({}), files)
+        self.planning = Planning(self, asking, lambda: self.placements.catalogue)
         self.expanding = Expanding(self, clock=clock)
-        self.placements = Placements(self, placing or Placing({}))
         self.evaluating = Evaluating(self, judging)
         self.epoch = 0
         self._events: zmq.Socket[bytes] | None = None
@@ -479,10 +481,10 @@ def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -
     """One brain process; the exit code. ``settings``: as ``Settings.model_dump`` has them, for its models; None: no models."""
     rig = find_rig(state)
     started = time.monotonic()
-    placing = placing_of(settings, rig.paths.state) if settings is not None else Placing({})
+    placing, files = placing_of(settings, rig.paths.state) if settings is not None else (Placing({}), None)
     judging = judging_of(placing.catalogue.values())
     wait_s = float(settings["brain"]["infer_wait_s"]) if settings is not None else 0.0
     asking = Asking(judging.expected, wait_s)
-    code = Brain(rig.paths, rig.endpoints["commands"], placing, judging, asking).run()
+    code = Brain(rig.paths, rig.endpoints["commands"], placing, judging, asking, files).run()
     log.info("brain ended after %.1f s", time.monotonic() - started)
     return code

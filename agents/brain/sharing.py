@@ -6,10 +6,10 @@ is about to take: first the budget shrinks, then commands that are too many end 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .exclusion import on_card
 from .placing import Entry, Place, Reserve, Seat
 
 
@@ -29,16 +29,6 @@ class Neighbour:
         if self.budget_mb is None:
             return True
         return self.leased_mb <= max(0, self.budget_mb + self.beside_mb - beside_mb)
-
-
-def on_card(entry: Entry | None, seat: Seat, card: str) -> int:
-    """MiB that a model takes of one card of its worker: by its ``tensor_split``, else the same of each."""
-    if entry is None or card not in seat.cards:
-        return 0
-    weights: tuple[float, ...] = tuple(entry.spec.get("tensor_split") or ())
-    if len(weights) != len(seat.cards):
-        weights = (1.0,) * len(seat.cards)
-    return math.ceil(entry.vram_mb * weights[seat.cards.index(card)] / sum(weights))
 
 
 def beside(

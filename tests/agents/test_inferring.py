@@ -21,6 +21,7 @@ from rigbus.agents.brain.class_questions import (
     schema_of,
 )
 from rigbus.agents.brain.inferring import MORE, NO_MODEL, OFF, Asking, script_head
+from rigbus.agents.brain.placing import Entry
 from rigbus.agents.brain.planning import Planning
 from rigbus.agents.models.grammar.schema import to_gbnf
 from rigbus.agents.models.tasks.validation import Schema
@@ -418,3 +419,18 @@ def names(questions: Sequence[Any]) -> list[tuple[str, ...]]:
 def test_an_argv_and_a_command_are_questions_by_what_they_run() -> None:
     text = '### a\n- argv: ["./run", "x"]\n### b\n- command: `./run x`\n### c\n- command: `./run y`\n### d\n- command: `ls`\n'
     assert names(questions_of(parse_plan(HEAD + text, name="p"))) == [("a", "b"), ("c",)]
+
+
+def test_a_plan_that_names_a_model_which_there_is_not_ends_unless_a_worker_has_it() -> None:
+    text = HEAD + "### a\n- type: generate\n- prompt: x\n- llm_model: smal\n"
+    rig = Rig(text, model=False)
+    planning = Planning(rig, None, lambda: {"small": Entry("small", {})})
+    rig.rig.worker(name="by-hand", types=["generate"], classes=["llm"], needs=["model:other"])
+    fresh = rig.client.submit(key="second", kind="plan", plan={"name": "p"}).header["batch"]
+    with pytest.raises(
+        planner.Unplannable, match=r"llm_model 'smal' is not configured; did you mean 'small'\?"
+    ):
+        planning.step(fresh)
+    rig.rig.worker(name="by-hand-too", types=["generate"], classes=["llm"], needs=["model:smal"])
+    planning.step(fresh)
+    assert [t.key for t in rig.rig.core.batch_ids[fresh].keys.values()] == ["a"]

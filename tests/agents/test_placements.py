@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from rigbus.agents.brain.placements import ASKS_A_BATCH, Placements
+import pytest
+
+from rigbus.agents.brain.placements import ASKS_A_BATCH, Placements, view_of
 from rigbus.agents.brain.placing import Entry, Placing, Settings
 
 SMALL = Entry("small", {"path": "/s"})
@@ -38,6 +40,9 @@ class Bus:
 
     def submit(self, batch: dict[str, Any], specs: list[dict[str, Any]], payloads: list[bytes]) -> None:
         self.submitted += [(batch, spec) for spec in specs]
+
+    def why(self) -> list[dict[str, Any]]:
+        return [f["value"] for header in self.told for f in header.get("facts", ()) if not f["key"]]
 
     def facts(self) -> list[dict[str, Any]]:
         return [fact for header in self.told for fact in header.get("facts", ()) if fact["key"]]
@@ -82,3 +87,40 @@ def test_one_that_is_hot_already_is_kept_and_its_ask_forgotten() -> None:
     (fact,) = bus.facts()
     kept = {k: fact["value"][k] for k in ("generation", "model", "spec", "ask", "cards")}
     assert kept == {"generation": 4, "model": "small", "spec": {"path": "/s"}, "ask": "", "cards": ["GPU-1"]}
+
+
+def test_what_holds_up_a_model_is_said_once_and_again_when_it_is_something_else() -> None:
+    bus = Bus(value=value(model="pin", ask="", spec={"path": "/p"}), rev=7)
+    bus.placement = {"generation": 4, "phase": "hot", "model": "pin", "since_s": 500.0}
+    models = {"small": SMALL, "pin": Entry("pin", {"path": "/p"}, pinned=True, role="brain")}
+    part = Placements(bus, Placing(models, Settings(hot_at_start=0), "small"))
+    part.turn(0.0)
+    (said,) = bus.why()
+    (row,) = said["held"]
+    assert (row["type"], row["model"]) == ("generate", "small")
+    for now in (1.0, 2.0, 3.0):
+        part.turn(now)
+    assert len(bus.why()) == 1
+    bus.placement["phase"] = "emptying"
+    part.turn(4.0)
+    assert len(bus.why()) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "free"),
+    [
+        (None, ()),
+        ({"vram_used_mb": 1000, "vram_total_mb": 6000.0}, (5000,)),
+        (
+            {"cards": [{"vram_used_mb": 1, "vram_total_mb": 3}, {"vram_used_mb": 0, "vram_total_mb": 7}]},
+            (2, 7),
+        ),
+        ({"cards": [{"vram_used_mb": 1, "vram_total_mb": 3}, {"error": "lost"}]}, ()),
+        ({"vram_used_mb": 1000, "vram_total_mb": 6000, "stale": True}, ()),
+        ("odd", ()),
+    ],
+)
+def test_the_free_memory_of_a_workers_cards(gpu: Any, free: tuple[int, ...]) -> None:
+    row = {"id": "model-1", "info": {}, "leases": 0, "willing": True, "gpu": gpu}
+    (seat,) = view_of({"workers": [row], "facts": [], "rows": [], "demand": []})[0].seats
+    assert seat.free_mb == free

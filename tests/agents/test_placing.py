@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from rigbus.agents.brain.placements import view_of
 from rigbus.agents.brain.placing import (
     LOAD,
@@ -48,6 +50,13 @@ def hot(n: int = 1, model: str = "small", group: str = "pcie-0", **more: Any) ->
 
 def loading(n: int = 1, model: str = "small", ask: str = "a", group: str = "pcie-0") -> Seat:
     return Seat(f"model-{n}", group, Chosen(1, model, ask), 1, "loading", model, 0.5)
+
+
+def failed(n: int = 1, model: str = "small", ask: str = "x", since_s: float = 5.0) -> Seat:
+    chosen = Chosen(1, model, ask)
+    return Seat(
+        f"model-{n}", "pcie-0", chosen, 1, "failed", model, since_s=since_s, message="the card is full"
+    )
 
 
 def load(model: str = "small", worker: str = "", id_: str = "a", *, automatic: bool = False) -> Ask:
@@ -150,6 +159,44 @@ class TestAsks:
             Done(Ask("u", "b", UNLOAD, "small"), "no worker holds it")
         ]
 
+    def test_an_unload_of_nothing_is_refused(self) -> None:
+        (action,) = decide(core(), hot(1), asks=(Ask("u", "b", UNLOAD),))
+        assert isinstance(action, Failed) and "names a model or a worker" in action.error
+
+    def test_a_load_that_fails_on_one_card_goes_on_to_a_free_one(self) -> None:
+        placing = core()
+        (keep,) = decide(placing, failed(1, ask="a"), cold(2), asks=(load(),))
+        assert isinstance(keep, Keep)
+        (place,) = decide(placing, failed(1, ask=""), cold(2), asks=(load(),))
+        assert isinstance(place, Place) and (place.seat.worker, place.ask.id) == ("model-2", "a")
+        ended, _ = decide(placing, failed(1, ask=""), failed(2, ask="a"), asks=(load(),))
+        assert isinstance(ended, Failed) and "the card is full" in ended.error
+
+    def test_a_load_on_a_worker_by_name_goes_to_no_other(self) -> None:
+        ended, _ = decide(core(), failed(1, ask="a"), cold(2), asks=(load(worker="model-1"),))
+        assert isinstance(ended, Failed)
+
+    def test_a_card_with_room_is_taken_first(self) -> None:
+        placing = core(replace(SMALL, vram_mb=3000))
+        full, roomy = cold(1, cards=("a",), free_mb=(1000,)), cold(2, cards=("b",), free_mb=(3000,))
+        silent = cold(3, cards=("c",))
+        for seats, worker in (
+            ((full, roomy), "model-2"),
+            ((full, silent), "model-3"),
+            ((silent, roomy), "model-3"),
+            ((full,), "model-1"),
+        ):
+            (place,) = decide(placing, *seats, asks=(load(),))
+            assert isinstance(place, Place) and place.seat.worker == worker
+
+    def test_another_name_of_a_model_will_do(self) -> None:
+        placing = core(Entry("small", {"path": "/m/qwen-7b.gguf", "also": ["qwen-7b"]}))
+        (place,) = decide(placing, cold(), asks=(load("qwen-7b"),))
+        assert isinstance(place, Place) and place.model == "small"
+        want = replace(LLM, needs=frozenset({"model:qwen-7b"}))
+        (request,) = decide(placing, cold(), wants=(want,))
+        assert isinstance(request, Request) and request.model == "small"
+
     def test_a_draining_worker_gets_nothing(self) -> None:
         assert decide(core(), cold(1, willing=False), asks=(load(),)) == []
 
@@ -167,12 +214,109 @@ class TestAsks:
         assert isinstance(done, Done) and "is to hold large" in done.note
 
 
+class TestAnUnloadEndsOlderLoads:
+    """What a person has asked for last is what he wants."""
+
+    @staticmethod
+    def ended(seats: tuple[Seat, ...], *asks: Ask) -> list[str]:
+        actions = decide(core(), *seats, asks=asks)
+        return [a.ask.id for a in actions if isinstance(a, Failed)]
+
+    @pytest.mark.parametrize(
+        ("model", "worker", "ended"),
+        [
+            ("small", "", ["s", "s1"]),
+            ("large", "", ["l"]),
+            ("", "model-1", ["s1"]),
+            ("", "model-2", []),
+            ("small", "model-1", ["s", "s1"]),
+            ("small", "model-2", ["s"]),
+        ],
+    )
+    def test_of_its_model_or_worker(self, model: str, worker: str, ended: list[str]) -> None:
+        busy = hot(1, "large", leases=1), hot(2, "large", leases=1)
+        asks = load("small", "", "s"), load("large", "", "l"), load("small", "model-1", "s1")
+        assert self.ended(busy, *asks, Ask("u", "b", UNLOAD, model, worker)) == ended
+
+    def test_and_none_that_came_after_it(self) -> None:
+        unload = Ask("u", "b", UNLOAD, "small")
+        assert self.ended((hot(1, "large", leases=1),), unload, load("small")) == []
+
+    def test_not_the_rigs_own(self) -> None:
+        unload = Ask("u", "b", UNLOAD, "small", "", automatic=True)
+        assert self.ended((hot(1, "large", leases=1),), load("small"), unload) == []
+
+    def test_one_that_would_only_begin_goes_before_one_that_is_hot(self) -> None:
+        seats = hot(1), loading(2, ask="a")
+        _, place = decide(core(), *seats, asks=(load(), Ask("u", "b", UNLOAD, "small")))
+        assert isinstance(place, Place) and (place.seat.worker, place.model) == ("model-2", None)
+        (place,) = decide(core(), failed(1), hot(2), asks=(Ask("u", "b", UNLOAD, "small"),))
+        assert isinstance(place, Place) and place.seat.worker == "model-2"
+
+    def test_one_that_is_on_its_way_by_the_worker_where_it_is(self) -> None:
+        unload = Ask("u", "b", UNLOAD, "", "model-1")
+        over, place = decide(core(), loading(1, ask="a"), asks=(load(), unload))
+        assert isinstance(over, Failed) and over.ask.id == "a"
+        assert isinstance(place, Place) and (place.model, place.ask.id) == (None, "u")
+
+
+class TestAFileThatCannotBeLoaded:
+    bad = replace(LARGE, problem="model /m/large.gguf: it is a folder")
+
+    def test_nothing_makes_room_for_it_and_the_ask_says_why(self) -> None:
+        for worker in ("", "model-1"):
+            (action,) = decide(core(SMALL, self.bad), hot(1), asks=(load("large", worker),))
+            assert isinstance(action, Failed) and "it is a folder" in action.error
+
+    def test_work_that_wants_it_heats_nothing_and_keeps_no_card(self) -> None:
+        placing = core(SMALL, self.bad)
+        want = replace(LLM, needs=frozenset({"model:large"}))
+        assert decide(placing, cold(1), wants=(want,)) == []
+        decide(placing, hot(1), wants=(SCRIPT, want), now=0.0)
+        (request,) = decide(placing, hot(1), wants=(SCRIPT, want), now=100.0)
+        assert isinstance(request, Request) and request.op == UNLOAD
+
+    def test_another_model_that_will_do_is_taken_instead(self) -> None:
+        placing = Placing({e.name: e for e in (SMALL, self.bad)}, QUIET, "large")
+        (request,) = decide(placing, cold(1), wants=(LLM,))
+        assert isinstance(request, Request) and request.model == "small"
+
+    def test_its_file_is_looked_at_before_an_ask_is_refused(self) -> None:
+        placing = core(SMALL, self.bad)
+        placing.looked_at = 5.0
+        assert decide(placing, hot(1), asks=(load("large"),), now=6.0) == []
+        placing.looked_at = 6.5
+        (action,) = decide(placing, hot(1), asks=(load("large"),), now=7.0)
+        assert isinstance(action, Failed)
+        placing.catalogue = {"small": SMALL, "large": LARGE}
+        (place,) = decide(placing, cold(1), asks=(load("large"),), now=8.0)
+        assert isinstance(place, Place), "it was repaired"
+
+    def test_one_that_is_hot_all_the_same_stays_and_is_there(self) -> None:
+        changed = replace(self.bad, spec={"path": "/other"})
+        placing = core(SMALL, changed)
+        seat = replace(hot(1, "large"), chosen=Chosen(1, "large", "old", {"path": "/m/large.gguf"}))
+        assert decide(placing, seat) == []
+        (done,) = decide(core(SMALL, self.bad), hot(1, "large"), asks=(load("large"),))
+        assert isinstance(done, Done)
+
+    def test_it_is_not_loaded_at_the_start(self) -> None:
+        bad = replace(SMALL, problem="gone", pinned=True)
+        placing = core(bad, settings=Settings(hot_at_start=1))
+        assert decide(placing, cold(1)) == []
+
+
 class TestStart:
     def test_as_many_as_the_settings_say_are_hot_at_start(self) -> None:
         placing = core(settings=Settings(hot_at_start=1))
         (first,) = decide(placing, cold(1), cold(2))
         assert first == Request(LOAD, "small", "model-1", "hot at start")
         assert decide(placing, hot(1), cold(2)) == []
+
+    def test_one_that_could_not_load_it_does_not_count(self) -> None:
+        placing = core(settings=Settings(hot_at_start=1))
+        (request,) = decide(placing, failed(1), cold(2))
+        assert isinstance(request, Request) and request.worker == "model-2"
 
     def test_a_rig_that_was_told_otherwise_is_left_alone(self) -> None:
         emptied = Seat("model-1", "pcie-0", Chosen(2, None, "u"), 2)
@@ -230,12 +374,27 @@ class TestHeat:
         (action,) = decide(core(), hot(1, leases=1), asks=(load("large", automatic=True),))
         assert isinstance(action, Done)
 
-    def test_a_model_that_cannot_be_loaded_is_not_tried_over_and_over(self) -> None:
-        broken = Seat("model-1", "pcie-0", Chosen(1, "small", "x"), 1, "failed", "small", since_s=5.0)
-        assert decide(core(SMALL), broken, cold(2), wants=(LLM,)) == []
+    def test_a_model_that_cannot_be_loaded_is_not_tried_over_and_over_on_one_worker(self) -> None:
+        broken = failed(1)
+        assert decide(core(SMALL), broken, wants=(LLM,)) == []
         later = replace(broken, since_s=1000.0)
-        (action,) = decide(core(SMALL), later, cold(2), wants=(LLM,))
+        (action,) = decide(core(SMALL), later, wants=(LLM,))
         assert isinstance(action, Request)
+
+    def test_a_model_that_one_card_has_no_room_for_is_tried_on_the_next_free_one_at_once(self) -> None:
+        (action,) = decide(core(SMALL), failed(1), cold(2), wants=(LLM,))
+        assert isinstance(action, Request) and action.worker == "model-2"
+        assert decide(core(SMALL), failed(1), failed(2), wants=(LLM,)) == []
+
+    def test_nothing_that_works_is_lost_for_a_model_that_has_just_failed(self) -> None:
+        want = replace(LLM, needs=frozenset({"model:large"}))
+        assert decide(core(), failed(1, "large"), hot(2), wants=(want,)) == []
+        asks = (load("large", automatic=True),)
+        assert decide(core(), failed(1, "large"), hot(2), asks=(), wants=(want,)) == []
+        (place,) = decide(core(), failed(1, "large", since_s=400.0), hot(2), asks=asks, wants=(want,))
+        assert isinstance(place, Place) and place.seat.worker == "model-1", (
+            "a failed one goes before a hot one"
+        )
 
     def test_work_that_no_model_of_the_catalogue_can_do_heats_nothing(self) -> None:
         assert decide(core(), cold(1), wants=(replace(LLM, needs=frozenset({"model:gone"})),)) == []
@@ -300,7 +459,8 @@ class TestWhatABrokenRigTaught:
         chosen = Chosen(1, "cloud", "x", {"url": "http://far/v1"})
         trying = Seat("model-1", "pcie-0", chosen, 1, "loading", "cloud")
         asks = (load(worker="model-2"), load("small", "model-1", "y"), Ask("u", "b", UNLOAD, "", "model-1"))
-        first, second = decide(placing, trying, cold(2), asks=asks)
+        over, first, second = decide(placing, trying, cold(2), asks=asks)
+        assert isinstance(over, Failed) and over.ask.id == "y"
         assert isinstance(first, Place) and first.seat.worker == "model-2"
         assert isinstance(second, Place) and second.ask.op == UNLOAD, "the link is taken by the first"
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from rigbus.agents.brain import children, core, planner
+from rigbus.agents.brain.asking import model_faults
+from rigbus.agents.brain.placing import Entry
 from rigbus.bus.model import task_id
 from rigbus.bus.wire import MAX_FRAME_BYTES, MAX_META_BYTES, pack, unpack
 from rigbus.plans import parse_plan
@@ -363,3 +365,52 @@ def test_an_event_gives_what_it_asks_for(topic: str, work: list[core.Work]) -> N
 
 def test_a_join_is_found_by_its_key() -> None:
     assert task_id("b", core.template_of("each:expand")) == task_id("b", "each")
+
+
+@pytest.mark.parametrize("kind", ["load_llm", "unload_llm"])
+def test_a_task_for_a_models_place_names_its_model_and_is_of_class_meta(kind: str) -> None:
+    head = "# Plan: p\n\n## Inputs\n- **M**: which (default: `small`)\n\n## Tasks\n"
+    specs, _ = declared(f"### warm\n- type: {kind}\n- llm_model: {{M}}\n", head)
+    assert specs["warm"]["class"] == "meta"
+    assert specs["warm"]["meta"]["model"] == "small"
+    assert "needs" not in specs["warm"], "nobody runs it"
+    specs, _ = declared("### warm\n- type: load_llm\n")
+    assert specs["warm"]["meta"]["model"] == "", "the default one is meant"
+
+
+MODELS = {
+    "small": Entry("small", {"also": ["qwen-7b"]}),
+    "large": Entry("large", {}, tier=2, placement="split_gpu"),
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            "- llm_model: smal\n",
+            "plan.md:5: task 'a': llm_model 'smal' is not configured; did you mean 'small'?",
+        ),
+        (
+            "- llm_min_tier: 3\n",
+            "plan.md:5: task 'a': no model is of tier 3 or more (llm_min_tier); there are: small",
+        ),
+        ("- llm_model: small\n- llm_min_tier: 2\n", "the model small is of tier 1"),
+        ("- llm_model: qwen-7b\n", ""),
+        ("- llm_min_tier: 2\n- llm_placement: split_gpu\n", ""),
+        ("- executor: brain\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_model_that_the_catalogue_does_not_have_is_a_fault_of_the_plan(fields: str, says: str) -> None:
+    plan = parse_plan("# Plan: p\n## Tasks\n### a\n- prompt: x\n" + fields + "- type: generate\n", name="p")
+    assert model_faults(plan, {}, {}) == [], "without a catalogue any model may come"
+    found = model_faults(plan, {}, MODELS)
+    assert len(found) == bool(says)
+    assert all(says in f"{where}: {what}" for where, what, _ in found)
+
+
+def test_a_load_of_a_model_that_there_is_not_is_one_too() -> None:
+    plan = parse_plan("# Plan: p\n## Tasks\n### a\n- type: load_llm\n- llm_model: zzz\n", name="p")
+    ((where, what, _),) = model_faults(plan, {}, MODELS)
+    assert where == "plan.md:5" and "'zzz' is not configured" in what

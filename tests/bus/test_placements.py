@@ -140,3 +140,21 @@ def test_an_ask_that_a_person_makes_live_again_is_seen_again(rig: Harness) -> No
     assert view_rows(rig) == {}
     client.ask(Verb.REQUEUE, {"ids": [task.id]})
     assert view_rows(rig) == {"x": False}
+
+
+def test_an_ask_is_seen_when_what_it_waits_for_has_ended(rig: Harness) -> None:
+    rig.brain()
+    client, worker = rig.client(), rig.worker()
+    client.tasks({"key": "first", "type": "noop"}, {**ask("then"), "after": ["first"]})
+    assert view_rows(rig) == {}
+    worker.result(worker.lease())
+    assert view_rows(rig) == {"then": False}
+
+
+def test_a_model_worker_shows_its_state_and_what_its_cards_say(rig: Harness) -> None:
+    client = rig.client()
+    rig.worker(name="model-1", info={"seat": True, "cards": "GPU-1"})
+    client.ask(Verb.CONTROL, {"action": "pause", "worker": "model-1"})
+    rig.core.heartbeats["model-1"] = (0.0, {"gpu": {"index": 0, "vram_used_mb": 1}})
+    (row,) = client.ask(Verb.QUERY, {"what": "placement"}).header["workers"]
+    assert (row["word"], row["willing"], row["gpu"]) == ("paused", False, {"index": 0, "vram_used_mb": 1})

@@ -251,7 +251,7 @@ REASONS: dict[str, tuple[Callable[[Scene], str], str, list[tuple[str, str]]]] = 
     "no worker of the class": (
         lambda s: s.one(**{"class": "llm"}),
         "no worker offers llm: w1 offers cpu",
-        [("class", "pip install 'rigbus[llm]', then rigbus up --model FILE.gguf")],
+        [("class", "rigbus up --model FILE.gguf (without llama.cpp first pip install 'rigbus[llm]')")],
     ),
     "no worker of the pool": (
         lambda s: s.one(pool="night"),
@@ -503,7 +503,7 @@ def test_what_nobody_can_run_is_named_with_what_would_run_it(scene: Scene) -> No
     (test,) = [p for p in answer["predicates"] if not p["ok"]]
     assert test["name"] == "somebody runs shell (class llm)"
     assert test["value"] == "3 ready tasks wait for a worker that offers llm"
-    assert test["fix"] == "pip install 'rigbus[llm]', then rigbus up --model FILE.gguf"
+    assert test["fix"] == "rigbus up --model FILE.gguf (without llama.cpp first pip install 'rigbus[llm]')"
     (stuck,) = answer["stuck"]
     assert (stuck["kind"], stuck["fix"]) == ("batch", test["fix"])
 
@@ -564,3 +564,87 @@ def test_of_many_batches_the_first_are_looked_at_and_the_others_counted(scene: S
     assert 3 <= looked < 20
     # with the first one, of which a task is with the worker
     assert answer["stuck"][-1]["summary"] == f"{looked + 1} of 60 live batches looked at: rigbus why BATCH"
+
+
+# ---------------------------------------------------------------- models
+
+
+class Models:
+    """A rig with a model worker, and a brain that has said what holds up its models."""
+
+    def __init__(self, *rows: dict[str, Any], seat: bool = True) -> None:
+        self.scene = Scene()
+        if seat:
+            self.scene.rig.worker(name="model-1", types=[], classes=[], info={"seat": True})
+        self.brain = self.scene.rig.brain()
+        self.rev = 0
+        self.say(*rows)
+
+    def say(self, *rows: dict[str, Any]) -> None:
+        value = {"why": "1 model workers, all cold", "held": list(rows)}
+        fact = {"scope": "placement", "key": "", "rev": self.rev, "value": value}
+        answer = self.brain.ask(Verb.BRAIN, {"epoch": self.scene.rig.core.epoch, "facts": [fact]})
+        assert answer.verb is Verb.OK, answer.header
+        self.rev = self.scene.rig.core.facts["placement", ""].rev
+
+    def row(self, **of: Any) -> dict[str, Any]:
+        wall = self.scene.rig.core.wall
+        workers = [["model-1", "holds small, which may give way (min_hot_s)", wall + 42.0]]
+        more = {"model": "large", "text": "", "fix": "rigbus load large", "until_at": 0.0, "workers": workers}
+        return {**more, **of}
+
+
+WANTS_LARGE: dict[str, Any] = {"type": "generate", "class": "llm", "needs": ["model:large"]}
+
+
+def test_work_for_a_model_says_of_each_model_worker_why_it_does_not_take_it() -> None:
+    rig = Models()
+    rig.say(rig.row(**WANTS_LARGE))
+    ref = rig.scene.one(**WANTS_LARGE)
+    answer = rig.scene.why(ref)
+    assert "model-1 holds small, which may give way (min_hot_s) in 42 s" in answer["summary"]
+    assert {fix for _, fix in failing(answer)} == {"rigbus load large"}
+    (test,) = [p for p in rig.scene.why(None)["predicates"] if not p["ok"]]
+    assert test["fix"] == "rigbus load large"
+    rig.scene.rig.wait(100.0, (rig.scene.client, []), (rig.scene.worker, []), (rig.brain, []))
+    assert "(min_hot_s)" in rig.scene.why(ref)["summary"] and " in " not in rig.scene.why(ref)["summary"]
+
+
+def test_other_work_is_not_told_what_concerns_another_model() -> None:
+    rig = Models()
+    rig.say(rig.row(**WANTS_LARGE))
+    answer = rig.scene.why(rig.scene.one(type="generate", **{"class": "llm"}, needs=["model:small"]))
+    assert "min_hot_s" not in answer["summary"] and "all cold" in answer["summary"]
+    assert {fix for _, fix in failing(answer)} == {"rigbus load small"}, "llama.cpp is there"
+
+
+def test_without_model_workers_the_rig_is_told_how_to_get_one() -> None:
+    rig = Models(seat=False)
+    answer = rig.scene.why(rig.scene.one(type="generate", **{"class": "llm"}))
+    assert "rigbus up --model FILE.gguf" in failing(answer)[0][1]
+
+
+def test_an_ask_for_a_model_says_what_holds_it_up() -> None:
+    rig = Models()
+    ref = rig.scene.one(type="load_llm", **{"class": "meta"})
+    pinned = [["model-1", "holds big, which is pinned", 0.0]]
+    rig.say(rig.row(ask=ref, workers=pinned, fix="rigbus unload --worker model-1"))
+    answer = rig.scene.why(ref)
+    assert answer["summary"] == "waits for its model: model-1 holds big, which is pinned"
+    assert failing(answer)[-1] == ("placed", "rigbus unload --worker model-1")
+
+
+def test_an_ask_of_a_plan_is_told_what_it_waits_for_before_its_model() -> None:
+    rig = Models()
+    (_, ask) = rig.scene.client.tasks(spec("a"), spec("b", "a", type="load_llm", **{"class": "meta"}))
+    answer = rig.scene.why(ask.id)
+    assert answer["summary"] == "waits for `a` (leased)"
+    assert not any("its model" in reason for reason in answer["reasons"])
+
+
+@pytest.mark.parametrize("odd", [None, "x", 7, ["x"], {"ask": 3}, [{"ask": None}]])
+def test_a_fact_of_another_shape_hurts_nothing(odd: Any) -> None:
+    rig = Models()
+    fact = {"scope": "placement", "key": "", "rev": rig.rev, "value": {"why": "w", "held": odd}}
+    rig.brain.ask(Verb.BRAIN, {"epoch": rig.scene.rig.core.epoch, "facts": [fact]})
+    assert "(w)" in rig.scene.why(rig.scene.one(**WANTS_LARGE))["summary"]

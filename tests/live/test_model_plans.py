@@ -17,6 +17,7 @@ from drops import own_rig, run_plan, say, tasks_of
 from helpers import ROOT, wait_for
 from rigs import LiveRig
 
+from rigbus import Task
 from rigbus.bus.errors import TaskFailed
 
 pytestmark = pytest.mark.llm
@@ -73,20 +74,25 @@ def test_a_plan_of_the_page_that_needs_a_model_ends_well(rig: LiveRig, example: 
     assert set(json.loads((folder / "read" / "ben.json").read_text())) == {"wants", "friendly"}
 
 
-def test_a_task_for_a_model_that_nobody_has_waits_and_why_names_it(rig: LiveRig) -> None:
-    text = "# Plan: p\n## Tasks\n### a\n- prompt: x\n- type: generate\n- llm_model: gone\n- llm_min_tier: 1\n"
+def test_a_plan_for_a_model_that_there_is_not_ends_and_names_those_that_there_are(rig: LiveRig) -> None:
+    text = "# Plan: p\n## Tasks\n### a\n- prompt: x\n- type: generate\n- llm_model: tony\n- llm_min_tier: 1\n"
     batch = run_plan(rig, "gone", text)
+    with rig.client() as client:
+        ended = rig.wait_batch(batch, client)
+    assert ended["state"] == "failed"
+    assert "plan.md:6: task 'a': llm_model 'tony' is not configured; did you mean 'tiny'?" in ended["error"]
 
-    def waiting() -> dict[str, Any] | None:
-        task = tasks_of(rig, batch).get("a")
-        return task if task is not None and task["state"] == "ready" else None
 
-    task = wait_for(waiting, what="the task to be ready")
-    code, out, err = say(rig, "why", task["id"])
-    assert code == 0, err
-    assert "model:gone" in out
-    assert "change llm_model" in out
-    assert say(rig, "cancel", batch)[0] == 0
+def test_a_request_for_a_model_that_there_is_not_waits_and_why_names_those_that_there_are(
+    rig: LiveRig,
+) -> None:
+    with rig.client() as client:
+        ids = client.submit([Task(type="generate", payload={"prompt": "x", "model": "tony"})])
+        wait_for(
+            lambda: "did you mean 'tiny'?" in client.query("why", id=ids[0])["summary"],
+            what="the brain's word",
+        )
+        client.cancel(ids[0])
 
 
 def test_an_answer_that_no_grammar_keeps_in_shape_fails_with_its_place(rig: LiveRig) -> None:

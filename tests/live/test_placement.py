@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drops import run_plan, tasks_of
 from helpers import ROOT, Processes, processes_of, short_folder, wait_for
 from rigs import LiveRig
 
@@ -192,14 +194,70 @@ def test_what_cannot_be_is_said(rig: LiveRig) -> None:
     assert "there is no model 'huge'; there are: broken, large, small" in unknown.stderr
     with rig.client() as bus:
         name = others(bus)[0]
-    broken = rigbus(rig, "load", "broken", "--worker", name)
-    assert broken.returncode == 6
-    assert "broken.gguf" in broken.stderr
+        held = first(bus)
+    for worker in (name, held):
+        broken = rigbus(rig, "load", "broken", "--worker", worker)
+        assert broken.returncode == 6
+        assert "broken cannot be loaded" in broken.stderr and "broken.gguf" in broken.stderr
     with rig.client() as bus:
-        assert seats(bus)[name]["phase"] == "failed"
-    again = rigbus(rig, "load", "large", "--worker", name)
-    assert again.returncode == 0, "a failed worker takes the next one"
-    assert rigbus(rig, "unload", "large").returncode == 0
+        assert seats(bus)[name]["phase"] == "cold"
+        assert hot(bus)[held] == "small", "nothing makes room for what cannot be loaded"
+    nothing = rigbus(rig, "unload")
+    assert (nothing.returncode, "name a model" in nothing.stderr) == (2, True)
+
+
+def test_an_unload_ends_a_load_that_nobody_waits_for_any_more(rig: LiveRig) -> None:
+    with rig.client() as bus:
+        for name in seats(bus):
+            bus.control("pause", name)
+        late = rigbus(rig, "load", "large", "--timeout", "0.5")
+        assert late.returncode == 7
+        found = re.search(r"goes on; .*`rigbus cancel ([\w-]+)` ends it", " ".join(late.stderr.split()))
+        assert found is not None, late.stderr
+        why = wait_for(
+            lambda: next((w for w in [bus.query("why", id=found[1])] if "is paused" in w["summary"]), None),
+            what="the brain's word",
+        )
+        assert [p["fix"] for p in why["predicates"] if not p["ok"]] == ["rigbus resume model-1"]
+        assert rigbus(rig, "unload", "large").returncode == 0
+        row = wait_for(
+            lambda: next((r for r in bus.query("task", id=found[1])["rows"] if r["state"] == "dead"), None),
+            what="the load to end",
+        )
+        assert "unloaded since then" in row["error"]
+        for name in seats(bus):
+            bus.control("resume", name)
+        assert "large" not in hot(bus).values()
+
+
+PLAN = """\
+# Plan: warm
+## Tasks
+### warm
+- **type**: load_llm
+- **llm_model**: large
+### ask
+- **type**: generate
+- **prompt**: hi
+- **max_tokens**: 2
+- **llm_model**: {NAME}
+- **depends_on**: warm
+### cool
+- **type**: unload_llm
+- **llm_model**: large
+- **depends_on**: ask
+## Inputs
+- **NAME**: the file's stem will do (default: `large`)
+"""
+
+
+def test_a_plan_loads_a_model_asks_it_and_unloads_that_one(rig: LiveRig) -> None:
+    batch = run_plan(rig, "warm", PLAN)
+    with rig.client() as bus:
+        ended = rig.wait_batch(batch, bus, timeout_s=30)
+        tasks = tasks_of(rig, batch)
+        assert ended["state"] == "complete", {name: (t["state"], t["error"]) for name, t in tasks.items()}
+        assert list(hot(bus).values()) == ["small"], "the other one was left where it was"
 
 
 def test_loads_of_one_group_never_overlap(rig: LiveRig) -> None:

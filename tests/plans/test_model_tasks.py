@@ -115,3 +115,22 @@ def test_a_variable_in_any_text_is_checked() -> None:
         6: "task 'a' uses {YES}, which nothing sets",
         8: "task 'a' uses {M}, which nothing sets",
     }
+
+
+def test_which_model_is_loaded_may_be_said_and_its_class_need_not() -> None:
+    for fields in (
+        "- type: load_llm\n",
+        "- type: load_llm\n- llm_model: m\n",
+        "- type: unload_llm\n- llm_model: {M}\n",
+    ):
+        task, warnings = read(fields)
+        assert (task.executor, task.task_class, warnings) == ("brain", "meta", [])
+    task, warnings = read("- type: load_llm\n- llm_model: m\n- task_class: meta\n- llm_min_tier: 2\n")
+    assert task.task_class == "meta"
+    (said,) = warnings
+    assert "llm_min_tier has no effect on a meta task" in said
+
+
+def test_an_unload_without_a_model_is_refused() -> None:
+    (found,) = faults("- type: unload_llm\n")
+    assert "unloads no model; add `- **llm_model**" in found

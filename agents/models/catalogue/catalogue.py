@@ -124,6 +124,12 @@ class Catalogue:
     def _listed(self) -> str:
         return ", ".join(f"{e.name} ({e.role}, tier {e.tier}, {e.placement})" for e in self)
 
+    def also(self, entry: Entry) -> tuple[str, ...]:
+        """The other names that mean this model and no other: its file's stem, its name at its server."""
+        names = dict.fromkeys(_other_names(entry))
+        taken = {name for e in self if e.name != entry.name for name in (e.name, *_other_names(e))}
+        return tuple(name for name in names if name != entry.name and name not in taken)
+
     # -- what a load costs -----------------------------------------------------------------------------------
 
     def card(self, name: str) -> Card:
@@ -186,6 +192,13 @@ def brain_cards(given: Sequence[str] | None, models: Mapping[str, Mapping[str, A
     if given is not None:
         return tuple(given)
     return next((tuple(m["split"]) for m in models.values() if m["role"] == "brain" and m["split"]), ())
+
+
+def _other_names(entry: Entry) -> Iterator[str]:
+    if entry.path:
+        yield Path(entry.path).stem
+    if entry.remote_model:
+        yield entry.remote_model
 
 
 def _entry(name: str, table: Mapping[str, Any], brain: tuple[str, ...]) -> Entry:

@@ -105,4 +105,13 @@ def offer_of(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]
     """What a worker that holds this model offers: task types, and what tasks may need of it."""
     entry = entry_of(spec)
     types = offered_types(entry.role, brain_elsewhere=bool(spec.get("brain_elsewhere")))
-    return types, offered_tags(entry.name, tier=entry.tier, placement=entry.placement, role=entry.role)
+    tags = offered_tags(
+        entry.name, tier=entry.tier, placement=entry.placement, role=entry.role, also=also_of(spec)
+    )
+    return types, tags
+
+
+def also_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The other names that mean this model."""
+    given = spec.get("also")
+    return tuple(str(name) for name in given) if isinstance(given, list | tuple) else ()

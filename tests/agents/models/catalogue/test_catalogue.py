@@ -261,3 +261,14 @@ def test_a_map_that_is_no_entry_is_refused(value):
 def test_a_map_that_is_no_catalogue_is_refused(value):
     with pytest.raises(BadFrame):
         Catalogue.from_map(value)
+
+
+def test_a_files_stem_and_a_servers_name_mean_the_model_where_they_mean_no_other(tmp_path):
+    text = (
+        '[models.a]\npath = "x/a.gguf"\n[models.b]\npath = "y/qwen.gguf"\n[models.c]\npath = "z/same.gguf"\n'
+        '[models.d]\npath = "w/same.gguf"\n[models.e]\npath = "w/a.gguf"\n'
+        '[models.f]\nurl = "http://far/v1"\nremote_model = "huge:70b"\n[models.g]\nurl = "http://far/v1"\n'
+    )
+    catalogue = Catalogue.from_settings(settings(tmp_path, text))
+    also = {entry.name: catalogue.also(entry) for entry in catalogue}
+    assert also == {"a": (), "b": ("qwen",), "c": (), "d": (), "e": (), "f": ("huge:70b",), "g": ()}

@@ -93,6 +93,7 @@ def test_what_a_worker_offers_of_its_model() -> None:
     types, needs = offer_of(spec)
     assert types == ("generate", "parse", "decide", "embed")
     assert needs == ("model:m", "tier:1", "tier:2", "placement:single_gpu", "role:worker")
+    assert "model:qwen" in offer_of(spec | {"also": ["qwen"]})[1]
     assert "decide" not in offer_of(spec | {"brain_elsewhere": True})[0]
     assert "decide" in offer_of(spec | {"role": "brain", "brain_elsewhere": False})[0]
 
