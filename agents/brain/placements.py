@@ -97,13 +97,14 @@ class Placements:
         self._look_at = now + LOOK_S  # also where the broker refuses an answer
         answer = self._bus.query(SCOPE)
         view, revs = view_of(answer)
-        self._look_at = now + (MOVING_LOOK_S if view.asks else LOOK_S)
         if self._files is not None:
             if (found := self._files.look(now)) is not None:
                 self._core.catalogue, self._core.default = found
             self._core.looked_at = self._files.looked_at
         self._core.catalogue = with_measures(self._core.catalogue, view.seats)
         actions = self._core.step(view, now)
+        moving = bool(view.asks) or any(isinstance(a, Request) for a in actions)
+        self._look_at = now + (MOVING_LOOK_S if moving else LOOK_S)
         decided = [a for a in actions if isinstance(a, Place)]
         places, reserves = share(
             decided,

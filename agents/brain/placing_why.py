@@ -16,6 +16,7 @@ from .placing_turn import Turn
 from .placing_view import LOAD, UNLOAD, Ask, Seat, View, Want
 
 AGAIN_S: Final = 60.0  #: before a request that came to nothing is made again
+_SEEN_S: Final = 3.0  #: after it an ask that was made stands in the view
 _MESSAGE: Final = 200  #: of what a worker or a file's reader says
 _STATES: Final = {
     "paused": ("is paused", "rigbus resume {0}"),
@@ -110,8 +111,11 @@ class Explaining(Answering):
             return HeldUp(want, model, f"{model} is asked for", left_s=left_s)
         asked = [at for (op, name, _), at in self._asked_at.items() if (op, name) == (LOAD, model)]
         held = self._of_model(want, self._own(model), turn, crowded)
-        if asked and turn.now < max(asked) + AGAIN_S and not any(s.chosen.model == model for s in turn.seats):
-            left_s = max(asked) + AGAIN_S - turn.now
+        made_at = max(asked, default=turn.now)
+        if made_at + _SEEN_S <= turn.now < made_at + AGAIN_S and not any(
+            s.chosen.model == model for s in turn.seats
+        ):
+            left_s = made_at + AGAIN_S - turn.now
             text = f"the rig's last ask for {model} came to nothing, it asks again"
             return HeldUp(want, model, text, f"rigbus load {model}", left_s, held.workers)
         return held
@@ -173,7 +177,11 @@ class Explaining(Answering):
             if local and other.worker != name and other.group == seat.group and other.loads:
                 return Why(name, f"waits while {other.worker} loads {other.chosen.model} over the same link")
         if ask.automatic and seat.chosen.model is None and not self._room(turn.view):
-            return Why(name, f"is cold, but {most} workers are hot (max_hot)", "raise max_hot in [placement]")
+            return Why(
+                name,
+                f"is cold, but as many are hot as may be (max_hot = {most})",
+                "raise max_hot in [placement]",
+            )
         if name in crowded:
             return Why(name, "waits until commands on its card have ended, they fill its memory")
         return Why(name, "can take it")

@@ -345,3 +345,10 @@ def test_what_a_small_context_has_shortened_is_said(tmp_path: Path) -> None:
         )
     finally:
         host.close()
+
+
+def test_another_name_of_the_model_will_do() -> None:
+    served = rig("hello")
+    served.agent.also = ("qwen-7b",)
+    assert served.value("generate", prompt="x", model="qwen-7b")["model"] == "scripted"
+    assert served.run("generate", prompt="x", model="qwen-8b").cls == "definition"

@@ -107,7 +107,7 @@ def test_each_worker_says_why_it_does_not_take_the_model(
 def test_no_more_may_be_hot() -> None:
     hot = seat("small", 2, leases=1)
     assert (
-        "model-1 is cold, but 1 workers are hot (max_hot)",
+        "model-1 is cold, but as many are hot as may be (max_hot = 1)",
         "raise max_hot in [placement]",
         None,
     ) in said(seat(), hot, max_hot=1)
@@ -209,6 +209,7 @@ def test_work_for_a_model_whose_file_is_unusable_says_so() -> None:
 def test_work_that_has_just_come_and_an_ask_that_came_to_nothing() -> None:
     young = held(replace(WANT, waits_s=0.4))
     assert (young.text, round(young.left_s, 1)) == ("large is asked for", 0.6)
+    assert not held(WANT, now=1.0).text, "it has just been made"
     asked = held(WANT, now=20.0)
     assert asked.left_s == 40.0 and asked.fix == "rigbus load large"
 

@@ -206,6 +206,19 @@ def test_what_cannot_be_is_said(rig: LiveRig) -> None:
     assert (nothing.returncode, "name a model" in nothing.stderr) == (2, True)
 
 
+def test_a_file_that_is_repaired_can_be_loaded_at_once(rig: LiveRig, models: dict[str, Path]) -> None:
+    file, bad = models["broken"], models["broken"].read_bytes()
+    with rig.client() as bus:
+        name = others(bus)[0]
+    try:
+        file.write_bytes(models["small"].read_bytes())
+        repaired = rigbus(rig, "load", "broken", "--worker", name)
+        assert repaired.returncode == 0, repaired.stderr
+    finally:
+        file.write_bytes(bad)
+    assert rigbus(rig, "unload", "broken").returncode == 0
+
+
 def test_an_unload_ends_a_load_that_nobody_waits_for_any_more(rig: LiveRig) -> None:
     with rig.client() as bus:
         for name in seats(bus):

@@ -4,21 +4,19 @@ Pure but for :meth:`Catalogue.probed`, which reads the headers. It says what cou
 by the placement, and a worker that loads a model finds all that it needs in its entry.
 
     catalogue = Catalogue.from_settings(settings_of(config)).probed(paths.state)
-    entry = catalogue.find(task.llm_model, min_tier=task.llm_min_tier)
-    catalogue.load_s(entry, "1")        # seconds over the link of card 1
+    catalogue.load_s(catalogue.entries["small"], "1")  # seconds over the link of card 1
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ....bus.errors import BadFrame, ConfigError, DefinitionError
+from ....bus.errors import BadFrame, ConfigError
 from ..gguf.vram import MIB
-from .entries import SINGLE, SPLIT, Card, Entry, Role, probed
+from .entries import SINGLE, SPLIT, Card, Entry, probed
 
 __all__ = ["Card", "Catalogue", "Entry", "brain_cards"]
 
@@ -68,61 +66,6 @@ class Catalogue:
         It reads the header of each file, some 30 ms each from a local disk.
         """
         return replace(self, entries={e.name: probed(e, state) if e.local else e for e in self})
-
-    # -- what a task asks for --------------------------------------------------------------------------------
-
-    def find(
-        self,
-        model: str | None = None,
-        *,
-        min_tier: int | None = None,
-        placement: str | None = None,
-        role: Role = "worker",
-    ) -> Entry:
-        """The model that a task asks for: by name, or the least that will do.
-
-        A name may also be a file's stem or ``remote_model``, and may name a model of any role. Without one: the default
-        model where it will do, else the lowest tier of this ``role`` that does, of these the one with the least memory.
-        The placement is not looked at where a model is behind a url.
-
-        Raises:
-            DefinitionError: there is no such model, or it does not do; what there is, is named.
-        """
-        if not self.entries:
-            raise DefinitionError(
-                "no model is configured; add [models.NAME] to rigbus.toml, or `up --model FILE.gguf`"
-            )
-        if model is not None:
-            entry = self._named(model)
-            for lack in _lacks(entry, min_tier, placement):
-                raise DefinitionError(
-                    f"llm_model {model!r} {lack}; name another, or leave one of the two out"
-                )
-            return entry
-        fit = [e for e in self if e.role == role and not any(_lacks(e, min_tier, placement))]
-        if not fit:
-            raise DefinitionError(
-                f"no model of role {role}{_wanted(min_tier, placement)}; there are: {self._listed()}; ask for less, or add "
-                "one under [models.NAME]"
-            )
-        return min(fit, key=lambda e: (e.name != self.default, e.tier, e.vram_mb, e.name))
-
-    def _named(self, model: str) -> Entry:
-        if model in self.entries:
-            return self.entries[model]
-        also = [e for e in self if model == e.remote_model or (e.path and model == Path(e.path).stem)]
-        if len(also) == 1:
-            return also[0]
-        if also:
-            raise DefinitionError(
-                f"llm_model {model!r} is each of {', '.join(e.name for e in also)}; name one of these"
-            )
-        near = difflib.get_close_matches(model, self.entries, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"there are: {self._listed()}"
-        raise DefinitionError(f"llm_model {model!r} is not configured; {known}")
-
-    def _listed(self) -> str:
-        return ", ".join(f"{e.name} ({e.role}, tier {e.tier}, {e.placement})" for e in self)
 
     def also(self, entry: Entry) -> tuple[str, ...]:
         """The other names that mean this model and no other: its file's stem, its name at its server."""
@@ -219,16 +162,3 @@ def _entry(name: str, table: Mapping[str, Any], brain: tuple[str, ...]) -> Entry
             "vram_source": "config" if given else "unknown",
         }
     )
-
-
-def _lacks(entry: Entry, min_tier: int | None, placement: str | None) -> Iterator[str]:
-    """Why it does not do."""
-    if min_tier is not None and entry.tier < min_tier:
-        yield f"is of tier {entry.tier}, the task wants at least {min_tier}"
-    if placement is not None and entry.local and entry.placement != placement:
-        yield f"is placed as {entry.placement}, the task wants {placement}"
-
-
-def _wanted(min_tier: int | None, placement: str | None) -> str:
-    tier = f" of tier {min_tier} or more" if min_tier is not None else ""
-    return tier + (f" placed as {placement}" if placement is not None else "")

@@ -81,71 +81,17 @@ def test_the_brains_model_is_split_over_the_brains_cards(tmp_path):
 def test_a_model_of_the_command_line_is_a_catalogue_of_one_and_the_default(tmp_path):
     alone = Catalogue.from_settings(settings(tmp_path, "", model=tmp_path / "My model.gguf"))
     assert [e.name for e in alone] == ["My model"] == [alone.default]
-    assert alone.find().path == str(tmp_path / "My model.gguf")
+    assert alone.entries["My model"].path == str(tmp_path / "My model.gguf")
     beside = Catalogue.from_settings(settings(tmp_path, TEXT, model=tmp_path / "other.gguf"))
-    assert (beside.find().name, len(beside.entries)) == ("other", 5)
+    assert (beside.default, len(beside.entries)) == ("other", 5)
     same = Catalogue.from_settings(settings(tmp_path, TEXT, model=tmp_path / "large.gguf"))
-    assert (same.find().name, len(same.entries)) == ("large", 4)
+    assert (same.default, len(same.entries)) == ("large", 4)
     with pytest.raises(ConfigError, match=r"\[models\.small\] is another model; rename"):
         Catalogue.from_settings(settings(tmp_path, TEXT, model=tmp_path / "sub" / "small.gguf"))
 
 
-@pytest.mark.parametrize(
-    ("asked", "name"),
-    [
-        ({}, "small"),
-        ({"min_tier": 2}, "large"),
-        ({"min_tier": 4}, "cloud"),
-        ({"placement": "split_gpu"}, "large"),
-        ({"placement": "single_gpu"}, "small"),
-        ({"role": "brain"}, "judge"),
-        ({"model": "judge"}, "judge"),
-        ({"model": "huge:70b"}, "cloud"),
-        ({"model": "cloud", "placement": "split_gpu"}, "cloud"),
-        ({"model": "large", "min_tier": 3, "placement": "split_gpu"}, "large"),
-    ],
-)
-def test_a_task_finds_the_least_model_that_will_do(catalogue, asked, name):
-    assert catalogue.find(**asked).name == name
-
-
-def test_the_default_comes_first_where_it_will_do(tmp_path):
-    catalogue = Catalogue.from_settings(settings(tmp_path, TEXT + '[placement]\ndefault_model = "large"\n'))
-    assert catalogue.find().name == "large"
-    assert catalogue.find(min_tier=4).name == "cloud"
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"model": "smal"}, "llm_model 'smal' is not configured; did you mean 'small'?"),
-        (
-            {"model": "zzz"},
-            r"'zzz' is not configured; there are: small \(worker, tier 1, single_gpu\), large",
-        ),
-        ({"model": "small", "min_tier": 2}, "'small' is of tier 1, the task wants at least 2"),
-        ({"model": "small", "placement": "split_gpu"}, "is placed as single_gpu, the task wants split_gpu"),
-        ({"min_tier": 6}, "no model of role worker of tier 6 or more; there are: small"),
-        ({"min_tier": 9, "placement": "single_gpu"}, "of tier 9 or more placed as single_gpu"),
-        ({"role": "brain", "min_tier": 5}, "no model of role brain of tier 5"),
-    ],
-)
-def test_what_nothing_fits_is_a_definition_error_that_names_what_there_is(catalogue, asked, said):
-    with pytest.raises(DefinitionError, match=said):
-        catalogue.find(**asked)
-
-
-def test_an_empty_catalogue_is_false_and_says_what_to_configure():
-    empty = Catalogue.from_settings({})
-    assert not empty
-    with pytest.raises(DefinitionError, match=r"add \[models\.NAME\]"):
-        empty.find()
-
-
-def test_a_stem_that_two_models_have_is_not_guessed(tmp_path):
-    text = '[models.a]\npath = "x/m.gguf"\n[models.b]\npath = "y/m.gguf"\n'
-    with pytest.raises(DefinitionError, match="is each of a, b; name one of these"):
-        Catalogue.from_settings(settings(tmp_path, text)).find("m")
+def test_an_empty_catalogue_is_false():
+    assert not Catalogue.from_settings({})
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -170,13 +116,13 @@ def test_the_configuration_is_believed_before_a_measure_and_a_measure_before_the
     g.write_llama(tmp_path / "m.gguf")
     text = '[models.m]\npath = "m.gguf"\n'
     plain = Catalogue.from_settings(settings(tmp_path, text))
-    remember_peak(tmp_path, key_of(plain.find()), 77, at=0.0, model="m")
-    measured = plain.probed(tmp_path).find()
+    remember_peak(tmp_path, key_of(plain.entries["m"]), 77, at=0.0, model="m")
+    measured = plain.probed(tmp_path).entries["m"]
     assert (measured.vram_mb, measured.vram_source) == (77, "measured")
-    assert plain.probed().find().vram_source == "estimate", "without a state folder nothing is known"
-    other = Catalogue.from_settings(settings(tmp_path, text + "ctx = 2048\n")).probed(tmp_path).find()
+    assert plain.probed().entries["m"].vram_source == "estimate", "without a state folder nothing is known"
+    other = Catalogue.from_settings(settings(tmp_path, text + "ctx = 2048\n")).probed(tmp_path).entries["m"]
     assert other.vram_source == "estimate", "measured with another context"
-    given = Catalogue.from_settings(settings(tmp_path, text + "vram_mb = 99\n")).probed(tmp_path).find()
+    given = Catalogue.from_settings(settings(tmp_path, text + "vram_mb = 99\n")).probed(tmp_path).entries["m"]
     assert (given.vram_mb, given.vram_source) == (99, "config")
 
 
@@ -211,8 +157,8 @@ def test_a_catalogue_survives_the_bus(tmp_path, catalogue):
     assert b"THE_KEY" in packed, "where a key is kept is said, the key itself is nobody's"
     profile = Catalogue.from_settings(load(config=profiles()["seed-5x1060"]).settings.model_dump(mode="json"))
     assert Catalogue.from_map(profile.to_map()) == profile
-    assert profile.find().name == "worker-7b"
-    assert profile.find(role="brain").split == ("0", "3")
+    assert "worker-7b" in profile.entries
+    assert [e.split for e in profile if e.role == "brain"] == [("0", "3")]
 
 
 def test_keys_of_a_newer_rigbus_are_left_out():
