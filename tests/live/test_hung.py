@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_a_rig_stops_though_a_command_of_it_hangs_in_the_kernel(
         assert rig.up.wait(40) == 0
         took_s = time.monotonic() - began
         said = processes.output(rig.up)
-        assert f"pid {pid} (touch {mount}/x, state D) cannot be killed" in said
+        assert re.search(rf"pid {pid} \(touch .*, state D\) cannot be killed", said)  # a long command is cut
         assert "the rig stops without it" in said
         assert took_s < 20.0, took_s
         assert in_state_d(pid), "nothing can end it"
