@@ -218,7 +218,7 @@ def test_an_embedding_says_each_vector_and_ends_with_its_usage(model: Model) -> 
 
 def test_a_cancelled_embedding_ends_early(model: Model) -> None:
     model.load(30)
-    embedding = model.embedding(EmbedRequest(texts=["some words " * 20] * 500))
+    embedding = model.embedding(EmbedRequest(texts=["some words " * 20] * 100))
     assert isinstance(next(embedding), Vector)
     embedding.cancel()
     *vectors, usage = embedding
@@ -227,7 +227,7 @@ def test_a_cancelled_embedding_ends_early(model: Model) -> None:
         model, RemoteModel
     )  # a server's vectors are one answer: the cancel may come too late
     assert usage.finish == "cancelled" or at_once
-    assert len(vectors) < 499 or at_once
+    assert len(vectors) < 99 or at_once
     assert len(model.embed(["next"]).vectors) == 1
 
 
