@@ -19,6 +19,7 @@ from .leasing import Leasing
 from .model import PLACEMENT_ASKS, Batch, Session, Task, called_from
 from .room import RETRY_S
 from .states import ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
+from .tags import smaller_payload_fix
 from .wire import MAX_BATCH, MAX_META_BYTES, MAX_PAYLOAD_BYTES, Envelope, pack
 
 KINDS: Final = frozenset({"client", "calls", "plan"})
@@ -204,7 +205,7 @@ class Submitting(Leasing):
             )
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise DefinitionError(
-                f"a payload of {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}: put big data into a file and send its path"
+                f"a payload of {len(payload)} bytes, at most {MAX_PAYLOAD_BYTES}: {smaller_payload_fix(type_)}"
             )
         meta = spec.get("meta")
         if meta is not None and (not isinstance(meta, dict) or len(pack(meta)) > MAX_META_BYTES):

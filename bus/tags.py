@@ -17,6 +17,13 @@ MAX_TIER: Final = 100
 WORKER_ROLE, BRAIN_ROLE = "worker", "brain"
 
 
+def smaller_payload_fix(type_: str) -> str:
+    """What to do about a payload that is too large for one message."""
+    if type_ in MODEL_TYPES:
+        return "split its text over several tasks; in a plan `input` names a file of up to 1 MiB"
+    return "write it to a file and send its path"
+
+
 def offered_tags(
     name: str,
     *,

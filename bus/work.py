@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from .errors import BadFrame, DefinitionError
-from .tags import MODEL_TYPES
+from .tags import MODEL_TYPES, smaller_payload_fix
 from .wire import MAX_BATCH, MAX_DEPTH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, pack
 
 RIGBUS: Final = uuid.uuid5(uuid.NAMESPACE_DNS, "rigbus")
@@ -178,8 +178,8 @@ def _payload(task: Task, key: str) -> bytes:
         ) from None
     if len(packed) > MAX_PAYLOAD_BYTES:
         raise DefinitionError(
-            f"task {key!r} ({task.type}): its payload has {len(packed)} bytes, {MAX_PAYLOAD_BYTES} are allowed; write "
-            "it to a file and send the path"
+            f"task {key!r} ({task.type}): its payload has {len(packed)} bytes, {MAX_PAYLOAD_BYTES} are allowed; "
+            f"{smaller_payload_fix(task.type)}"
         )
     return packed
 

@@ -85,6 +85,7 @@ def _foreground(
             rigfolder.mount_line(paths.shared),
             _share_line(paths),
             _moved_line(paths),
+            *_model_lines(settings, paths.state),
         ):
             if line:
                 _say(line)
@@ -113,6 +114,14 @@ def _moved_line(paths: RigPaths) -> str:
         if Path(former).is_dir():
             return f"until now this rig served {former}; to go on there: `rigbus up --shared {former}`"
     return ""
+
+
+def _model_lines(settings: dict[str, Any], state: Path) -> list[str]:
+    """What is wrong with the files of the models: the rig starts all the same, for they may be replaced."""
+    from ..agents.models.catalogue.catalogue import Catalogue
+
+    probed = Catalogue.from_settings(settings).probed(state)
+    return [f"warning: {entry.problem}" for entry in probed if entry.problem]
 
 
 def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:

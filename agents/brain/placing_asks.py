@@ -49,6 +49,7 @@ MATTERS: Final = (
     "brain_elsewhere",
     "also",
 )
+NO_MODEL: Final = "no model is configured: rigbus up --model FILE.gguf, or [models.NAME] in rigbus.toml"
 NOBODY: Final = Ask("", "", UNLOAD)  #: for what is decided without an ask
 
 
@@ -164,6 +165,8 @@ class Answering:
         if ask.op == UNLOAD:
             named = ask.model or ask.worker
             return "" if named else "an unload names a model or a worker (rigbus status has both)"
+        if not self.catalogue:
+            return NO_MODEL
         if ask.model not in self.catalogue:
             known = ", ".join(sorted(self.catalogue)) or "none"
             return f"there is no model {ask.model!r}; there are: {known} ([models.NAME] in rigbus.toml)"

@@ -30,7 +30,8 @@ class GenerateRequest:
     """One text to generate.
 
     Give ``prompt`` or ``messages`` (``{"role", "content"}`` each), not both. A prompt counts as one user message
-    where the model has a chat template; a model without one continues the prompt as it is. ``temperature`` 0 takes
+    where the model has a chat template; a model without one continues the prompt as it is, and reads several messages as a
+    text in which each stands below its speaker's name. ``temperature`` 0 takes
     the likeliest token each time; the same ``seed`` (0 to 2^32-2) gives the same text again (alone; in the company of
     other requests llama.cpp computes in larger batches, which round differently), None is any seed. ``stop``: the text
     ends before the first of these strings. ``json_schema``: the text is JSON of the schema, but for the keywords

@@ -110,8 +110,9 @@ class Seat:
                 self._meter.gone()
             self._step(event)
         phase = self._core.phase
-        if self._model is not None and phase in ("loading", "hot"):
+        if self._model is not None and phase in ("loading", "hot", "emptying"):
             self._step(_loads(self._model))
+            phase = self._core.phase
         if self._meter is not None:
             self._measure(self._meter)
         if phase == "emptying" and not self._runs():
@@ -151,7 +152,7 @@ class Seat:
         match self._core.phase:
             case "loading":
                 return now + LOADING_POLL_S
-            case "hot":
+            case "hot" | "emptying":
                 return now + HOT_POLL_S
             case "asking":
                 return self._core.ask_at

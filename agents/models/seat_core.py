@@ -7,7 +7,8 @@
 Laws
 - What the broker last placed here counts, by its generation; an older one changes nothing.
 - A model is offered only while it is hot. Before it goes, the offer goes, and then everything that uses it ends:
-  nothing is unloaded under a live lease.
+  nothing is unloaded under a live lease. One that does not answer (it crashed, or hangs in its next load) is used by nobody:
+  it goes at once, and the leases that wait for it fail as ``infra``.
 - One load at a time in a group of cards: the group's token is held from before the load until it has ended.
 - A model that cannot be loaded as it is stays ``failed`` until it is placed anew.
 - What a model was measured to take of its cards must be back before the next thing is done: for ``BACK_S`` it is waited
@@ -147,6 +148,7 @@ class SeatCore:
         self.held: Wanted | None = None  #: opened, and not closed yet
         self.share = 0.0
         self.message = ""
+        self.answers = False  #: what is held here is ready
         self.ask_at: float | None = None  #: when to ask for the token (again)
         self.back_by: float | None = None  #: until when memory is waited for; None: it is not
         self.missing = ""  #: which memory is not back
@@ -225,7 +227,7 @@ class SeatCore:
             return [Offer(wanted)]
         if self.phase == "hot":
             self._set("emptying", now)
-            return [Offer(None)]
+            return [Offer(None), *([] if self.answers else self._close(now))]
         return self._close(now) if self.phase == "loading" else []
 
     def _begin(self, now: float) -> list[Action]:
@@ -254,8 +256,11 @@ class SeatCore:
         return [*over, Open(self.wanted)]
 
     def _loads(self, event: Loads, now: float) -> list[Action]:
-        if self.phase not in ("loading", "hot"):
+        if self.phase not in ("loading", "hot", "emptying"):
             return []
+        self.answers = event.ready
+        if self.phase == "emptying":
+            return [] if event.ready else self._close(now)
         self.share = event.share
         if event.failed:
             was_hot = self.phase == "hot"

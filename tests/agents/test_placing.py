@@ -79,6 +79,13 @@ class TestAsks:
         assert isinstance(action, Place)
         assert (action.seat.worker, action.model) == ("model-2", "small")
 
+    def test_without_any_model_an_ask_hears_how_to_configure_one(self) -> None:
+        (action,) = decide(Placing({}, QUIET, ""), cold(1), asks=(load(""),))
+        assert isinstance(action, Failed)
+        assert action.error.startswith(
+            "no model is configured: rigbus up --model FILE.gguf, or [models.NAME]"
+        )
+
     def test_the_longest_idle_model_gives_way(self) -> None:
         placing = core()
         one, two = hot(1, "large", leases=1), hot(2, "large")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rigbus.bus.errors import BadFrame, DefinitionError
 from rigbus.bus.model import task_id as core_task_id
-from rigbus.bus.wire import MAX_BATCH, MAX_KEY_BYTES, Verb, encode, pack
+from rigbus.bus.wire import MAX_BATCH, MAX_KEY_BYTES, MAX_PAYLOAD_BYTES, Verb, encode, pack
 from rigbus.bus.work import Task, build, child_key, decode_chunk, decode_value, in_order, messages, task_id
 
 
@@ -193,3 +193,15 @@ def test_nothing_is_none_and_chunks_that_are_no_msgpack_stay_bytes() -> None:
     assert decode_value(b"") is None
     assert decode_chunk(pack("text")) == "text"
     assert decode_chunk(b"plain text") == b"plain text"
+
+
+@pytest.mark.parametrize(
+    ("type_", "fix"),
+    [
+        ("generate", "split its text over several tasks; in a plan `input` names a file"),
+        ("echo", "write it to a file and send its path"),
+    ],
+)
+def test_a_payload_that_is_too_large_says_what_helps(type_: str, fix: str) -> None:
+    with pytest.raises(DefinitionError, match=fix):
+        build([Task(type=type_, payload={"prompt": "x" * MAX_PAYLOAD_BYTES})])

@@ -206,11 +206,14 @@ def test_a_brain_and_a_bridge_killed_between_judgement_and_verdict_lose_and_repe
 
 
 @pytest.mark.llm
-def test_a_real_model_of_noise_gives_a_judgement_in_the_schemas_form(rig: LiveRig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", [{}, {"template": None}], ids=["chat template", "none"])
+def test_a_real_model_of_noise_gives_a_judgement_in_the_schemas_form(
+    rig: LiveRig, tmp_path: Path, template: dict[str, None]
+) -> None:
     from rigbus.agents.models.host import ModelHost
 
     write = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
-    file = write(tmp_path / "tiny.gguf")
+    file = write(tmp_path / "tiny.gguf", **template)
     with serving(rig, lambda: ModelHost(file, ctx=8192)):
         batch = run_plan(
             rig, "noise", SHELL.replace("evaluate: friendly", "evaluate: yes\n- max_attempts: 1")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -400,6 +401,41 @@ def test_work_heats_and_commands_cool(rig_dir: Path, processes: Processes, model
         assert next(iter(bus.results(script, timeout_s=20))).ok
     assert rig.stop() == 0
     wait_for(lambda: not processes_of(rig_dir), what="every process of the rig to end")
+
+
+def model_child(folder: Path, worker: int) -> int | None:
+    """The process that holds the model of this worker."""
+    for pid, line in processes_of(folder).items():
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+        if parent == worker and "models.engine.child" in line:
+            return pid
+    return None
+
+
+def test_a_worker_whose_model_hangs_in_its_next_load_can_be_given_another_one(
+    rig_dir: Path, processes: Processes, models: dict[str, Path]
+) -> None:
+    rig = start(rig_dir, processes, models, min_hot=600.0)
+    with rig.client() as bus:
+        wait_for(lambda: hot(bus), timeout_s=30, what="a model to be hot")
+        name = first(bus)
+        worker = rig.pids()[name]
+        former = wait_for(lambda: model_child(rig_dir, worker), what="its model's process")
+        os.kill(former, signal.SIGKILL)
+        hung = wait_for(
+            lambda: (pid := model_child(rig_dir, worker)) != former and pid, what="the next process"
+        )
+        os.kill(hung, signal.SIGSTOP)  # before it has so much as imported llama.cpp
+        (stuck,) = bus.submit([Task(type="generate", payload={"prompt": "hi", "max_tokens": 3})])
+        wait_for(lambda: bus.query("task", id=stuck)["rows"][0]["state"] == "leased", what="its lease")
+        done = rigbus(rig, "load", "large", "--worker", name, "--timeout", "20")
+        assert (done.returncode, done.stdout) == (0, f"large is hot on {name}\n"), done.stderr
+        (row,) = bus.query("task", id=stuck)["rows"]
+        assert row["state"] != "dead", "who waited for it waits for another worker"
+    assert rig.stop() == 0
 
 
 def test_a_model_that_is_asked_for_by_name_takes_the_place_of_an_idle_one(

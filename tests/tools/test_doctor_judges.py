@@ -562,6 +562,26 @@ def test_cards_are_judged(facts, check, status, value, fix):
     told(list(gpu.judge(gpu.GpuFacts(**facts))), check, status, value, fix)
 
 
+@pytest.mark.parametrize(
+    ("source", "status", "value"),
+    [
+        (
+            "synthetic:2:7",
+            "info",
+            "RIGBUS_GPU_SOURCE=synthetic:2:7: 2 cards of readings that no driver gives",
+        ),
+        ("none", "warn", "readings are switched off"),
+        ("file:/nowhere.log", "warn", "/nowhere.log"),
+        ("tarot", "warn", "is no source of readings"),
+    ],
+)
+def test_readings_of_no_driver_are_said(monkeypatch, source, status, value):
+    monkeypatch.setenv("RIGBUS_GPU_SOURCE", source)
+    (found,) = [f for f in gpu.judge(gpu.gather(None)) if f.check in ("readings", "cards")]
+    assert (found.check, found.status) == ("readings", status)
+    assert value in found.value
+
+
 def test_a_modern_card_on_a_wide_slot_has_one_line():
     facts = gpu.gather(
         Answer(0, "NVIDIA H100 80GB HBM3, 570.86.15, 9.0, 16\nNVIDIA H100, [N/A], [N/A], [N/A]\n")

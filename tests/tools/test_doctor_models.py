@@ -176,3 +176,21 @@ def test_config_show_names_models_and_warnings(say, tmp_path):
     assert (rows["models.a.path"], rows["gpus.0.vram_mb"]) == (str(tmp_path / "m.gguf"), 6144)
     assert "a and b are one file" in said["warnings"][0]
     assert "warning: the models a and b are one file" in say("config", "show", "--config", file).err
+
+
+def test_an_architecture_that_llama_cpp_does_not_know_fails(tmp_path):
+    library = tmp_path / "libllama.so"
+    library.write_bytes(b"\x7fELF\0llama\0modern-bert\0")
+    assert models.knows("llama", tmp_path)
+    assert models.knows("bert", tmp_path), "linkers share the ends of texts"
+    assert not models.knows("ogre", tmp_path)
+    assert models.knows("ogre", tmp_path / "nowhere"), "nobody can say"
+    found = one(CatalogueFacts([ModelFacts(ENTRY, GUESS, 5400, [SIX], unknown="ogre")], memory_mb=1 << 20))
+    assert found.status == "fail"
+    assert "'ogre' is none that the installed llama.cpp knows" in found.value
+    assert "update llama-cpp-python" in found.fix
+
+
+@pytest.mark.llm
+def test_the_installed_llama_cpp_knows_what_it_knows():
+    assert [models.knows(name) for name in ("llama", "qwen3", "bert", "ogre!")] == [True, True, True, False]

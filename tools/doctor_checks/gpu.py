@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
+from ...agents.gpu.sources import VARIABLE, chosen, open_source
+from ...bus.errors import RigbusError
 from .children import Answer, Asked
 from .findings import Finding, Status
 
@@ -26,7 +28,8 @@ class GpuFacts:
     """``devices`` are the cards that the kernel shows; ``rows`` nvidia-smi's: name, driver, compute capability,
     lanes, memory, UUID.
 
-    ``nvml``: the module pynvml is installed.
+    ``nvml``: the module pynvml is installed. ``source``: what RIGBUS_GPU_SOURCE says where that is no driver, and
+    ``played`` what comes of it: the cards that it names, or why there are none.
     """
 
     devices: int = 0
@@ -36,6 +39,8 @@ class GpuFacts:
     error: str = ""
     rows: Sequence[Sequence[str]] = ()
     nvml: bool = True
+    source: str = ""
+    played: Sequence[str] | str = ()
 
 
 def start() -> Asked | None:
@@ -49,6 +54,21 @@ def start() -> Asked | None:
 
 def gather(answer: Answer | None) -> GpuFacts:
     """The facts; ``answer`` is that of :func:`start`."""
+    return replace(_asked(answer), **_played())
+
+
+def _played() -> dict[str, Any]:
+    """Readings that come from no driver: then the rig's processes see these cards, and no other ones."""
+    said = os.environ.get(VARIABLE, "")
+    try:
+        if chosen().kind not in {"synthetic", "file", "none"}:
+            return {}
+        return {"source": said, "played": [card.name or "" for card in open_source().sample()]}
+    except RigbusError as e:
+        return {"source": said, "played": str(e)}
+
+
+def _asked(answer: Answer | None) -> GpuFacts:
     try:
         names = os.listdir("/dev")
     except OSError:
@@ -75,15 +95,26 @@ def judge(facts: GpuFacts) -> Iterable[Finding]:
     elif facts.devices and not facts.smi:
         fix = "install nvidia-smi (nvidia-utils), or give this container the driver's tools"
         yield Finding(GROUP, "driver", "warn", f"{facts.devices} cards, but no nvidia-smi", fix)
-    elif not facts.rows:
+    elif not facts.rows and not facts.source:
         yield Finding(GROUP, "cards", "info", "none here: plans of class cpu and script run")
     for number, row in enumerate(facts.rows):
         yield from _card(number, row)
     if facts.rows and not facts.nvml:
         said = "no module pynvml: each worker starts nvidia-smi every 5 s for its readings"
         yield Finding(GROUP, "readings", "info", said, "pip install 'rigbus[gpu]'")
+    if facts.source:
+        yield _source(facts)
     if facts.wsl:
         yield Finding(GROUP, "wsl", "info", "under WSL2 some readings of the cards are missing")
+
+
+def _source(facts: GpuFacts) -> Finding:
+    said = f"{VARIABLE}={facts.source}: "
+    if isinstance(facts.played, str):
+        return Finding(GROUP, "readings", "warn", said + facts.played, f"correct or unset {VARIABLE}")
+    cards = ", ".join(facts.played)
+    said += f"{len(facts.played)} cards of readings that no driver gives ({cards})"
+    return Finding(GROUP, "readings", "info", said)
 
 
 def _card(number: int, row: Sequence[str]) -> Iterable[Finding]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ...agents.models.gguf.vram import Estimate
 
 GROUP: Final = "Models"
+_LIBRARIES: Final = frozenset({".so", ".dylib", ".dll"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,15 @@ class CardRoom:
 class ModelFacts:
     """A probed entry with the cards that it may go to (of a split one: all that it takes together).
 
-    ``estimate`` is that of the cards; ``host_mb`` what it takes of the machine's memory without one.
+    ``estimate`` is that of the cards; ``host_mb`` what it takes of the machine's memory without one. ``unknown``: the
+    architecture of its file, where the installed llama.cpp does not know it.
     """
 
     entry: Entry
     estimate: Estimate | None = None
     host_mb: int = 0
     cards: Sequence[CardRoom] = ()
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,8 @@ def _facts(entry: Entry, cards: Sequence[CardRoom]) -> ModelFacts:
     info = read_gguf(Path(entry.path))
     here = estimate_vram_mb(info, entry.ctx, entry.parallel, entry.gpu_layers)
     host = estimate_vram_mb(info, entry.ctx, entry.parallel, gpu=False)
-    return ModelFacts(entry, here, host.total_mb, cards)
+    unknown = "" if knows(info.architecture) else info.architecture
+    return ModelFacts(entry, here, host.total_mb, cards, unknown)
 
 
 def _same_files(entries: Iterable[Entry]) -> list[tuple[str, str]]:
@@ -152,11 +156,34 @@ def _memory_mb() -> int:
 
 def _cuda() -> bool | None:
     """By the library's file: to load it would start the driver."""
+    folder = _libraries()
+    return None if folder is None else any(folder.glob("*ggml-cuda*"))
+
+
+def knows(architecture: str, folder: Path | None = None) -> bool:
+    """Whether the installed llama.cpp (or that of ``folder``) may know an architecture: its library has the name in it.
+
+    True where there is none, or it cannot be read.
+    """
+    folder = folder or _libraries()
+    name = architecture.encode("utf-8", "replace") + b"\0"
+    try:
+        found = (
+            [library.read_bytes() for library in folder.glob("libllama.*") if library.suffix in _LIBRARIES]
+            if folder
+            else []
+        )
+    except OSError:
+        return True
+    return not found or any(name in data for data in found)
+
+
+def _libraries() -> Path | None:
+    """The folder of llama.cpp's libraries; None without llama-cpp-python."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
         return None
-    folder = Path(next(iter(spec.submodule_search_locations))) / "lib"
-    return any(folder.glob("*ggml-cuda*"))
+    return Path(next(iter(spec.submodule_search_locations))) / "lib"
 
 
 # -- judging -------------------------------------------------------------------------------------------------
@@ -211,6 +238,9 @@ def _judge_model(model: ModelFacts, facts: CatalogueFacts) -> Finding:
     if entry.problem or model.estimate is None:
         what, _, fix = entry.problem.rpartition("; ")
         return Finding(GROUP, entry.name, "fail", what or entry.problem, fix or "correct its path")
+    if model.unknown:
+        what = f"its architecture {model.unknown!r:.80} is none that the installed llama.cpp knows"
+        return Finding(GROUP, entry.name, "fail", what, "update llama-cpp-python, or take another model")
     known = [card for card in model.cards if card.vram_mb]
     if not known:
         return _on_the_machine(model, facts.memory_mb)

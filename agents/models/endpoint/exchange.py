@@ -45,12 +45,16 @@ class Limits:
 
 
 class Watch:
-    """A connection whose client waits. ``gone`` is set when it has closed; ``on_gone`` is called then."""
+    """A connection whose client waits. ``gone`` is set when it has closed; ``on_gone`` is called then.
+
+    ``half``: it has ended its own side, and waits.
+    """
 
     def __init__(self, sock: socket.socket, on_gone: Callable[[], None]) -> None:
         self.sock = sock
         self.on_gone = on_gone
         self.events = select.POLLIN
+        self.half = False
         self.gone = threading.Event()
 
 

@@ -22,12 +22,14 @@ from time import monotonic
 from typing import Final
 
 from .exchange import LOOPBACK, Exchange, Limits, Watch
+from .peers import reads_on
 
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 512  # one that does not fit in comes again after a second only
 _ACCEPT_PAUSE_S: Final = 1.0  # after EMFILE
 _JOIN_S: Final = 5.0
+_HALF_S: Final = 0.2  #: between two looks at a client that has ended its side
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
@@ -97,18 +99,23 @@ class LoopbackServer:
                 poller = select.poll()
                 poller.register(self._wake_out, select.POLLIN)
                 pause_s = accept_at_s - monotonic()
+                halves = False
                 if pause_s <= 0:
                     poller.register(listener, select.POLLIN)
                 with self._lock:
                     for fd, watch in self._watched.items():
                         poller.register(fd, watch.events)
-                for fd, _events in poller.poll(1000 * pause_s if pause_s > 0 else None):
+                        halves = halves or watch.half
+                waits = [s for s in (pause_s, _HALF_S if halves else 0.0) if s > 0]
+                for fd, _events in poller.poll(1000 * min(waits) if waits else None):
                     if fd == listener.fileno():
                         accept_at_s = self._accept(listener)
                     elif fd == self._wake_out.fileno():
                         _drain(self._wake_out)
                     else:
                         self._look(fd)
+                if halves:
+                    self._look_at_halves()
         finally:
             listener.close()
             with self._lock:
@@ -175,9 +182,20 @@ class LoopbackServer:
                 # It has sent more (the next request): only its end is of interest now.
                 gone = watch.events != select.POLLIN
                 watch.events = _RDHUP
+            if gone and not watch.half and reads_on(watch.sock):
+                # It has said all and waits for the answer. A reset still wakes the poll; its end has to be looked for.
+                watch.half, watch.events, gone = True, 0, False
             if gone:
                 del self._watched[fd]
         if gone:
+            _tell(watch)
+
+    def _look_at_halves(self) -> None:
+        """Who has ended its side: does it still wait?"""
+        with self._lock:
+            gone = [fd for fd, watch in self._watched.items() if watch.half and not reads_on(watch.sock)]
+            told = [self._watched.pop(fd) for fd in gone]
+        for watch in told:
             _tell(watch)
 
     # ------------------------------------------------------------ the threads of connections

@@ -2,10 +2,12 @@
 
 Messages over the pipe, maps with one key that names them:
   to us    {"load": options} once · {"generate" | "embed": id, "request": map} · {"cancel": id}
-  from us  {"loading": share} · {"ready": info} · {"taking": id}, then {"taken": id}: what kills us between them is that
-           request · {"waiting": [ids that generate, ids that embed]} when it changes · {"begun": id} · {"chunk": id, "text"}
-           · {"vector": id, "index", "data"} (32-bit floats) · {"usage": id, …} · {"alive": 0}
-           · {"refused": id | None, "message"} (definition; None: the model itself) · {"broken": message}
+  from us  {"loading": share} · {"probing": 0}, when it is loaded · {"ready": info} · {"taking": id}, then {"taken": id}: what
+           kills us between them is that request · {"waiting": [ids that generate, ids that embed]} when it changes
+           · {"begun": id} · {"chunk": id, "text"} · {"vector": id, "index", "data"} (32-bit floats) · {"usage": id, …}
+           · {"alive": 0} · {"refused": id | None, "message"} (definition; None: the model itself)
+           · {"broken": message, "by": [ids]}
+           (by one of these; none: by any)
 Between any two steps of the model requests join and leave. The pipe's end ends the process, also in the middle of a step.
 """
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 SIGN_OF_LIFE_S: Final = 0.5  #: at most so long without a message while tokens are made
 LOADING_STEP: Final = 0.02
+LOADING_SAID_S: Final = 5.0  #: at most so long without a message while a load goes on, however slowly
 TAKING_S: Final = (
     0.1  #: requests are taken so long between two steps, or a single one: a step and a cancel wait for it
 )
@@ -71,7 +74,7 @@ class Child:
             )
             return 0
         try:
-            engine = Engine(LoadOptions(**first["load"]), self._loading())
+            engine = Engine(LoadOptions(**first["load"]), self._loading(), lambda: self._send({"probing": 0}))
         except DefinitionError as e:
             self._send({"refused": None, "message": str(e)})
             return 0
@@ -84,7 +87,7 @@ class Child:
                 self._take(engine)
                 self._step(engine)
         except EngineBroken as e:
-            self._send({"broken": str(e)})
+            self._send({"broken": str(e), "by": sorted(e.by)})
             return 1
 
     def _take(self, engine: Engine) -> None:
@@ -177,7 +180,8 @@ class Child:
 
         def share(value: float) -> None:
             nonlocal said
-            if value - said >= LOADING_STEP or value >= 1.0 > said:
+            slow = monotonic() - self._said_at > LOADING_SAID_S
+            if value - said >= LOADING_STEP or value >= 1.0 > said or slow:
                 said = value
                 self._send({"loading": value})
 

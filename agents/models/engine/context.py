@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .batching import Copy, Cut, Row
 
 
 class EngineBroken(RuntimeError):
-    """llama.cpp refused a step that it should take: this process is not to be trusted any more."""
+    """llama.cpp refused a step that it should take: this process is not to be trusted any more.
+
+    ``by``: the requests of which one has led to it; empty where it may be any.
+    """
+
+    def __init__(self, message: str, by: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.by = frozenset(by)
 
 
 class Errors(deque[str]):
@@ -74,7 +81,10 @@ class Context:
         self._errors.clear()  # it survived them
         code = self._api.llama_decode(self.pointer, batch)
         if code != 0:
-            raise EngineBroken(f"llama_decode gave {code} for {len(rows)} tokens: {self._errors.why()}")
+            raise EngineBroken(
+                f"llama_decode gave {code} for {len(rows)} tokens: {self._errors.why()}",
+                {row.number for row in rows},
+            )
         self._api.llama_synchronize(
             self.pointer
         )  # a device may still compute: what a step took is known only now

@@ -116,7 +116,10 @@ class Embedder:
         if not step.rows:
             return
         self._context.remember(step.memory)
-        self._context.decode(step.rows)
+        try:
+            self._context.decode(step.rows)
+        except EngineBroken as e:
+            raise EngineBroken(str(e), {self._texts[text].request for text in e.by}) from None
         if len(step.rows) >= MIN_ROWS:
             self._rows_per_s += PACE_SHARE * (len(step.rows) / (monotonic() - now) - self._rows_per_s)
             self._batcher.pace(self._rows_per_s)
@@ -146,7 +149,8 @@ class Embedder:
         length = float(np.linalg.norm(text.total))
         if not np.isfinite(length):
             raise EngineBroken(
-                "its vectors are no numbers (NaN): the file is damaged, or the device computes wrongly"
+                "its vectors are no numbers (NaN): the file is damaged, or the device computes wrongly",
+                {text.request, *(self._texts[other].request for other in self._batcher.running)},
             )
         yield text.request, Vector(text.index, (text.total / (length or 1.0)).tolist())
         if not request.texts:

@@ -5,7 +5,7 @@ Requests join and leave between any two steps; `batching` decides who, `sampling
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic, thread_time
 from typing import Final
@@ -63,14 +63,19 @@ class Request:
 class Engine:
     """A loaded model and its requests. One thread.
 
-    ``on_share`` is called while it loads with 0 to 1.
+    ``on_share`` is called while it loads with 0 to 1, ``on_probe`` when it is loaded and its first token is tried.
 
     Raises:
         DefinitionError: llama.cpp cannot load the file or has no memory for the context; the message has its words.
         EngineBroken: it loads, but cannot generate.
     """
 
-    def __init__(self, options: LoadOptions, on_share: Callable[[float], None] = lambda share: None) -> None:
+    def __init__(
+        self,
+        options: LoadOptions,
+        on_share: Callable[[float], None] = lambda share: None,
+        on_probe: Callable[[], None] = lambda: None,
+    ) -> None:
         begun_at = monotonic()
         self._llama = Llama(options, on_share)
         self._sequences = min(options.parallel, self._llama.main.batch)
@@ -80,6 +85,7 @@ class Engine:
         self._batcher = Batcher(self._sequences, main.ctx, main.batch, reuse=self._llama.cuts)
         self._rows_per_s = FIRST_ROWS / ALONE_S
         self._load_s = 0.0
+        on_probe()
         self._probe()
         self._batcher.forget()
         self._llama.forgive()
@@ -174,9 +180,29 @@ class Engine:
         if len(step.rows) >= MIN_ROWS:
             self._rows_per_s += PACE_SHARE * (len(step.rows) / took_s - self._rows_per_s)
             self._batcher.pace(self._rows_per_s)
+        self._check_numbers(step.rows)
         for at, row in enumerate(step.rows):
             if row.logits:
                 yield from self._token(at, row, took_s)
+
+    def _check_numbers(self, rows: Sequence[Row]) -> None:
+        """No token is chosen in a step of which a row is no number: all sequences share the memory.
+
+        Raises:
+            EngineBroken: with whom it may be. What is no number in one sequence spreads to others through llama.cpp's
+                kernels, and a prompt that is still read shows no logits: one alone is named only where all others are well.
+        """
+        well = {
+            row.number: self._requests[row.number].sampler.is_number(at)
+            for at, row in enumerate(rows)
+            if row.logits
+        }
+        if all(well.values()):
+            return
+        raise EngineBroken(
+            "its logits are no numbers (NaN): the file is damaged, or the device computes wrongly",
+            {number for number in self._batcher.running if not well.get(number, False)},
+        )
 
     def _token(self, at: int, row: Row, step_s: float) -> Iterator[tuple[int, Item]]:
         request = self._requests[row.number]

@@ -17,6 +17,7 @@ from typing import Any, Final
 from ....bus.errors import DefinitionError
 from ..protocol import LoadOptions, ModelInfo
 from .context import Context, EngineBroken, Errors
+from .text import plain_prompt
 
 DEFAULT_CTX: Final = 4096
 BATCH_TOKENS: Final = 512
@@ -48,6 +49,9 @@ class Llama:
         api.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         api.llama_backend_init()
         self.name = options.name
+        self._where_ctx = (
+            f"ctx ([models.{options.name}] in rigbus.toml; --ctx of an agent that serves it alone)"
+        )
         self._model = self._load_model(options, on_share)
         if self._meta(f"{self._meta('general.architecture')}.attention.causal") == "false":
             raise DefinitionError(
@@ -114,12 +118,12 @@ class Llama:
             # llama.cpp would try, and first fill the machine's memory with empty cells.
             raise DefinitionError(
                 f"model {options.path}: a context of {ctx} tokens for a model that was trained with {trained}; "
-                f"at most {MAX_STRETCH * trained} with --ctx"
+                f"give at most {MAX_STRETCH * trained} as {self._where_ctx}"
             )
         context = self._make_context(options, ctx, BATCH_TOKENS)
         if context is None:
             raise DefinitionError(
-                f"model {options.path}: no context of {ctx} tokens: {self.errors.why()}; ask for fewer with --ctx"
+                f"model {options.path}: no context of {ctx} tokens: {self.errors.why()}; give a smaller {self._where_ctx}"
             )
         return context
 
@@ -135,7 +139,7 @@ class Llama:
         if context is None:
             raise DefinitionError(
                 f"embed: model {self.name} has no memory for a second context of {ctx} tokens: {self.errors.why()}; "
-                "load it with a smaller --ctx"
+                f"give it a smaller {self._where_ctx}"
             )
         return context
 
@@ -199,17 +203,13 @@ class Llama:
     # ------------------------------------------------------------ words
 
     def prompt(self, text: str | None, messages: Sequence[dict[str, str]] | None) -> list[int]:
-        """The tokens of a prompt, by the model's chat template where it has one.
+        """The tokens of a prompt, by the model's chat template; of a model that has none by ``plain_prompt``.
 
         Raises:
-            DefinitionError: it has none for ``messages``, or the template refuses them, or there is nothing to read.
+            DefinitionError: the template refuses the messages, or there is nothing to read, or too much for the context.
         """
         if self._format is None:
-            if messages is not None:
-                raise DefinitionError(
-                    f'model {self.name} has no chat template; give "prompt" instead of "messages"'
-                )
-            prompt = text or ""
+            prompt = plain_prompt(messages) if messages is not None else text or ""
         else:
             try:
                 prompt = self._format(messages=messages or [{"role": "user", "content": text or ""}]).prompt
@@ -224,7 +224,7 @@ class Llama:
         if len(tokens) >= self.ctx:
             raise DefinitionError(
                 f"generate: the prompt has {len(tokens)} tokens, the context of model {self.name} holds {self.ctx} "
-                "with the answer; shorten it, or give the model a larger ctx"
+                f"with the answer; shorten it, or give it a larger {self._where_ctx}"
             )
         return tokens
 

@@ -18,7 +18,6 @@ import numpy as np  # llama-cpp-python has it
 from ....bus.errors import DefinitionError
 from ..grammar.schema import to_gbnf
 from ..protocol import GenerateRequest
-from .context import EngineBroken
 from .llama import Llama
 
 TOP_K, TOP_P, MIN_P = 40, 0.95, 0.05  # llama.cpp's own defaults
@@ -55,13 +54,8 @@ class Sampler:
         Raises:
             DefinitionError: the grammar allows nothing any more, or follows too many ways: this request cannot end,
                 others can go on.
-            EngineBroken: the logits are no numbers. Nobody's are to be trusted then: all sequences share the memory.
         """
         api = self._llama.api
-        if np.isnan(self._logits(row).sum()):
-            raise EngineBroken(
-                "its logits are no numbers (NaN): the file is damaged, or the device computes wrongly"
-            )
         token = int(api.llama_sampler_sample(self._chain, self._llama.context, row))
         if self._grammar is None:
             return token
@@ -69,6 +63,10 @@ class Sampler:
             token = self._weigh(row)
         self._follow(token)
         return token
+
+    def is_number(self, row: int) -> bool:
+        """Whether the step's row ``row`` gave logits that are numbers."""
+        return not np.isnan(self._logits(row).sum())
 
     def _follow(self, token: int) -> None:
         since = thread_time()

@@ -1,9 +1,26 @@
-"""From a model's bytes to text that can be shown at once: whole characters, nothing of a stop string. Pure."""
+"""What a model reads and writes as text: messages without a template, whole characters, no stop string. Pure."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+_SPEAKERS: Final = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+def plain_prompt(messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages as one text, for a model without a chat template: it was trained to go on with texts.
+
+    A single message of the user is the text. Of several each stands below its speaker's name, and ``Assistant:`` is left
+    open for the answer, or what the assistant has begun to say.
+    """
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    parts = [f"{_SPEAKERS[m['role']]}:\n{m['content']}" for m in messages]
+    if messages[-1]["role"] != "assistant":
+        parts.append("Assistant:\n")
+    return "\n\n".join(parts)
 
 
 class TextStream:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +28,7 @@ class Hosted(Generic[Piece]):
 
     ``number`` is the request's own within its model. For the keeper: ``sent``: to a child; ``begun``: that child computes
     it; ``resends``: how many children have died before they came to it; ``cancel_by``: when the patience with a cancel ends.
+    ``fingerprint`` is the same for two requests that ask for the same.
     """
 
     def __init__(
@@ -85,6 +89,11 @@ class Hosted(Generic[Piece]):
             self._cancel(self)
 
     # ------------------------------------------------------------ for the keeper
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        asked = json.dumps(self.request.to_map(), sort_keys=True)
+        return hashlib.sha256(f"{type(self.request).__name__} {asked}".encode()).digest()
 
     def put(self, item: Piece | Usage | Exception) -> None:
         """The next item; the last one is a Usage or an error."""

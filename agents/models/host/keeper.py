@@ -11,7 +11,7 @@ import os
 import select
 import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from time import monotonic
@@ -24,29 +24,15 @@ from ..protocol import GenerateRequest, LoadOptions, ModelClosed, ModelCrashed, 
 from .crash_budget import CRASHES, WINDOW_S, CrashBudget
 from .generation import Hosted
 from .open_requests import OpenRequests
+from .patience import Patience
 from .process import SWEEP_POLL_S, ModelProcess
 
 log = logging.getLogger(__name__)
 
-BACKOFF_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
 _END_S: Final = 1.0  # between the end of a child's pipe and its own
 _IDLE_POLL_S: Final = 60.0
 _MODELS = count(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long the host waits, in seconds.
-
-    ``silent_s``: without a word while a text is made, then the child counts as hung; ``load_silent_s``: the same
-    while it loads; ``cancel_s``: for a cancel to be obeyed, then the child is ended instead.
-    """
-
-    silent_s: float = 120.0
-    load_silent_s: float = 600.0
-    cancel_s: float = 5.0
-    backoff_s: float = BACKOFF_S
 
 
 class Keeper:
@@ -77,6 +63,8 @@ class Keeper:
         self._peak_rss_bytes = 0  # of all its children so far
         self._doomed = ""  # why we ended the child ourselves
         self._broken = ""  # why the child says that it ends
+        self._broken_by: list[int] = []  # and the requests that may have led to it
+        self._probe_by: float | None = None  # it is loaded and tries itself: when that is to be over
         self._end_by: float | None = None  # its pipe has ended, so it should too
         self._refusal = False  # this child has said that the model cannot be loaded
 
@@ -187,6 +175,7 @@ class Keeper:
                 self._buried(status)
             else:
                 self._watch(process, now)
+                self._send_next(process)
         elif self._spawn_at is not None and now >= self._spawn_at:
             self._spawn(control)
         return True
@@ -235,8 +224,14 @@ class Keeper:
     def _asked(self, request: Hosted[Any]) -> None:
         if self.state.phase == "failed":
             request.put(self._error or self._closed())
-        elif self._open.add(request) and self.state.phase == "ready":
-            self._send(request)
+        else:
+            self._open.add(request)
+
+    def _send_next(self, process: ModelProcess) -> None:
+        """All who may go to the child now; one that could not be sent makes room for the next."""
+        while self.state.phase == "ready" and not process.dying and (found := self._open.to_send()):
+            for request in found:
+                self._send(request)
 
     def _send(self, request: Hosted[Any]) -> None:
         if self._process is None:
@@ -285,6 +280,9 @@ class Keeper:
         if self._open.heard(message):
             if message.get("finish") in {"stop", "length"}:
                 self._budget.answered()
+        elif "probing" in message:
+            size = (self._file_mark() or (0, 0))[1]
+            self._probe_by = self._heard_at + self._patience.probe_s(size)
         elif "loading" in message:
             self._set(ModelState("loading", float(message["loading"])))
         elif "ready" in message:
@@ -292,19 +290,19 @@ class Keeper:
             self._error = None
             self._set(ModelState("ready", 1.0, self._info.description))
             log.info("model %s is ready after %.1f s", self._options.name, self._info.load_s)
-            for request in self._open:
-                self._send(request)
         elif "refused" in message:
             self._refusal = True
             self._fail(DefinitionError(str(message["message"])))
         elif "broken" in message:
             self._broken = str(message["broken"])
+            self._broken_by = [int(number) for number in message.get("by", ())]
 
     # ------------------------------------------------------------ the child lives and dies
 
     def _spawn(self, control: Processes) -> None:
         self._spawn_at = None
         self._doomed = self._broken = ""
+        self._broken_by, self._probe_by = [], None
         self._end_by = None
         self._refusal = False
         self._heard_at = monotonic()
@@ -324,7 +322,7 @@ class Keeper:
             return
         self._note_memory(process.measure(now))
         if now >= self._silent_by():
-            self._doomed = f"gave no sign of life for {now - self._heard_at:.0f} s"
+            self._doomed = f"gave no sign of life for {now - self._heard_at:.0f} s{self._when()}"
         elif (by := self._open.next_cancel_by()) is not None and now >= by:
             self._doomed = f"did not obey a cancel within {self._patience.cancel_s:g} s"
         elif self._broken:
@@ -338,10 +336,16 @@ class Keeper:
     def _silent_by(self) -> float:
         """When silence means that the child hangs. An idle one may be silent for ever."""
         if self.state.phase == "loading":
-            return self._heard_at + self._patience.load_silent_s
+            return self._probe_by or self._heard_at + self._patience.load_silent_s
         if self._open.at_work:
             return self._heard_at + self._patience.silent_s
         return float("inf")
+
+    def _when(self) -> str:
+        """What a child that is not ready yet was at."""
+        if self.state.phase == "ready":
+            return ""
+        return " while it loaded" if self._probe_by is None else " at its first token"
 
     def _buried(self, status: ExitStatus) -> None:
         """The child and all that it started are dead."""
@@ -375,7 +379,7 @@ class Keeper:
             text += f"; it is started again in {delay_s:g} s"
             self._spawn_at = monotonic() + delay_s
         log.warning("%s", text)
-        self._open.died(text, loading=loading)
+        self._open.died(text, loading=loading, by=self._broken_by)
         error = ModelCrashed(text, alone=False)
         if spent:
             self._fail(error)

@@ -20,7 +20,8 @@ from ..protocol import (
     gather,
 )
 from .generation import HostedEmbedding, HostedGeneration
-from .keeper import Keeper, Patience
+from .keeper import Keeper
+from .patience import Patience
 
 __all__ = ["ModelHost", "Patience"]
 

@@ -2,14 +2,16 @@
 
 Laws
 - A child says which request it takes in hand before it looks into it: what dies then is that request's fault alone.
-- A child that dies under a single running request dies by it; under several, nobody knows by which.
+- A child that dies under a single running request dies by it, as by the one that it names; under several nobody knows by
+  which. All of these are suspects: when they come again, each runs alone, so that the next death names one.
+- First come, first served: nobody passes a suspect that waits to be alone.
 - Who only waited goes to the next child, but not for ever: after ``MAX_RESENDS`` deaths it is told.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ....bus.errors import DefinitionError
@@ -17,6 +19,7 @@ from ..protocol import Chunk, ModelBusy, ModelCrashed, Usage, Vector
 from .generation import Hosted, HostedEmbedding, HostedGeneration
 
 MAX_RESENDS: Final = 2
+MAX_SUSPECTS: Final = 128  #: the oldest is forgotten beyond it
 
 
 class OpenRequests:
@@ -27,6 +30,7 @@ class OpenRequests:
         self._running, self._waiting = running, waiting
         self._open: dict[int, Hosted[Any]] = {}
         self._taking: int | None = None
+        self._suspects: dict[bytes, None] = {}  # by what they ask for: who comes again is another request
 
     def __iter__(self) -> Iterator[Hosted[Any]]:
         """Of a copy: while it goes on, requests may be answered."""
@@ -53,12 +57,34 @@ class OpenRequests:
         request = self._open.pop(number, None)
         if number == self._taking:
             self._taking = None
-        if request is not None:
-            request.put(item)
+        if request is None:
+            return
+        if self._suspects and isinstance(item, Usage) and item.finish != "cancelled":
+            self._suspects.pop(request.fingerprint, None)
+        request.put(item)
 
     def answer_all(self, error: Exception) -> None:
         for number in list(self._open):
             self.answer(number, error)
+
+    def to_send(self) -> list[Hosted[Any]]:
+        """Who may go to the child now, in their order: a suspect only when nobody else is there, and then nobody else."""
+        unsent = [request for request in self._open.values() if not request.sent]
+        there = [request for request in self._open.values() if request.sent] if unsent else []
+        alone = any(map(self._suspected, there))
+        found: list[Hosted[Any]] = []
+        for request in unsent:
+            suspected = self._suspected(request)
+            if alone or (suspected and (there or found)):
+                break
+            found.append(request)
+            alone = suspected
+        for place, request in enumerate(unsent[len(found) :]):
+            request.place(place)
+        return found
+
+    def _suspected(self, request: Hosted[Any]) -> bool:
+        return bool(self._suspects) and request.fingerprint in self._suspects
 
     @property
     def at_work(self) -> bool:
@@ -106,25 +132,45 @@ class OpenRequests:
     def _place(self, lines: list[list[int]]) -> None:
         places = {number: at for line in lines for at, number in enumerate(line)}
         for number, request in self._open.items():
-            request.place(places.get(number))
+            if request.sent:
+                request.place(places.get(number))
 
     # ------------------------------------------------------------ the child dies
 
-    def died(self, what: str, *, loading: bool) -> None:
-        """Answer those that the dead child had in hand; the others are to be sent again."""
-        culprit, self._taking = self._taking, None
-        alone = culprit is None and not loading and sum(r.begun for r in self) == 1
+    def died(self, what: str, *, loading: bool, by: Collection[int] = ()) -> None:
+        """Answer those that the dead child had in hand; the others are to be sent again. ``by``: whom it suspected itself."""
+        taking, self._taking = self._taking, None
+        begun = [] if loading else [r for r in self if r.begun]
+        suspects = [r for r in begun if r.number in by] or begun
+        if taking in self._open:
+            suspects = [self._open[taking]]
+        self._suspect(suspects)
+        culprit = suspects[0].number if len(suspects) == 1 else None
+        told = (
+            f"{what}; {len(suspects)} requests ran, so each of them is tried alone next"
+            if len(suspects) > 1
+            else what
+        )
         for request in self:
             if request.cancel_by is not None:
                 self.answer(request.number, Usage(finish="cancelled"))
             elif request.number == culprit:
-                self.answer(request.number, ModelCrashed(f"{what}; it was taking this request in hand"))
+                taken = "; it was taking this request in hand" if culprit == taking else ""
+                self.answer(request.number, ModelCrashed(what + taken))
             elif request.begun or loading:
-                self.answer(request.number, ModelCrashed(what, alone=alone))
+                ours = told if request in suspects else what
+                self.answer(request.number, ModelCrashed(ours, alone=False))
             elif request.sent and request.resends == MAX_RESENDS:
-                told = f"{what}; this request has waited through {MAX_RESENDS + 1} such ends"
-                self.answer(request.number, ModelCrashed(told, alone=False))
+                waited = f"{what}; this request has waited through {MAX_RESENDS + 1} such ends"
+                self.answer(request.number, ModelCrashed(waited, alone=False))
             else:
                 request.resends += request.sent
                 request.sent = False
                 request.place(None)
+
+    def _suspect(self, requests: Iterable[Hosted[Any]]) -> None:
+        for request in requests:
+            self._suspects.pop(request.fingerprint, None)
+            self._suspects[request.fingerprint] = None
+        while len(self._suspects) > MAX_SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]

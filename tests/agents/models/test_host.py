@@ -50,6 +50,7 @@ KINDS = [
     "scripted",
     "remote-scripted",
     pytest.param("llama", marks=llm),
+    pytest.param("llama-plain", marks=llm),
     pytest.param("remote-llama", marks=llm),
 ]
 
@@ -69,7 +70,11 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[Model]:
 def kind_of_model(request: pytest.FixtureRequest, llama: Callable[[], Model]) -> Iterator[Model]:
     """A remote one is the other, behind our own endpoint: so each side of it meets the other."""
     kind: str = request.param
-    model = ScriptedModel([LONG] * 20) if kind.endswith("scripted") else llama()
+    if kind == "llama-plain":  # without a chat template
+        plain = write_tiny_gguf(request.getfixturevalue("tmp_path") / "plain.gguf", template=None)
+        model: Model = request.getfixturevalue("make")(plain, ctx=8192)
+    else:
+        model = ScriptedModel([LONG] * 20) if kind.endswith("scripted") else llama()
     if kind.startswith("remote"):
         with remote_of(model) as remote:
             yield remote
@@ -355,7 +360,9 @@ def test_a_repaired_file_is_loaded_at_the_next_request(make: Make, tiny: Path, t
 
 @llm
 def test_a_context_far_beyond_the_trained_one_is_a_definition_error(make: Make, tiny: Path) -> None:
-    with pytest.raises(DefinitionError, match=r"trained with 8192; at most 65536 with --ctx"):
+    with pytest.raises(
+        DefinitionError, match=r"trained with 8192; give at most 65536 as ctx \(\[models\.tiny\]"
+    ):
         make(tiny, ctx=1_000_000).load(30)
 
 
@@ -395,7 +402,8 @@ def test_a_model_that_says_its_end_token_stops(make: Make, tmp_path: Path) -> No
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(make: Make) -> None:
     host = make(ctx=256)
     with pytest.raises(
-        DefinitionError, match=r"the prompt has 1019 tokens, the context of model tiny holds 256"
+        DefinitionError,
+        match=r"the prompt has 1019 tokens, the context of model tiny holds 256 .*ctx \(\[models\.tiny\]",
     ):
         ask(host, "x" * 1000)
     with pytest.raises(DefinitionError, match="characters"):
@@ -414,8 +422,16 @@ def test_a_full_context_ends_the_text(make: Make) -> None:
 def test_a_model_without_a_chat_template_continues_the_prompt(make: Make, tmp_path: Path) -> None:
     host = make(write_tiny_gguf(tmp_path / "plain.gguf", template=None))
     assert ask(host, "hello", max_tokens=2).usage.prompt_tokens == 5
-    with pytest.raises(DefinitionError, match="no chat template"):
-        collect(host.generate(GenerateRequest(messages=[{"role": "user", "content": "x"}])), host.name)
+    for messages, tokens in (
+        ([("user", "hello")], 5),  # as the prompt
+        (
+            [("system", "be brief"), ("user", "hello")],
+            len("System:\nbe brief\n\nUser:\nhello\n\nAssistant:\n"),
+        ),
+    ):
+        given = [{"role": role, "content": content} for role, content in messages]
+        result = collect(host.generate(GenerateRequest(messages=given, max_tokens=2)), host.name)
+        assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (tokens, 2)
     with pytest.raises(DefinitionError, match="prompt is empty"):
         ask(host, "")
 

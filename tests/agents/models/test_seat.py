@@ -45,6 +45,18 @@ def after(*events: Event) -> tuple[SeatCore, list[Action]]:
 HOT = (Placed(A), Token(True), Loads(ready=True))
 
 
+def test_a_model_that_does_not_answer_goes_at_once_for_another_one() -> None:
+    seat, _ = after(*HOT, Loads(share=0.3, message="it is started again"))
+    assert seat.step(Placed(B), 1.0) == [Offer(None), Close()]
+    assert seat.phase == "unloading"
+
+
+def test_a_model_that_ceases_to_answer_while_its_leases_end_goes_at_once() -> None:
+    seat, _ = after(*HOT, Placed(B))
+    assert (seat.step(Loads(share=1.0, ready=True), 1.0), seat.phase) == ([], "emptying")
+    assert seat.step(Loads(share=0.0), 2.0) == [Close()]
+
+
 def test_a_model_is_loaded_under_the_token_and_offered_when_it_is_ready() -> None:
     seat, _ = after(Placed(A))
     assert (seat.phase, seat.due(0.0)) == ("asking", [TakeToken()])

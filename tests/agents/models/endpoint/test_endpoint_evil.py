@@ -14,10 +14,14 @@ import pytest
 from helpers import wait_for
 from served import HeldModel, endpoint_of
 
+from rigbus.agents.models.endpoint.peers import TABLE
 from rigbus.agents.models.endpoint.server import Endpoint, Limits
 from rigbus.agents.models.scripted import ScriptedModel
 
 Connect = Callable[[], socket.socket]
+linux = pytest.mark.skipif(
+    not TABLE.exists(), reason="needs the kernel's table of connections, /proc/net/tcp"
+)
 QUICK = Limits(connections=6, body_bytes=20_000, head_s=0.3, body_s=0.6, idle_s=0.3, write_s=0.5)
 CHAT = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
 
@@ -192,6 +196,48 @@ def test_a_client_that_asks_first_is_told_to_go_on(rig: Rig) -> None:
     assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
     sock.sendall(CHAT)
     assert status_of(heard(sock)) == 200
+
+
+def ends_its_side(rig: Rig, *, stream: bool) -> socket.socket:
+    """A client that has said all and reads on, as ``nc -N`` does."""
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": stream}).encode()
+    sock = rig.connect()
+    sock.sendall(rig.head("POST /v1/chat/completions HTTP/1.1", f"Content-Length: {len(body)}") + body)
+    sock.shutdown(socket.SHUT_WR)
+    return sock
+
+
+@linux
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_ends_its_side_and_reads_on_is_answered(rig: Rig, stream: bool) -> None:
+    data = heard(ends_its_side(rig, stream=stream))
+    assert status_of(data) == 200
+    assert b"yes" in data
+
+
+@linux
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_ends_its_side_is_waited_with_until_it_has_gone(stream: bool) -> None:
+    held = HeldModel()
+    with endpoint_of(held, QUICK) as endpoint:
+        rig = Rig(endpoint)
+        sock = ends_its_side(rig, stream=stream)
+        assert held.asked_one.wait(5)
+        assert not held.cancels[0].wait(0.5), "longer than two looks at it"
+        sock.close()
+        assert held.cancels[0].wait(5)
+
+
+@linux
+def test_a_client_that_ends_its_side_does_not_outlive_its_grant() -> None:
+    held = HeldModel()
+    with endpoint_of(held, QUICK) as endpoint:
+        rig = Rig(endpoint)
+        sock = ends_its_side(rig, stream=False)
+        assert held.asked_one.wait(5)
+        endpoint.revoke(rig.secret)
+        assert held.cancels[0].wait(5)
+        sock.close()
 
 
 def test_an_old_client_gets_a_stream_without_chunks(rig: Rig) -> None:

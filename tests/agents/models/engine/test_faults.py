@@ -251,6 +251,46 @@ def test_who_waits_hears_its_place_and_one_too_many_is_busy(make: Make) -> None:
 
 
 @llm
+@pytest.mark.parametrize(
+    ("place", "patience", "words"),
+    [
+        ("_probe", Patience(silent_s=0.4, backoff_s=0.01), "at its first token"),
+        ("_load_model", Patience(load_silent_s=2.0, backoff_s=0.01), "while it loaded"),
+    ],
+)
+def test_a_child_that_hangs_before_it_is_ready_is_ended_and_another_one_loads(
+    make: Make, tmp_path: Path, haunt: Callable[[str], None], place: str, patience: Patience, words: str
+) -> None:
+    curse = tmp_path / "curse"
+    haunt(f"""
+        import os, signal
+        from rigbus.agents.models.engine import engine, llama
+        for owner in (engine.Engine, llama.Llama):
+            def haunted(*given, former=getattr(owner, {place!r}, None)):
+                if os.path.exists({str(curse)!r}):
+                    os.unlink({str(curse)!r})
+                    signal.pause()
+                return former(*given)
+            if hasattr(owner, {place!r}):
+                setattr(owner, {place!r}, haunted)
+    """)
+    host = make(patience=patience)
+    host.load(30)
+    curse.touch()
+    assert host.pid is not None
+    os.kill(host.pid, signal.SIGKILL)
+    said: list[str] = []
+
+    def hung() -> bool:
+        said.append(host.state.message)
+        return host.state.phase == "restarting" and "no sign of life" in host.state.message
+
+    wait_for(hung, what="the hung one to be ended")
+    assert words in said[-1]
+    assert ask(host, max_tokens=2).usage.completion_tokens == 2
+
+
+@llm
 def test_a_model_that_was_closed_after_a_crash_was_closed(make: Make) -> None:
     host = make(ctx=8192)
     host.load(30)
@@ -307,6 +347,46 @@ def test_weights_that_are_no_numbers_are_named_when_the_model_loads(make: Make, 
         host.load(30)
     wait_for(lambda: host.state.phase == "failed", timeout_s=30, what="the model to be given up")
     assert "NaN" in host.state.message
+
+
+@llm
+def test_a_prompt_that_leads_to_no_numbers_is_found_beside_a_healthy_one(make: Make, tmp_path: Path) -> None:
+    host = make(write_tiny_gguf(tmp_path / "nan.gguf", nan="@"), ctx=8192)
+    well = host.generate(GenerateRequest(prompt="hello", max_tokens=600))
+    first_text(well)
+    with pytest.raises(ModelCrashed, match="its logits are no numbers") as caught:
+        usage_of(host.generate(GenerateRequest(prompt="h@i", max_tokens=600)))
+    assert caught.value.error_class == "crash", "the child knows whose logits they were"
+    with pytest.raises(ModelCrashed) as caught:
+        usage_of(well)
+    assert caught.value.error_class == "infra"
+    again = [host.generate(GenerateRequest(prompt=p, max_tokens=600)) for p in ("h@i", "hello")]
+    with pytest.raises(ModelCrashed) as caught:
+        usage_of(again[0])
+    assert caught.value.error_class == "crash"
+    assert usage_of(again[1]).completion_tokens == 600, "it was not there this time"
+
+
+@llm
+def test_of_prompts_of_which_one_spoils_the_memory_of_all_it_is_found_by_trying_each_alone(
+    make: Make, tmp_path: Path
+) -> None:
+    host = make(write_tiny_gguf(tmp_path / "nan.gguf", nan="@"), ctx=8192)
+    long = "h@i" + "x" * 1500  # longer than the kernels' blocks: its cells spoil the other's, too
+    prompts = ["hello", long]
+    fates: dict[str, list[str]] = {prompt: [] for prompt in prompts}
+    while prompts:  # as the broker does with infra, and with crash twice
+        asked = [(p, host.generate(GenerateRequest(prompt=p, max_tokens=100))) for p in prompts]
+        for prompt, generation in asked:
+            try:
+                fates[prompt].append(usage_of(generation).finish)
+            except ModelCrashed as e:
+                fates[prompt].append(str(e.error_class))
+        prompts = [p for p, said in fates.items() if said[-1] == "infra" or said.count("crash") == 1]
+    assert fates["hello"][-1] == "length"
+    assert set(fates["hello"][:-1]) <= {"infra"}
+    assert fates[long].count("crash") == 2
+    assert host.ready or host.load(30).ctx == 8192
 
 
 @llm

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rigbus.agents.models.engine.text import TextStream
+from rigbus.agents.models.engine.text import TextStream, plain_prompt
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -66,3 +66,14 @@ def test_an_unfinished_character_at_the_end_is_dropped() -> None:
     stream = TextStream()
     assert stream.feed("a€".encode()[:-1]) == "a"
     assert stream.end() == ""
+
+
+def test_messages_without_a_template_stand_below_the_names_of_their_speakers() -> None:
+    messages = [
+        {"role": role, "content": text}
+        for role, text in (("system", "be brief"), ("user", "hi"), ("assistant", "yes?"), ("user", "go on"))
+    ]
+    said = "System:\nbe brief\n\nUser:\nhi\n\nAssistant:\nyes?"
+    assert plain_prompt(messages) == f"{said}\n\nUser:\ngo on\n\nAssistant:\n"
+    assert plain_prompt(messages[:3]) == said, "what the assistant has begun to say goes on"
+    assert plain_prompt(messages[1:2]) == "hi"

@@ -8,7 +8,7 @@ import pytest
 
 from rigbus.agents.models.host.crash_budget import CrashBudget
 from rigbus.agents.models.host.generation import Hosted, HostedEmbedding, HostedGeneration
-from rigbus.agents.models.host.open_requests import MAX_RESENDS, OpenRequests
+from rigbus.agents.models.host.open_requests import MAX_RESENDS, MAX_SUSPECTS, OpenRequests
 from rigbus.agents.models.protocol import (
     Chunk,
     EmbedRequest,
@@ -28,22 +28,33 @@ class Desk:
         self.open = OpenRequests("m", running, waiting)
         self.asked: list[HostedGeneration] = []
 
-    def ask(self, number: int, *, sent: bool = True, begun: bool = False) -> HostedGeneration:
-        request = HostedGeneration(number, GenerateRequest(prompt="x"), lambda request: None)
+    def ask(
+        self, number: int, prompt: str = "x", *, sent: bool = True, begun: bool = False
+    ) -> HostedGeneration:
+        request = HostedGeneration(number, GenerateRequest(prompt=prompt), lambda request: None)
         self.open.add(request)
         request.sent, request.begun = sent, begun
         self.asked.append(request)
         return request
 
-    def die(self, *, loading: bool = False) -> dict[int, str]:
+    def send(self) -> list[int]:
+        """Who goes to the child now, and begins there."""
+        found = self.open.to_send()
+        for request in found:
+            request.sent = request.begun = True
+        return [request.number for request in found]
+
+    def die(self, *, loading: bool = False, by: tuple[int, ...] = ()) -> dict[int, str]:
         """What each request's fate is."""
-        self.open.died("model m ended", loading=loading)
+        self.open.died("model m ended", loading=loading, by=by)
         return {request.number: fate(request) for request in self.asked}
 
 
 def fate(request: Hosted[Any]) -> str:
     try:
         item = request.poll(0)
+        while isinstance(item, Queued):
+            item = request.poll(0)
     except ModelCrashed as e:
         return str(e.error_class)
     if isinstance(item, Usage):
@@ -86,6 +97,60 @@ def test_of_several_that_run_none_is_to_blame() -> None:
     desk.ask(2, begun=True)
     desk.ask(3).cancel_by = 1.0
     assert desk.die() == {1: "infra", 2: "infra", 3: "cancelled"}
+
+
+def test_the_one_that_the_child_names_is_to_blame_alone() -> None:
+    desk = Desk()
+    for number in (1, 2, 3):
+        desk.ask(number, begun=number != 3)
+    assert desk.die(by=(2,)) == {1: "infra", 2: "crash", 3: "again"}
+
+
+def test_of_several_that_the_child_suspects_none_is_to_blame_and_each_runs_alone_next() -> None:
+    desk = Desk()
+    for number, prompt in enumerate(("well", "poison", "other"), 1):
+        desk.ask(number, prompt, begun=True)
+    assert desk.die(by=(1, 2)) == {1: "infra", 2: "infra", 3: "infra"}
+    desk.asked.clear()
+    for number, prompt in enumerate(("other", "well", "poison", "new"), 4):  # they come again
+        desk.ask(number, prompt, sent=False)
+    assert desk.send() == [4]
+    assert desk.send() == [], "a suspect waits until nobody is there, and is not passed"
+    desk.open.answer(4, Usage())
+    assert desk.send() == [5]
+    assert desk.send() == [], "nobody joins a suspect"
+    desk.open.answer(5, Usage())
+    assert desk.send() == [6]
+    assert desk.die() == {4: "stop", 5: "stop", 6: "crash", 7: "again"}
+    desk.asked.clear()
+    desk.ask(8, "well", sent=False)
+    assert desk.send() == [7, 8], "who has got its answer is no suspect any more"
+
+
+def test_a_request_that_ended_a_child_runs_alone_when_it_comes_again() -> None:
+    desk = Desk()
+    desk.ask(1, "poison", begun=True)
+    assert desk.die() == {1: "crash"}
+    desk.asked.clear()
+    desk.ask(2, "well", sent=False)
+    poison = desk.ask(3, "poison", sent=False)
+    assert desk.send() == [2]
+    assert poison.poll(0) == Queued(0)
+    desk.open.heard({"waiting": [[2], []]})
+    assert poison.poll(0) is None, "what the child says of others does not move it"
+    desk.open.answer(2, Usage())
+    assert desk.send() == [3]
+
+
+def test_suspects_beyond_the_bound_are_forgotten() -> None:
+    desk = Desk(running=MAX_SUSPECTS + 2)
+    for number in range(MAX_SUSPECTS + 1):
+        desk.ask(number, f"prompt {number}", begun=True)
+    desk.die()
+    desk.asked.clear()
+    desk.ask(1000, "prompt 0", sent=False)
+    desk.ask(1001, "new", sent=False)
+    assert desk.send() == [1000, 1001]
 
 
 def test_nobody_is_to_blame_for_a_model_that_dies_while_it_loads() -> None:
