@@ -11,7 +11,7 @@ from typing import Final
 
 from .exclusion import away
 from .naming import listed, no_model_for
-from .placing_asks import ABSENT_S, FAILED_RETRY_S, STARVED_S, Answering
+from .placing_asks import ABSENT_S, FAILED_RETRY_S, NO_MODEL, STARVED_S, Answering
 from .placing_turn import Turn
 from .placing_view import LOAD, UNLOAD, Ask, Seat, View, Want
 
@@ -55,7 +55,7 @@ class Explaining(Answering):
     def why(self, view: View) -> str:
         """One line for people about work that waits for a model; "" where nothing is to be said."""
         if not self.catalogue:
-            return "no model is configured: rigbus up --model FILE.gguf, or [models.NAME] in rigbus.toml"
+            return NO_MODEL
         if not view.seats:
             return "no worker can hold a model: pip install 'rigbus[llm]', then rigbus up"
         said = [_words(s) for s in view.seats if s.phase != "cold" or not s.settled or s.message]
