@@ -95,7 +95,7 @@ def say(rig: LiveRig, *words: str, cwd: Path | None = None) -> tuple[int, str, s
         env={**os.environ, **rig.env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
         cwd=cwd,
     )

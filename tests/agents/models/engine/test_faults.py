@@ -254,7 +254,7 @@ def test_who_waits_hears_its_place_and_one_too_many_is_busy(make: Make) -> None:
 @pytest.mark.parametrize(
     ("place", "patience", "words"),
     [
-        ("_probe", Patience(silent_s=0.4, backoff_s=0.01), "at its first token"),
+        ("_probe", Patience(silent_s=2.0, backoff_s=0.01), "at its first token"),
         ("_load_model", Patience(load_silent_s=2.0, backoff_s=0.01), "while it loaded"),
     ],
 )
