@@ -301,7 +301,7 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
     "a worker does not offer again": (_worker(OffersOnce), _LONG),
     "a worker is not fenced": (_worker(NeverFences), _FENCED),
     "a lease begins twice": (_worker(BeginsAgain), _TASKS),
-    "a stale attempt runs on": (_worker(KeepsStale), _TASKS),
+    "a stale attempt runs on": (_worker(KeepsStale), _FENCED),
     "a cancelled attempt runs on": (_worker(KeepsCancelled), _CANCELS),
     "a list is expanded twice": (_double_expansion, _LISTS),
     "two brains act": (_two_brains, _LISTS),
