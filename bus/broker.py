@@ -46,6 +46,9 @@ ROUND_S: Final = 0.02
 #: together, which saves a commit and a wake-up for each.
 LINGER_S: Final = 0.004
 HWM: Final = 10_000
+#: The log is trimmed whenever so large a part of what it keeps has come: it is never much longer than its bound, so the
+#: database, whose file only grows, stays as large as it once was; and no commit has to remove very much.
+TRIM_PART: Final = 20
 MAX_TOPIC_BYTES: Final = 512  #: of a subscription
 COMPLAIN_S: Final = 1.0  #: one line of the log for so many seconds of broken messages
 #: Messages in a peer's pipe; what it does not take waits in its outbox, which is bounded in bytes too.
@@ -320,7 +323,7 @@ class Broker:
         for no, (_, _, payload, meta) in fx.changes.new_tasks.items():
             self.completer.payloads.put(no, meta, payload)
         events = fx.changes.events
-        if events and events[-1][0] - self._trim_at > 100_000:
+        if events and events[-1][0] - self._trim_at > self.options.retain_events // TRIM_PART:
             self._trim_at = events[-1][0]
             fx.changes.trim_events_below = max(0, self._trim_at - self.options.retain_events)
             mark(fx.changes, self.core.channel_seq)

@@ -17,7 +17,7 @@ from busparts import RealBroker
 from harness import spec
 from helpers import wait_for
 
-from rigbus.bus.broker import Broker, Options
+from rigbus.bus.broker import TRIM_PART, Broker, Options
 from rigbus.bus.errors import ConfigError, Refused, StoreError
 from rigbus.bus.paths import rig_paths
 from rigbus.bus.wire import MAX_META_BYTES, PROTOCOL, Envelope, Verb, decode, encode, pack, unpack
@@ -401,12 +401,26 @@ def test_what_was_trimmed_is_answered_resnapshot(rig_dir: Path) -> None:
     try:
         client = rig.peer()
         client.submit(spec("a"))
-        assert rig.broker is not None
-        rig.broker._trim_at = -200_000  # as if so many events had passed
         client.submit(*[spec(f"t{i}") for i in range(50)])
         answer = client.ask(Verb.EVENTS, {"since": 0})
         assert answer.verb is Verb.RESNAPSHOT and 0 < answer.header["oldest"] <= answer.header["last"]
         assert client.ask(Verb.EVENTS, {"since": answer.header["last"]}).verb is Verb.EVENTS
+    finally:
+        rig.stop()
+
+
+def test_the_log_is_never_much_longer_than_its_bound(rig_dir: Path) -> None:
+    keep, at_once = 200, 20
+    rig = Rig(rig_dir, Options(retain_events=keep))
+    try:
+        client = rig.peer()
+        for n in range(40):
+            client.submit(*[spec(f"t{n}-{i}") for i in range(at_once)])
+            header = client.ask(Verb.EVENTS, {"since": 0, "max": 1}).header
+            oldest = header["oldest"] if "oldest" in header else header["events"][0][0]
+            # What has come since it was trimmed, and what is left of the oldest commit: it goes as a whole.
+            assert header["last"] - oldest <= keep + keep // TRIM_PART + 2 * at_once
+        assert header["last"] > 3 * keep
     finally:
         rig.stop()
 

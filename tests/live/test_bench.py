@@ -28,13 +28,13 @@ CASES = {
 }
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
+def bench(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     """`rigbus bench` with its output piped."""
     return subprocess.run(
         [sys.executable, "-m", "rigbus", "bench", *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout_s,
         check=False,
     )
 
@@ -58,6 +58,49 @@ def figures(name: str, *words: str) -> dict[str, Any]:
         assert found["cpu_us_per_task"]["broker"] > 0
     assert not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")]
     return found
+
+
+#: Of each part of `bench recovery` a figure, and what it must be at least for the part to have done what it says.
+RECOVERY = {
+    "workers": ("worker killed under up, its task leased again", 0.0),
+    "broker": ("broker killed, 200 in flight: leases again", 0.2),
+    "output": ("its log file", 64.0),
+    "share": ("no-op tasks, share hung", 1.0),
+    "subscriber": ("answer p99, subscriber stopped", 0.0),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc of Linux")
+@pytest.mark.parametrize("part", RECOVERY)
+def test_each_part_of_recovery_does_its_fault_and_leaves_nothing(part):
+    said = bench("recovery", "--quick", "--json", "--only", part, timeout_s=120)
+    assert said.returncode == 0, said.stderr
+    outcome = json.loads(said.stdout)
+    found = {f["name"]: f for f in outcome["figures"]}
+    name, least = RECOVERY[part]
+    assert found[name]["median"] >= least
+    assert all(f["target"] is None for f in found.values()), "a quick run says little"
+    assert len(outcome["notes"]) == 1
+    if part == "broker":
+        assert found["what ran through it and was executed again"]["max"] == 0
+    assert not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc of Linux")
+def test_a_soak_samples_every_process_after_each_round():
+    said = bench("soak", "--json", "--tasks", "1000", "--part", "250")
+    assert said.returncode == 0, said.stderr
+    outcome = json.loads(said.stdout)
+    assert [s["tasks"] for s in outcome["samples"]] == [250, 500, 750, 1000]
+    assert all(s["database_mib"] > 0 for s in outcome["samples"])
+    assert {name for s in outcome["samples"] for name in s["rss_mib"]} == {
+        "broker",
+        "brain",
+        "bridge",
+        "agent-1",
+        "agent-2",
+    }
+    assert outcome["cpu_us_per_task"]["broker"] > 0
 
 
 @pytest.mark.llm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,13 +15,14 @@ import pytest
 from helpers import ROOT, short_folder, wait_for
 
 from rigbus.bus.errors import ConfigError, RigbusError
-from rigbus.tools.bench import hops, limits, llm, machine, mirror, page, profiled, series
+from rigbus.tools.bench import hops, limits, llm, machine, mirror, page, profiled, series, soak
 from rigbus.tools.bench.dag import chain_of, fan_of
 from rigbus.tools.bench.figures import Figure, Outcome, Spread, cpu_a_task, lines_of, number
+from rigbus.tools.bench.recovery import holder, hung
 from rigbus.tools.bench.rig import BenchRig, Setup
 from rigbus.tools.cli import run
 
-BENCHES = ("bus", "dag", "shell", "scale", "mirror", "llm")
+BENCHES = tuple(page.ABOUT)
 
 
 def outcome(bench: str = "bus", **settings) -> Outcome:
@@ -166,23 +168,38 @@ def test_what_people_wrote_survives_a_new_page(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["benchmarks.md"]
 
 
-def test_the_figures_of_a_model_are_measured_by_themselves_and_kept(tmp_path):
+@pytest.mark.parametrize("bench", page.APART)
+def test_what_is_measured_by_itself_is_put_into_the_page_and_kept(tmp_path, bench):
     file = tmp_path / "benchmarks.md"
     file.write_text(whole_page(), "utf-8")
-    series.write_model(file, outcome("llm"))
-    with_model = page.model_section_in(file.read_text("utf-8"))
-    assert "- targets: no-op tasks: reached" in with_model
-    assert "- commit: 1234567" in with_model
+    series.write_apart(file, outcome(bench))
+    section = page.section_in(file.read_text("utf-8"), bench)
+    assert "- targets: no-op tasks: reached" in section
+    assert "- commit: 1234567" in section
     series.write_page(file, [outcome("bus")], 60.0)
-    assert page.model_section_in(file.read_text("utf-8")) == with_model
-    assert file.read_text("utf-8").count("## A model\n") == 1
+    text = file.read_text("utf-8")
+    assert page.section_in(text, bench) == section
+    assert text.count(f"## {page.ABOUT[bench][0]}\n") == 1
 
 
-def test_the_figures_of_a_model_need_their_page(tmp_path):
+def test_a_page_without_such_sections_gets_them_in_their_order(tmp_path):
+    file = tmp_path / "benchmarks.md"
+    series.write_page(file, [outcome("bus")], 60.0)
+    for bench in reversed(page.APART):
+        series.write_apart(file, outcome(bench))
+    for bench in page.APART:  # and once more, in their places
+        series.write_apart(file, outcome(bench))
+    heads = re.findall(r"^## (.+)$", file.read_text("utf-8"), re.M)
+    wanted = [*(page.ABOUT[bench][0] for bench in page.APART), "Others"]
+    assert [head for head in heads if head in wanted] == wanted
+
+
+@pytest.mark.parametrize("bench", page.APART)
+def test_figures_that_are_measured_by_themselves_need_their_page(tmp_path, bench):
     file = tmp_path / "notes.md"
     file.write_text("# Notes\n", "utf-8")
     with pytest.raises(ConfigError, match="not a page of figures"):
-        series.write_model(file, outcome("llm"))
+        series.write_apart(file, outcome(bench))
     assert file.read_text("utf-8") == "# Notes\n"
 
 
@@ -194,7 +211,9 @@ def test_a_page_without_markers_has_nothing_to_keep():
 def test_the_shipped_page_is_one_of_ours():
     text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
     assert page.learned_in(text), "its part for people is empty"
-    for title, command, _ in page.ABOUT.values():
+    for bench, (title, command, _) in page.ABOUT.items():
+        if bench in page.APART and not page.section_in(text, bench):
+            continue  # measured by itself, on a machine with nothing else to do
         assert f"## {title}\n" in text
         assert f"\n    {command}\n" in text
 
@@ -226,6 +245,11 @@ def test_the_commands_of_the_page_exist(words, capsys):
         "mirror --for 0",
         "mirror --for nan",
         "all --repeats 0",
+        "recovery --only everything",
+        "recovery --quick --write pyproject.toml",
+        "recovery --only share --write pyproject.toml",
+        "soak --tasks 0",
+        "soak --part 1000000",
         "nothing",
     ],
 )
@@ -380,7 +404,63 @@ def test_a_rig_notices_that_a_process_has_ended(monkeypatch):
     with short_folder() as folder:
         monkeypatch.setattr("tempfile.tempdir", str(folder))
         with BenchRig(Setup()) as rig:
-            rig.kill_broker()
+            os.kill(rig.pid("broker"), signal.SIGKILL)
             with pytest.raises(RigbusError, match="broker ended with -9"):
-                rig.check()
+                rig.wait(lambda: False, "the end of the broker", 10.0)
         assert not list(folder.iterdir())
+
+
+# -- recovery and soak ---------------------------------------------------------------------------------------
+
+
+def test_what_a_holder_began_is_read_back_and_half_a_line_is_not(tmp_path):
+    file = tmp_path / "holder-1.starts"
+    assert holder.starts_in(file) == []
+    file.write_text("12.500000 abc 1 3\n13.000000 abc 2 4\n13.1")
+    assert holder.starts_in(file) == [holder.Start(12.5, "abc", 1, 3), holder.Start(13.0, "abc", 2, 4)]
+
+
+def test_growth_is_the_slope_of_the_last_half():
+    assert soak.slope([1.0], [5.0]) == 0.0
+    assert soak.slope([0.0, 1.0, 2.0], [1.0, 3.0, 5.0]) == pytest.approx(2.0)
+    series_ = soak._Series()
+    for n in range(1, 101):  # grows until a third of it, then stays
+        size = min(n, 33) << 20
+        series_.samples.append(soak.Sample(n * 1000, {"broker": size}, {"broker": 9}, size, n, 1.0))
+    assert series_.growth(lambda s: s.rss["broker"]) == 0
+    for sample in series_.samples:
+        sample.database += sample.tasks * 100
+    assert series_.growth(lambda s: s.database) == pytest.approx(100 * soak.MILLION)
+
+
+def test_only_a_whole_soak_is_held_to_its_targets():
+    samples = [soak.Sample(n, dict.fromkeys(soak.WATCHED, 1 << 20), {"broker": 9}, 1, n, 1.0) for n in (1, 2)]
+    for tasks, judged in ((1000, False), (soak.MILLION, True)):
+        found = soak._figures(soak._Series(samples), soak.Options(tasks), 1000.0)
+        assert any(f.target is not None for f in found) is judged
+        assert all(f.met is not False for f in found)
+
+
+def test_a_stopped_process_is_seen_as_such_and_one_that_is_gone_as_nothing():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        hung._signal([child.pid], signal.SIGSTOP)
+        wait_for(lambda: hung._state(child.pid) == "T", what="the child to stop")
+        hung._signal([child.pid], signal.SIGCONT)
+    finally:
+        child.communicate(b"\n")
+    assert hung._state(child.pid) == ""
+    hung._signal([child.pid], signal.SIGCONT)  # nobody's any more: ignored
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc of Linux")
+def test_the_peak_of_memory_is_told_after_it_has_gone():
+    code = "a = bytearray(64 << 20); del a; print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline()
+        assert machine.peak_rss_bytes(child.pid) - machine.rss_bytes(child.pid) > 32 << 20
+        assert machine.open_files(child.pid) >= 3
+    finally:
+        child.communicate(b"\n")
+    assert machine.open_files(child.pid) is None

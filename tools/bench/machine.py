@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,33 @@ def tree_cpu_s(pid: int) -> float | None:
 
 def rss_bytes(pid: int) -> int | None:
     """VmRSS of a process; None where the system does not tell."""
+    return _status_bytes(pid, "VmRSS:")
+
+
+def _status_bytes(pid: int, field: str) -> int | None:
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(field):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         return None
     return None
+
+
+def peak_rss_bytes(pid: int) -> int | None:
+    """VmHWM of a process: the most that it has had since its start, or :func:`forget_peak`."""
+    return _status_bytes(pid, "VmHWM:")
+
+
+def forget_peak(pid: int) -> None:
+    """The peak of its memory counts from now; nothing where the system does not allow it."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def open_files(pid: int) -> int | None:
+    """Descriptors of a process; None where the system does not tell."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None

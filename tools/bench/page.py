@@ -68,7 +68,28 @@ ABOUT: Final[Mapping[str, tuple[str, str, str]]] = {
             "at least 10 ms a token."
         ),
     ),
+    "recovery": (
+        "Faults, and how long they are felt",
+        "rigbus bench recovery",
+        (
+            "Done to real processes: workers and brokers killed with -9, a command that floods its output, a shared folder "
+            "that hangs, a subscriber that is stopped. Ratios are medians of paired turns of one run. Not a part of `bench "
+            "all`: it takes ten minutes, and a machine with nothing else to do."
+        ),
+    ),
+    "soak": (
+        "A million tasks on one rig",
+        "rigbus bench soak",
+        (
+            "No-op tasks, round after round, on a rig whose history is kept short: does anything grow? Not a part of `bench "
+            "all`: it takes some minutes by itself."
+        ),
+    ),
 }
+
+#: Those that are not a part of `bench all`: each section has its own date, commit and machine, and outlives the others.
+APART: Final = ("llm", "recovery", "soak")
+_OTHERS: Final = "## Others\n"
 
 #: Others, at their best setting: no-op/s, one at a time p50 ms, chain of 1,000 s, 1→2,000→1 s, CPU µs a task.
 PEERS: Final[Sequence[tuple[str, ...]]] = (
@@ -128,15 +149,18 @@ releases the next task. The last column: survives kill -9 of a worker / of the b
 """
 
 
-def page(outcomes: Sequence[Outcome], *, date: str, took_s: float, learned: str, model: str = "") -> str:
-    """The whole page. ``learned`` is what stands between the markers, ``model`` its section, ``date`` is for people."""
+def page(
+    outcomes: Sequence[Outcome], *, date: str, took_s: float, learned: str, apart: Sequence[str] = ()
+) -> str:
+    """The whole page. ``learned`` is what stands between the markers, ``apart`` are sections of :data:`APART`, ``date`` is
+    for people."""
     parts = [
         _HEAD.format(minutes=max(1, round(took_s / 60))),
         _machine(outcomes[0], date),
         _summary(outcomes),
     ]
     parts += [_section(outcome) for outcome in outcomes]
-    parts += [model] if model else []
+    parts += apart
     parts.append(_PEERS_HEAD + "\n".join(f"| {' | '.join(row)} |" for row in PEERS) + "\n")
     parts.append(_SAYS_NOT)
     parts.append(f"## What was learned\n\n{BEGIN}\n{learned.strip()}\n{END}\n")
@@ -150,8 +174,8 @@ def learned_in(text: str) -> str:
     return kept.strip() if begin and end else ""
 
 
-def model_section(outcome: Outcome, date: str) -> str:
-    """The section of a model's figures: measured by itself, so with its own date, machine and targets."""
+def section_apart(outcome: Outcome, date: str) -> str:
+    """The section of a bench that is measured by itself, so with its own date, machine and targets."""
     reached = [
         f"{f.name}: {'reached' if f.met else '**not reached**'}"
         for f in outcome.figures
@@ -160,11 +184,29 @@ def model_section(outcome: Outcome, date: str) -> str:
     return f"{_section(outcome)}- targets: {', '.join(reached) or 'none'}\n{_machine(outcome, date)}"
 
 
-def model_section_in(text: str) -> str:
-    """The section of a model's figures in an earlier page; "" without one."""
-    head = f"## {ABOUT['llm'][0]}\n"
+def section_in(text: str, bench: str) -> str:
+    """The section of one bench in an earlier page; "" without one."""
+    head = f"## {ABOUT[bench][0]}\n"
     _, found, rest = text.partition(head)
     return head + rest.partition("\n## ")[0].rstrip() + "\n" if found else ""
+
+
+def sections_apart_in(text: str) -> list[str]:
+    """All sections of an earlier page that are measured by themselves."""
+    return [section for bench in APART if (section := section_in(text, bench))]
+
+
+def with_section(text: str, bench: str, section: str) -> str:
+    """The page with another section of this bench, or with its first one: before those of :data:`APART` that come after
+    it. "" where the text is not such a page."""
+    before = section_in(text, bench)
+    if before:
+        return text.replace(before, section)
+    later = [ABOUT[b][0] for b in APART[APART.index(bench) + 1 :]]
+    for head in (*(f"## {title}\n" for title in later), _OTHERS):
+        if text.count(head) == 1 and BEGIN in text:
+            return text.replace(head, f"{section}\n{head}")
+    return ""
 
 
 def _machine(first: Outcome, date: str) -> str:

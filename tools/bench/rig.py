@@ -11,8 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -27,12 +27,17 @@ if TYPE_CHECKING:
 START_S: Final = 20.0
 STOP_S: Final = 15.0
 _LOOK: Final = threading.Event()
+HOLDER: Final = "rigbus.tools.bench.recovery.holder"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What runs. ``agents`` are workers of the no-op handler, ``workers`` those of commands, ``model`` a GGUF to serve."""
+    """What runs. ``agents`` are workers of the no-op handler, ``workers`` those of commands, ``model`` a GGUF to serve.
+
+    With ``up`` broker, brain, bridge and ``workers`` are children of one ``rigbus up``; without it each runs alone.
+    ``holders`` are workers that hold ``hold_slots`` tasks each, and ``tickers`` some that run short ones (holder.py).
+    """
 
     agents: int = 0
     workers: int = 0
@@ -41,22 +46,29 @@ class Setup:
     bridge: bool = False
     model: Path | None = None
     ctx: int = 0
+    up: bool = False
+    holders: int = 0
+    hold_slots: int = 1
+    tickers: int = 0
     durability: str = "full"
+    settings: Mapping[str, Any] = field(default_factory=dict)  #: of rigbus.toml, where not the defaults
     profile: Path | None = None  #: each process writes its profile into this folder at its end
 
 
 class BenchRig:
     """A rig in a temporary folder; everything in it ends with this object, and with this process."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, shared: Path | None = None) -> None:
         self.setup = setup
         self.folder = Path(tempfile.mkdtemp(prefix="rigbus-bench-"))
         self.state = self.folder / "state"
-        self.shared = self.folder / "shared"
+        self.shared = shared or self.folder / "shared"
         self.state.mkdir(mode=0o700)
-        self.shared.mkdir()
+        self.shared.mkdir(exist_ok=True)
         self.workers = [f"worker-{n}" for n in range(1, setup.workers + 1)]
         self.workers += [f"agent-{n}" for n in range(1, setup.agents + 1)]
+        self.workers += [f"holder-{n}" for n in range(1, setup.holders + 1)]
+        self.workers += [f"ticker-{n}" for n in range(1, setup.tickers + 1)]
         self.workers += ["model-1"] if setup.model is not None else []
         self._settings = self._defaults()
         self._lifeline = Lifeline()
@@ -70,26 +82,36 @@ class BenchRig:
         from ...bus.config import Settings
 
         mine = {"state": self.state, "shared": self.shared, "durability": self.setup.durability}
-        settings = Settings.model_validate(mine)
+        mine |= {"workers": self.setup.workers, "slots": self.setup.slots} if self.setup.up else {}
+        settings = Settings.model_validate({**mine, **self.setup.settings})
         return json.dumps(settings.model_dump(mode="json"))
 
     def __enter__(self) -> BenchRig:
         try:
-            for name in ("broker", *self._others(), *self.workers):
-                self._start(name)
+            for name in self._own():
+                self.start(name)
         except BaseException:
             self.__exit__()
             raise
         return self
 
+    def _own(self) -> list[str]:
+        """What this object starts itself; with ``up`` the rest is started by that."""
+        if self.setup.up:
+            return ["up", *(name for name in self.workers if not name.startswith("worker-"))]
+        return ["broker", *self._others(), *self.workers]
+
     def _others(self) -> list[str]:
-        return [name for name in ("brain", "bridge") if getattr(self.setup, name)]
+        return [name for name in ("brain", "bridge") if self.setup.up or getattr(self.setup, name)]
 
     def __exit__(self, *exc: object) -> None:
+        for process in self._processes.values():
+            if process.stdin is not None:
+                process.stdin.close()  # a holder lets go of all that it holds
         # The broker last: who ends while it answers says goodbye at once.
-        others = [p for name, p in self._processes.items() if name != "broker"]
-        _end(others)
-        _end([p for name, p in self._processes.items() if name == "broker"])
+        last = ("broker", "up")
+        _end([p for name, p in self._processes.items() if name not in last])
+        _end([p for name, p in self._processes.items() if name in last])
         self._lifeline.close()
         from ...bus.paths import rig_paths
 
@@ -107,11 +129,19 @@ class BenchRig:
         if kind in agents:
             agent = ["--agent", agents[kind]]
             return ["rigbus.agents.worker", *state, "--name", name, *agent, *slots]
+        if kind in ("holder", "ticker"):
+            type_, many = ("hold", self.setup.hold_slots) if kind == "holder" else ("tick", self.setup.slots)
+            return [HOLDER, str(self.state), name, type_, str(many), str(self.starts(name))]
         if name.startswith("worker-"):
             return ["rigbus", "worker", *state, "--name", name, *slots]
         return ["rigbus", name, *state]
 
-    def _start(self, name: str) -> None:
+    def starts(self, name: str) -> Path:
+        """Where a holder notes each attempt that it begins."""
+        return self.folder / f"{name}.starts"
+
+    def start(self, name: str) -> None:
+        """Start one process of the rig, for the first time or after :meth:`kill`."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("RIGBUS_") or k == "RIGBUS_RUNTIME"}
         env |= {"RIGBUS_STATE": str(self.state), "RIGBUS_SHARED": str(self.shared)}
         if self.setup.model is not None:
@@ -124,7 +154,7 @@ class BenchRig:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, *words],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if HOLDER in words else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=env,
@@ -159,8 +189,8 @@ class BenchRig:
         there = {w["id"] for w in status["workers"] if w["credit"]}
         return (
             there >= set(self.workers)
-            and (not self.setup.brain or status["brain"]["state"] == "seated")
-            and (not self.setup.bridge or status["bridge"]["state"] == "attached")
+            and ("brain" not in self._others() or status["brain"]["state"] == "seated")
+            and ("bridge" not in self._others() or status["bridge"]["state"] == "attached")
         )
 
     def wait(self, look: Callable[[], T | None], what: str, timeout_s: float, poll_s: float = 0.01) -> T:
@@ -189,18 +219,30 @@ class BenchRig:
                 raise RigbusError(f"{name} ended with {process.returncode}: {log[-500:]}")
 
     def pid(self, name: str) -> int:
-        """The present pid of one process."""
-        return self._processes[name].pid
+        """The present pid of one process; 0 where `up` runs it and it does not run just now."""
+        if name in self._processes:
+            return self._processes[name].pid
+        from ...bus.paths import read_run_json, rig_paths
 
-    def kill_broker(self) -> None:
-        """``kill -9``: what a crash leaves is what the next start finds."""
-        process = self._processes["broker"]
-        process.send_signal(signal.SIGKILL)
+        run = read_run_json(rig_paths(self.state)) or {}
+        return int(run.get("pids", {}).get(name, 0))
+
+    def kill(self, name: str) -> None:
+        """``kill -9``: what a crash leaves is what the next start finds. What `up` runs, it starts again."""
+        process = self._processes.pop(name, None)
+        if process is None:
+            os.kill(self.pid(name), signal.SIGKILL)
+            return
+        process.kill()
         process.wait()
 
-    def start_broker(self) -> None:
-        """Another broker on the same state folder."""
-        self._start("broker")
+    def tell(self, name: str, line: str) -> None:
+        """A line for a holder."""
+        stdin = self._processes[name].stdin
+        if stdin is None:
+            raise RigbusError(f"{name} takes no orders; this is no benchmark")
+        stdin.write(line.encode() + b"\n")
+        stdin.flush()
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds used so far by ``broker``, ``workers`` (together), ``brain``, ``bridge`` and ``client``.

@@ -185,9 +185,9 @@ class _Run:
 
     def restart(self) -> float:
         """kill -9 of the broker with all that queued, and a new one; seconds until it answers."""
-        self.rig.kill_broker()
+        self.rig.kill("broker")
         began = time.perf_counter()
-        self.rig.start_broker()
+        self.rig.start("broker")
         with self.rig.wait(self._first_client, "the restarted broker", WAIT_S) as other:
             row = other.query("batch", id=self._ids.batch, timeout_s=WAIT_S)
             took_s = time.perf_counter() - began

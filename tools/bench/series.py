@@ -10,7 +10,7 @@ from pathlib import Path
 from ...bus.errors import ConfigError
 from . import bus, dag, mirror, scale, shell
 from .figures import Outcome
-from .page import learned_in, model_section, model_section_in, page
+from .page import learned_in, page, section_apart, sections_apart_in, with_section
 
 
 def run(repeats: int, say: Callable[[str], None]) -> tuple[list[Outcome], float]:
@@ -31,23 +31,23 @@ def run(repeats: int, say: Callable[[str], None]) -> tuple[list[Outcome], float]
 
 
 def write_page(file: Path, outcomes: list[Outcome], took_s: float) -> None:
-    """Write the page, whole or not at all; of an earlier one what people wrote is kept, and a model's figures."""
+    """Write the page, whole or not at all; of an earlier one what people wrote is kept, and what is measured by itself."""
     old = file.read_text("utf-8") if file.exists() else ""
-    text = page(outcomes, date=_today(), took_s=took_s, learned=learned_in(old), model=model_section_in(old))
+    text = page(outcomes, date=_today(), took_s=took_s, learned=learned_in(old), apart=sections_apart_in(old))
     _replace(file, text)
 
 
-def write_model(file: Path, outcome: Outcome) -> None:
-    """Put a model's figures into the page that is there.
+def write_apart(file: Path, outcome: Outcome) -> None:
+    """Put the figures of a bench that is measured by itself into the page that is there.
 
     Raises:
-        ConfigError: there is none, or it has no figures of a model to replace.
+        ConfigError: there is none.
     """
     old = file.read_text("utf-8") if file.exists() else ""
-    before = model_section_in(old)
-    if not before:
-        raise ConfigError(f"{file}: not a page of figures with a model's section; `make bench` writes one")
-    _replace(file, old.replace(before, model_section(outcome, _today())))
+    text = with_section(old, outcome.bench, section_apart(outcome, _today()))
+    if not text:
+        raise ConfigError(f"{file}: not a page of figures with a place for this one; `make bench` writes one")
+    _replace(file, text)
 
 
 def _today() -> str:

@@ -10,6 +10,7 @@ import click
 
 from ..common import json_option, print_json, talk
 from .figures import SCHEMA
+from .recovery import PARTS
 
 if TYPE_CHECKING:
     from .figures import Outcome
@@ -20,6 +21,13 @@ _PROFILE: Final = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Profile each process into DIR and print where its time goes; the rates are lower then.",
+)
+
+_INTO_PAGE: Final = click.option(
+    "--write",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Put the figures into this page of `bench all`.",
 )
 
 
@@ -175,23 +183,54 @@ def mirror(as_json: bool, rate: int, for_s: int, repeats: int, workers: int) -> 
 )
 @_number("--tokens", 8, 2000, 96, "Tokens of each answer.")
 @_number("--ctx", 1024, 131_072, 4096, "Context of the model, for its eight requests together.")
-@click.option(
-    "--write",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Put the figures into this page of `bench all`.",
-)
+@_INTO_PAGE
 @_rounds
 def llm(as_json: bool, model: Path, tokens: int, ctx: int, write: Path | None, repeats: int) -> int:
     """A model: tokens a second of one request and of eight, beside llama.cpp alone and through the bus."""
     from . import llm as it
-    from .series import write_model
 
-    outcome = it.measure(it.Options(model.absolute(), tokens, repeats, ctx), talk)
+    return _tell_apart(it.measure(it.Options(model.absolute(), tokens, repeats, ctx), talk), as_json, write)
+
+
+def _tell_apart(outcome: Outcome, as_json: bool, write: Path | None) -> int:
+    """Say it, and put it into the page if wanted."""
     if write is not None:
-        write_model(write, outcome)
+        from .series import write_apart
+
+        write_apart(write, outcome)
         talk(f"written: {write}")
     return _tell(outcome, as_json)
+
+
+@bench.command()
+@json_option
+@click.option("--quick", is_flag=True, help="Small: whether it works at all; nothing is held to a target.")
+@click.option(
+    "--only",
+    type=click.Choice(PARTS),
+    multiple=True,
+    help="Only this part; may be given several times.",
+)
+@_INTO_PAGE
+def recovery(as_json: bool, quick: bool, only: tuple[str, ...], write: Path | None) -> int:
+    """Faults done to real processes, and how long they are felt (about ten minutes)."""
+    from .recovery.parts import measure
+
+    if write is not None and (quick or only):
+        raise click.UsageError("--write takes the figures of a whole run, without --quick and --only")
+    return _tell_apart(measure(talk, quick=quick, only=only), as_json, write)
+
+
+@bench.command()
+@json_option
+@_number("--tasks", 1000, 100_000_000, 1_000_000, "Tasks in all; our targets are for a million.")
+@_number("--part", 100, 50_000, 5000, "Tasks of a round.")
+@_INTO_PAGE
+def soak(as_json: bool, tasks: int, part: int, write: Path | None) -> int:
+    """Very many no-op tasks on a rig with little history: does anything of it grow?"""
+    from . import soak as it
+
+    return _tell_apart(it.measure(it.Options(tasks, part), talk), as_json, write)
 
 
 @bench.command("all")
