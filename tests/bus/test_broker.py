@@ -416,7 +416,7 @@ def test_the_log_is_never_much_longer_than_its_bound(rig_dir: Path) -> None:
         client = rig.peer()
         for n in range(40):
             client.submit(*[spec(f"t{n}-{i}") for i in range(at_once)])
-            header = client.ask(Verb.EVENTS, {"since": 0, "max": 1}).header
+            header = client.ask(Verb.EVENTS, {"since": 0, "limit": 1}).header
             oldest = header["oldest"] if "oldest" in header else header["events"][0][0]
             # What has come since it was trimmed, and what is left of the oldest commit: it goes as a whole.
             assert header["last"] - oldest <= keep + keep // TRIM_PART + 2 * at_once

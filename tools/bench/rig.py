@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ...agents.lifeline import Lifeline
+from ...agents.process import default_launcher
 from ...bus.errors import RigbusError
 from ..common import HANDED_ON
 from . import machine
@@ -47,6 +48,7 @@ class Setup:
     model: Path | None = None
     ctx: int = 0
     up: bool = False
+    alone: bool = False  #: workers of commands know of nobody who would sweep what they leave
     holders: int = 0
     hold_slots: int = 1
     tickers: int = 0
@@ -146,14 +148,17 @@ class BenchRig:
         env |= {"RIGBUS_STATE": str(self.state), "RIGBUS_SHARED": str(self.shared)}
         if self.setup.model is not None:
             env |= {"RIGBUS_MODEL": str(self.setup.model.absolute()), "RIGBUS_MODEL_CTX": str(self.setup.ctx)}
-        env |= {HANDED_ON: self._settings, **self._lifeline.env}
+        alone = self.setup.alone and name.startswith("worker-")
+        # Without the lifeline the kernel must see to it that no worker outlives us.
+        launcher = default_launcher() if alone and sys.platform == "linux" else []
+        env |= {HANDED_ON: self._settings, **({} if alone else self._lifeline.env)}
         words = ["-P", "-m"]
         if self.setup.profile is not None:
             words += ["rigbus.tools.bench.profiled", str(self.setup.profile / f"{name}.pstats")]
         words += self._words(name)
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, *words],
+                [*launcher, sys.executable, *words],
                 stdin=subprocess.PIPE if HOLDER in words else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...bus.errors import RigbusError
 from ...bus.paths import rig_paths
+from ...bus.wire import Verb
 from . import limits
 from .bus import run_round
 from .figures import Figure, Outcome, Spread, cpu_a_task
@@ -18,12 +19,15 @@ from .rig import BenchRig, Setup
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ...bus.client import Client
+
 MIB: Final = 1 << 20
 MILLION: Final = 1_000_000
 WATCHED: Final = ("broker", "brain", "bridge", "agent-1", "agent-2")
 #: What counts as flat, per million tasks: ten bytes a task. A leak of one small object a task is ten times as much.
 GROWS_MIB: Final = 10.0
 GROWS_FILES: Final = 1.0
+KEPT: Final = 1.1  #: the log is trimmed when a twentieth more has come, by whole commits
 #: So that what is kept is full long before the half of the run from which on growth is judged.
 RETENTION: Final = {"tasks": 20_000, "events": 100_000}
 
@@ -45,7 +49,7 @@ class Sample:
     rss: dict[str, int]
     files: dict[str, int]
     database: int
-    events: int
+    kept: int  #: events of the numbered log
     rate: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +58,7 @@ class Sample:
             "rss_mib": {name: round(value / MIB, 2) for name, value in self.rss.items()},
             "open_files": self.files,
             "database_mib": round(self.database / MIB, 2),
-            "events": self.events,
+            "events_kept": self.kept,
             "tasks_per_s": round(self.rate, 1),
         }
 
@@ -63,9 +67,13 @@ class Sample:
 class _Series:
     samples: list[Sample] = field(default_factory=list)
 
+    @property
+    def last_half(self) -> list[Sample]:
+        return [s for s in self.samples if s.tasks >= self.samples[-1].tasks / 2]
+
     def growth(self, value: Callable[[Sample], float]) -> float:
         """Of the last half of the run, by least squares, per million tasks."""
-        last = [s for s in self.samples if s.tasks >= self.samples[-1].tasks / 2]
+        last = self.last_half
         return slope([s.tasks / MILLION for s in last], [value(s) for s in last])
 
 
@@ -99,10 +107,8 @@ def measure(options: Options, say: Callable[[str], None]) -> Outcome:
             with rig.open() as client:
                 took_s = run_round(client, part, options.payload)
                 done += part
-                series.samples.append(_sample(rig, done, part / took_s, int(client.query("status")["seq"])))
-            if done == options.tasks or done // (options.tasks // 10 or 1) > (done - part) // (
-                options.tasks // 10 or 1
-            ):
+                series.samples.append(_sample(rig, client, done, part / took_s))
+            if done * 10 // options.tasks > (done - part) * 10 // options.tasks:
                 say(f"{done:,} of {options.tasks:,}: {_said(series.samples[-1])}")
         cpu = cpu_a_task(before, rig.cpu_s(), done)
         took_s = time.monotonic() - began
@@ -132,6 +138,12 @@ def _figures(series: _Series, options: Options, rate: float) -> list[Figure]:
     figures += [
         grows("open files grow by", a_million, lambda s: float(sum(s.files.values())), GROWS_FILES),
         grows("database and its log grow by", f"MiB {a_million}", lambda s: s.database / MIB, GROWS_MIB),
+        Figure(
+            "events kept, of their bound",
+            "×",
+            Spread.of(s.kept / RETENTION["events"] for s in series.last_half),
+            target=KEPT if whole else None,
+        ),
         Figure("no-op tasks, all of it", "tasks/s", Spread.of([rate])),
     ]
     return figures
@@ -154,16 +166,23 @@ def _said(s: Sample) -> str:
     memory = ", ".join(f"{name} {value / MIB:.1f}" for name, value in s.rss.items())
     return (
         f"MiB {memory}, {sum(s.files.values())} open files, database {s.database / MIB:.1f} MiB, "
-        f"{s.events:,} events so far, {s.rate:,.0f} tasks/s"
+        f"{s.kept:,} events kept, {s.rate:,.0f} tasks/s"
     )
 
 
-def _sample(rig: BenchRig, tasks: int, rate: float, events: int) -> Sample:
+def _sample(rig: BenchRig, client: Client, tasks: int, rate: float) -> Sample:
     rss = {name: rss_bytes(rig.pid(name)) or 0 for name in WATCHED}
     files = {name: open_files(rig.pid(name)) or 0 for name in WATCHED}
     if not all(rss.values()):
         raise RigbusError("this system has no /proc/PID/status with VmRSS; `bench soak` needs Linux")
-    return Sample(tasks, rss, files, _database(rig.state), events, rate)
+    return Sample(tasks, rss, files, _database(rig.state), _kept(client), rate)
+
+
+def _kept(client: Client) -> int:
+    """How far back the numbered log reaches."""
+    header = client.request(Verb.EVENTS, {"since": 0, "limit": 1}).header
+    oldest = header["oldest"] if "oldest" in header else header["events"][0][0]
+    return int(header["last"]) - int(oldest) + 1
 
 
 def _database(state: Path) -> int:

@@ -22,7 +22,7 @@ WAIT_S: Final = 60.0
 #: A worker that keeps dying is started again later and later (0.2 s, 0.4 s … 30 s): few kills of each, so that there
 #: is always another one that is free.
 KILLS_A_WORKER: Final = 5
-MIN_WORKERS: Final = 4
+MIN_WORKERS: Final = 3
 AT_ONCE: Final = 10  #: killed together, of twice as many that run alone
 #: Long the first time, and over at once when it runs again.
 COMMAND: Final = 'if [ "$RIGBUS_ATTEMPT" = 1 ]; then exec sleep 300; fi'
@@ -82,7 +82,7 @@ def by_themselves(kills: int, say: Say, lease_s: float) -> list[float]:
     """The same without a supervisor: of two groups of workers one is killed, the other one takes its tasks."""
     found: list[float] = []
     group = min(AT_ONCE, kills)
-    setup = Setup(workers=2 * group, settings={"lease_s": lease_s})
+    setup = Setup(workers=2 * group, alone=True, settings={"lease_s": lease_s})
     with BenchRig(setup) as rig, rig.client() as client, client.events(TOPICS) as stream:
         heard = Heard(rig, stream)
         while True:

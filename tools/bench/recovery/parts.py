@@ -31,7 +31,7 @@ class Options:
 
 FULL: Final = Options()
 #: Whether it works at all: a figure of it says little, and none is held to a target.
-QUICK: Final = Options(4, 2, 200, 1, 100_000_000, 1, 0.5, 1, 500)
+QUICK: Final = Options(3, 1, 200, 1, 100_000_000, 1, 0.5, 1, 500)
 #: A lease of workers that run alone, so that a quick run need not wait for the default one.
 QUICK_LEASE_S: Final = 1.0
 
