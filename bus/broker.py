@@ -23,6 +23,7 @@ from .ballast import Disk
 from .bounds import Bounds
 from .completing import Completer
 from .core import Core
+from .earshot import Earshot
 from .errors import BadFrame, ConfigError
 from .housekeeping import Housekeeper, has_entries
 from .leftovers import Holdings
@@ -118,6 +119,8 @@ class Broker:
         self.asked: list[Envelope] = []  # EVENTS questions of this round
         self.stopping = False
         self._next_tick = 0.0
+        self._earshot = Earshot(self.options.lease_s, now)
+        self._woken_at, self._late_s = time.monotonic(), 0.0
         self._refused = 0
         self._complain_at = 0.0
         self._trim_at = 0
@@ -206,7 +209,12 @@ class Broker:
         try:
             while not self.stopping:
                 alive.say()  # a tick a second wakes an idle loop
-                ready = dict(poller.poll(self._timeout_ms()))
+                timeout_ms = self._timeout_ms()
+                asked_at = time.monotonic()
+                ready = dict(poller.poll(timeout_ms))
+                woken_at, before = time.monotonic(), self._woken_at
+                overslept_s = max(0.0, woken_at - asked_at - timeout_ms / 1000)
+                self._late_s, self._woken_at = asked_at - before + overslept_s, woken_at
                 if lifeline and int(lifeline) in ready:
                     self.stopping = True  # nothing is ever written there: this is its end
                 self.round(ready)
@@ -229,11 +237,11 @@ class Broker:
     def round(self, ready: dict[Any, int]) -> None:
         """One turn: receive, advance, commit, answer, publish."""
         self._hurry = False
-        self.receive(ready)
+        drained = self.receive(ready)
         if self.core.changes and not self._hurry:
-            self._linger()
+            drained = self._linger(drained)
         now, wall = time.monotonic(), time.time()
-        self.core.tick(now, wall)
+        self.core.tick(now, wall, self._earshot.turned(now, self._late_s, drained))
         self.core.match()
         fx = self.core.take_effects()
         if fx.changes:
@@ -241,12 +249,13 @@ class Broker:
         self.answer(fx)
         self.publish(fx, now, wall)
 
-    def _linger(self) -> None:
+    def _linger(self, drained: bool) -> bool:
         until = time.monotonic() + LINGER_S
         while not self._hurry and (left := until - time.monotonic()) > 0:
             if not self.router.poll(max(1, int(left * 1000))):
-                return
-            self.receive({self.router: zmq.POLLIN})
+                return True
+            drained = self.receive({self.router: zmq.POLLIN})
+        return drained
 
     def _waits(self, env: Envelope) -> bool:
         """Does somebody wait for this round? Nobody does for a result of a worker that has other work in hand, if no
@@ -259,21 +268,21 @@ class Broker:
         # what it made: the ENDED of each listener, then RECORDED and STALE for the worker
         return any(send.verb is Verb.ENDED for send in islice(reversed(self.core.fx.sends), 3))
 
-    def receive(self, ready: dict[Any, int]) -> None:
-        """Drain what arrived, within the bounds of a round, into the core."""
+    def receive(self, ready: dict[Any, int]) -> bool:
+        """Drain what arrived, within the bounds of a round, into the core; whether nothing is left."""
         if self.events in ready:
             self.publisher.hear()
         now, wall = time.monotonic(), time.time()
         if self.hearts in ready:
             self._heartbeats(now)
         if self.router not in ready:
-            return
+            return True
         deadline = now + ROUND_S
         step, receive = self.core.step, self._receive
         for _ in range(ROUND_MESSAGES):
             frames = receive()
             if frames is None:
-                return
+                return True
             try:
                 env = decode(frames, routed=True)
             except BadFrame as e:
@@ -289,7 +298,8 @@ class Broker:
             # After each one: a thousand tasks in a message take longer than a round may.
             now, wall = time.monotonic(), time.time()
             if now > deadline:
-                return
+                break
+        return False
 
     def _refuse(self, frames: list[bytes], error: BadFrame) -> None:
         self._refused += 1

@@ -21,7 +21,7 @@ from .operating import Operating
 from .retaining import purgeable
 from .states import TaskState
 from .submitting import KeyConflict
-from .timing import absence_s, beat_s, renewal_s, suspicion_s
+from .timing import LOOK_S, absence_s, beat_s, renewal_s, suspicion_s
 from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, Envelope, Verb
 
 _CODES = frozenset({"stale_epoch", "stale_token", "version"})
@@ -91,7 +91,7 @@ class Core(Operating):
 
         Leases found get ``lease_s`` + 5 s of grace: nothing runs twice for a restart.
         """
-        self.now, self.wall = now, wall
+        self.now, self.wall, self.heard = now, wall, now
         self.facts = facts
         self.durations.load(facts)
         for batch in batches:
@@ -196,9 +196,13 @@ class Core(Operating):
         send.attempts_of = send.header.pop("_attempts", 0)
         send.evaluations_of = send.header.pop("_evaluations", 0)
 
-    def tick(self, now: float, wall: float) -> None:
-        """Fire the timers that are due. Call it before each commit and when ``next_timer`` passes."""
+    def tick(self, now: float, wall: float, heard: float | None = None) -> None:
+        """Fire the timers that are due. Call it before each commit and when ``next_timer`` passes.
+
+        ``heard``: until then all that peers had said has been read, so silence is judged by it; None: until now.
+        """
         self.now, self.wall = now, wall
+        self.heard = now if heard is None else heard
         while self.timers and self.timers[0][0] <= now:
             _, _, kind, ref = heapq.heappop(self.timers)
             getattr(self, f"_on_{kind}")(ref)
@@ -244,25 +248,36 @@ class Core(Operating):
     def _on_orphan(self, task: Task) -> None:
         """A lease found at start whose worker never came back."""
         away = task.session not in self.sessions
-        if task.state is TaskState.LEASED and away and task.lease_deadline <= self.now:
-            self.lose(task, "its worker did not come back after the broker's restart", ran=False)
+        if task.state is not TaskState.LEASED or not away:
+            return
+        if task.lease_deadline > self.heard:
+            self.timer(max(task.lease_deadline, self.now + LOOK_S), "orphan", task)
+            return
+        self.lose(task, "its worker did not come back after the broker's restart", ran=False)
 
     def _on_owed(self, task: Task) -> None:
         """A lease of a dead process whose successor said that it has the result."""
         away = task.session not in self.sessions
-        if task.state is TaskState.LEASED and away and task.lease_deadline <= self.now:
-            self.lose(task, f"lease lost: {task.worker} has not sent the result that its former process left")
+        if task.state is not TaskState.LEASED or not away:
+            return
+        if task.lease_deadline > self.heard:
+            self.timer(max(task.lease_deadline, self.now + LOOK_S), "owed", task)
+            return
+        self.lose(task, f"lease lost: {task.worker} has not sent the result that its former process left")
 
     def _on_session(self, session: Session) -> None:
         if self.sessions.get(session.id) is not session:
             return
-        if self.now - session.last_seen >= CLIENT_SESSION_S:
+        if self.heard - session.last_seen >= CLIENT_SESSION_S:
             self.end_session(session, f"silent for {CLIENT_SESSION_S:g} s")
         else:
-            self.timer(session.last_seen + CLIENT_SESSION_S, "session", session)
+            self.timer(max(session.last_seen + CLIENT_SESSION_S, self.now + LOOK_S), "session", session)
 
     def _on_grace(self, _: None) -> None:
         """The grace after a start is over: what belonged to sessions that did not come back ends."""
+        if self.heard < self.now:
+            self.timer(self.now + LOOK_S, "grace", None)
+            return
         for (scope, key), fact in list(self.facts.items()):
             if scope == "token" and fact.value not in self.sessions:
                 self.drop_fact(scope, key)
@@ -280,7 +295,7 @@ class Core(Operating):
     def _on_silence(self, _: None) -> None:
         """A few times in a lease: suspicion, and the sessions of idle workers that are gone."""
         for worker in list(self.workers()):
-            silent = self.now - worker.last_seen
+            silent = self.heard - worker.last_seen
             worker.suspect = worker.suspect or silent > suspicion_s(self.lease_s)
             if not worker.leases and silent > absence_s(self.lease_s):
                 self.end_session(worker, f"silent for {absence_s(self.lease_s):g} s")

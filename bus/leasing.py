@@ -28,6 +28,7 @@ from .lifecycle import DEADLINE_PASSED
 from .model import Send, Session, Task
 from .reviving import Reviving
 from .states import TaskEvent, TaskState
+from .timing import LOOK_S
 from .wire import LEASE_S, Envelope, Token, Verb
 
 _REMEMBERED: Final = 20_000
@@ -385,12 +386,12 @@ class Leasing(Reviving):
         if not worker.watched:
             worker.watched = True
             soonest = min(t.lease_deadline for t in worker.leases.values())
-            self.timer(max(soonest, self.now + 0.05), "lease", worker)
+            self.timer(max(soonest, self.now + LOOK_S), "lease", worker)
 
     def check_leases(self, worker: Session) -> None:
         """Timer: lose what was not renewed in time; look again while anything is held."""
         worker.watched = False
-        lost = [t for t in worker.leases.values() if t.lease_deadline <= self.now]
+        lost = [t for t in worker.leases.values() if t.lease_deadline <= self.heard]
         if lost:
             worker.suspect = True
             why = f"lease lost: {worker.name} was silent for {self.lease_s:g} s"

@@ -33,6 +33,7 @@ class Ledger:
         self.incarnation = incarnation
         self.state_id = state_id
         self.now = 0.0
+        self.heard = 0.0  #: by when all that was said had been read: silence is judged by it
         self.wall = 0.0
         self.tasks: dict[int, Task] = {}
         self.ids: dict[str, Task] = {}

@@ -14,6 +14,7 @@ LEASE_MAX_S: Final = 300.0
 #: However short a lease is, a process may be without the processor for so long and is not killed for it.
 _SILENCE_MIN_S: Final = 2.0
 _QUIET_MIN_S: Final = 1.0
+LOOK_S: Final = 0.05  #: between two looks at what would be over, if all that was said had been read
 
 
 def renewal_s(lease_s: float) -> float:

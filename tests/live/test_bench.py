@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Processes, wait_for
+from helpers import Processes, processes_of, wait_for
+
+from rigbus.tools.bench.recovery import hung
 
 pytestmark = pytest.mark.live
 
@@ -84,6 +86,26 @@ def test_each_part_of_recovery_does_its_fault_and_leaves_nothing(part):
     if part == "broker":
         assert found["what ran through it and was executed again"]["max"] == 0
     assert not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc of Linux")
+def test_without_root_the_helpers_of_the_bridge_are_stopped_instead(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    seen: set[str] = set()
+    turn = hung._turn
+
+    def watched(rig: Any, client: Any, for_s: float) -> Any:
+        helpers = [
+            pid for pid, said in processes_of(Path(tempfile.gettempdir())).items() if "helper.py" in said
+        ]
+        seen.update(hung._state(pid) for pid in helpers)
+        return turn(rig, client, for_s)
+
+    monkeypatch.setattr(hung, "_turn", watched)
+    figures_, note = hung.measure(1, 0.2, lambda text: None)
+    assert "helper processes stopped" in note
+    assert "T" in seen
+    assert all(f.spread.median > 0 for f in figures_)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc of Linux")

@@ -52,6 +52,7 @@ class HoldRunner:
         self._loop = loop
         self._out = out
         self._parts: dict[Token, int] = {}
+        self._released: set[int] = set()
         self._due: list[tuple[float, Token]] = []
 
     def start(self, lease: ev.Lease) -> None:
@@ -63,9 +64,13 @@ class HoldRunner:
         if said.get("for_s") is not None:
             heapq.heappush(self._due, (now + float(said["for_s"]), lease.token))
         self._loop.post(ev.Started(lease.token, now))
+        if self._parts[lease.token] in self._released:  # it runs a second time
+            self._end(lease.token, ev.Outcome(True, _DONE))
 
     def release(self, part: int | None) -> None:
-        """All of this part are done now; None: of any."""
+        """All of this part are done now, and when they come once more; None: of any."""
+        if part is not None:
+            self._released.add(part)
         for token in [t for t, p in self._parts.items() if part is None or p == part]:
             self._end(token, ev.Outcome(True, _DONE))
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..bus import run_round
 from ..figures import Figure, Spread
@@ -34,7 +34,7 @@ LOOK_S: Final = 0.05
 
 def measure(pairs: int, turn_s: float, say: Callable[[str], None]) -> tuple[list[Figure], str]:
     """Pairs of turns of ``turn_s`` seconds each, with the share hung and with it working."""
-    ratios, hung_rates, rates, hung_s = [], [], [], 0.0
+    ratios, costs, hung_rates, rates, hung_s = [], [], [], [], 0.0
     setup = Setup(agents=2, brain=True, bridge=True)
     with (
         tempfile.TemporaryDirectory(prefix="rigbus-bench-share-") as folder,
@@ -44,20 +44,23 @@ def measure(pairs: int, turn_s: float, say: Callable[[str], None]) -> tuple[list
     ):
         run_round(client, TASKS, 200)
         for n in range(pairs):
-            a = b = 0.0
+            a = b = _Turn(0.0, 0.0)
             for hung in (True, False) if n % 2 else (False, True):
                 if not hung:
-                    b = _rate(client, turn_s)
+                    b = _turn(rig, client, turn_s)
                     continue
                 began = time.monotonic()
                 with share.hanging(rig, client):
-                    a = _rate(client, turn_s)
+                    a = _turn(rig, client, turn_s)
                 hung_s += time.monotonic() - began
                 _wait_share(rig, client)
-            hung_rates.append(a)
-            rates.append(b)
-            ratios.append(a / b)
-            say(f"pair {n + 1} of {pairs}: {a:,.0f} tasks/s with a hung share ({share.how}), {b:,.0f} else")
+            hung_rates.append(a.rate)
+            rates.append(b.rate)
+            ratios.append(a.rate / b.rate)
+            costs.append(a.cpu_us / b.cpu_us)
+            say(
+                f"pair {n + 1} of {pairs}: {a.rate:,.0f} tasks/s with a hung share ({share.how}), {b.rate:,.0f} else"
+            )
     figures = [
         Figure(
             "share hung: dispatch, by that with a share that works",
@@ -66,6 +69,7 @@ def measure(pairs: int, turn_s: float, say: Callable[[str], None]) -> tuple[list
             target=PART,
             at_least=True,
         ),
+        Figure("share hung: CPU a task, by that with a share that works", "×", Spread.of(costs)),
         Figure("no-op tasks, share hung", "tasks/s", Spread.of(hung_rates)),
         Figure("no-op tasks, share works", "tasks/s", Spread.of(rates)),
     ]
@@ -76,13 +80,20 @@ def measure(pairs: int, turn_s: float, say: Callable[[str], None]) -> tuple[list
     return figures, note
 
 
-def _rate(client: Client, for_s: float) -> float:
-    """No-op tasks a second, in rounds, for so long at least."""
-    done, began = 0, time.perf_counter()
+class _Turn(NamedTuple):
+    """What one turn found: tasks a second, and µs of CPU a task of the whole rig and its client."""
+
+    rate: float
+    cpu_us: float
+
+
+def _turn(rig: BenchRig, client: Client, for_s: float) -> _Turn:
+    """No-op tasks, in rounds, for so long at least."""
+    used, done, began = sum(rig.cpu_s().values()), 0, time.perf_counter()
     while (took := time.perf_counter() - began) < for_s:
         run_round(client, TASKS, 200)
         done += TASKS
-    return done / took
+    return _Turn(done / took, (sum(rig.cpu_s().values()) - used) / done * 1e6)
 
 
 def _wait_share(rig: BenchRig, client: Client) -> None:
@@ -190,18 +201,27 @@ def _share(folder: Path) -> Iterator[Frozen | Stopped]:
     """The nearest to a hung mount that this machine allows."""
     image, point = folder / "image", folder / "mnt"
     point.mkdir()
-    mounted = os.geteuid() == 0 and _mount(image, point)
+    if os.geteuid() != 0 or not _mount(image, point):
+        yield Stopped(folder / "share")
+        return
+    # It ends with our end of the pipe: killed with -9 we leave neither a frozen file system nor a mount.
+    words = ["sh", "-c", 'read -r _; fsfreeze -u "$1"; umount -l "$1"', "sh", str(point)]
+    guard = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
-        if mounted and _run("fsfreeze", "-f", point) and _run("fsfreeze", "-u", point):
+        if _run("fsfreeze", "-f", point) and _run("fsfreeze", "-u", point):
             share = point / "share"
             share.mkdir()
             yield Frozen(share)
         else:
             yield Stopped(folder / "share")
     finally:
-        if mounted:
-            _run("fsfreeze", "-u", point)
-            _run("umount", "-l", point)
+        guard.communicate()
 
 
 def _mount(image: Path, point: Path) -> bool:

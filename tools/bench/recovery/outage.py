@@ -117,11 +117,17 @@ def _first_after(rig: BenchRig, incarnation: int) -> float:
 
 
 def _wait_done(rig: BenchRig, client: Client, held: Submitted, count: int) -> None:
-    def ended() -> dict[str, int] | None:
-        row = client.query("batch", id=held.batch)
-        return dict(row["tasks"]) if row["state"] in ENDED else None
+    tasks: dict[str, int] = {}
 
-    tasks = rig.wait(ended, "what ran to be recorded", WAIT_S, poll_s=0.05)
+    def ended() -> bool:
+        row = client.query("batch", id=held.batch)
+        tasks.update(row["tasks"])
+        return row["state"] in ENDED
+
+    try:
+        rig.wait(ended, "what ran to be recorded", WAIT_S, poll_s=0.05)
+    except RigbusError as e:
+        raise RigbusError(f"{e} ({tasks})") from None
     if tasks["done"] != count:
         raise RigbusError(
             f"of {count:,} tasks that ran through a killed broker: {tasks}; results are missing"
