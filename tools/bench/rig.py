@@ -25,7 +25,7 @@ from . import machine
 if TYPE_CHECKING:
     from ...bus.client import Client
 
-START_S: Final = 20.0
+START_S: Final = 60.0  #: a rig of twenty workers on a busy machine
 STOP_S: Final = 15.0
 _LOOK: Final = threading.Event()
 HOLDER: Final = "rigbus.tools.bench.recovery.holder"
