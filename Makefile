@@ -11,6 +11,7 @@ JOBS ?= 3
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
 .PHONY: help demo test quick smoke check corruptions lint bench sim bundle llm-wheel typing clean
@@ -29,10 +30,10 @@ test: $(VENV)/.test ## the whole suite; builds llama-cpp-python beside it for th
 	@LLM=$(LLM) JOBS=$(JOBS) bash tools/scripts/test.sh $(VENV) $(ARGS)
 
 quick: $(VENV)/.test ## the tests that start no rig
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not live and not llm" $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) -m "not live and not llm" $(ARGS)
 
 smoke: $(VENV)/.test ## quick, and the few live tests that every Python version runs
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "smoke or not live and not llm" $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) -m "smoke or not live and not llm" $(ARGS)
 
 check: lint quick ## ruff, mypy --strict and the quick tests
 
@@ -76,10 +77,10 @@ $(VENV)/.base: $(VENV)/.made pyproject.toml
 	@$(PIP) install --editable .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.base
-	@echo "installing what the tests need into $(VENV)"
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+	@echo "installing rigbus and what its tests need into $(VENV)"
 	@$(PIP) install --editable '.[test]'
-	@touch $@
+	@touch $(VENV)/.base $@
 
 $(VENV)/.dev: $(VENV)/.test
 	@echo "installing ruff and mypy into $(VENV)"

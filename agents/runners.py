@@ -6,8 +6,8 @@ cannot be killed: ``terminate`` only sets ``self.task.cancelled`` (and cancels a
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import sys
 import threading
 import traceback
 from collections import deque
@@ -229,13 +229,20 @@ def failure_of(error: BaseException, spec: Spec, duration_s: float) -> Outcome:
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
         tb = tb.tb_next
     text = "".join(traceback.format_exception(type(error), error, tb)).rstrip()
-    if not isinstance(error, (Exception, asyncio.CancelledError)):
+    if not isinstance(error, Exception) and not _is_cancellation(error):
         text = f"the handler of {spec.type} tried to end its process: {text}"
     log.debug("handler %s failed", spec.type, exc_info=not isinstance(error, RigbusError))
     return ev.failed("task", text, duration_s=duration_s)
 
 
+def _is_cancellation(error: BaseException) -> bool:
+    loaded = sys.modules.get("asyncio")
+    return loaded is not None and isinstance(error, loaded.CancelledError)
+
+
 def _await(coroutine: Any, task: TaskContext) -> Any:
+    import asyncio  # a tenth of a worker's start, and few have such handlers
+
     async def main() -> Any:
         loop, me = asyncio.get_running_loop(), asyncio.current_task()
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .bashforms import Word
 from .bashlex import lex
 from .bashtables import FIND_RUNS
-from .model import TaskClass
 from .placeholders import ValueFault, find_holes
+
+if TYPE_CHECKING:  # the bridge asks for classes from its start on, and needs pydantic only for a plan
+    from .model import TaskClass
 
 #: The earlier system's words, and further ones; the first that occurs anywhere decides.
 _WORDS: Final[tuple[tuple[TaskClass, tuple[str, ...]], ...]] = (

@@ -14,9 +14,36 @@ import pytest
 from helpers import ROOT, Processes, end_all, processes_of, short_folder, wait_for
 
 LIVE = ROOT / "tests" / "live"
-LEAVE_TIME_S = 5.0  # a process that was told to end may need a moment; one that stays longer is a leak
+#: Files that take longest, the longest first: with several processes none of them is to begin when all others have ended.
+LONGEST = (
+    "live/test_kill_all.py",
+    "live/test_placement.py",
+    "live/test_bench.py",
+    "live/test_up.py",
+    "live/test_bad_rigs.py",
+    "live/test_bridge.py",
+    "live/test_demo.py",
+    "live/test_doctor.py",
+    "live/test_kill_one.py",
+    "live/test_model_plans.py",
+    "live/test_lost.py",
+    "live/test_share_troubles.py",
+    "agents/models/engine/test_faults.py",
+)
+LEAVE_TIME_S = 15.0  # a process that was told to end may need a moment; one that stays longer is a leak
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 LLM_FIX = "`make test` builds it where there is a C++ compiler; by hand: pip install 'rigbus[test-llm]'"
+
+
+def _keep_bytecode() -> None:
+    """Where no bytecode may be written beside the sources, it goes to build/: a rig is ten processes, and without it each
+    of them compiles the whole package at its start."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", "") and sys.pycache_prefix is None:
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "build" / "pycache")
+        sys.dont_write_bytecode = False
+
+
+_keep_bytecode()
 
 
 class _RootIsNotATestPackage:
@@ -39,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(LIVE):
             item.add_marker(pytest.mark.live)
+    rank = {ROOT / "tests" / name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST) + (not item.path.is_relative_to(LIVE))))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

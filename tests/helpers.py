@@ -45,6 +45,11 @@ def wait_for(
         time.sleep(poll_s)
 
 
+def slack() -> float:
+    """By how much a bound in seconds is to be stretched: processes that want to run, per core, and at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 @contextmanager
 def short_folder(prefix: str = "rb-") -> Iterator[Path]:
     """A private folder under /tmp whose sockets fit into an ``ipc://`` address; removed at the end.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -24,7 +24,14 @@ _TAIL_BYTES: Final = 4096
 _TAIL_LINES: Final = 5
 _KEPT: Final = 10
 _batch_option = click.option("--batch", metavar="ID", help="The dead tasks of this batch.")
-_all_option = click.option("--all", "everything", is_flag=True, help="All dead tasks.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _chosen(function: F) -> F:
+    """The options of a verb that does something to dead tasks, and the tasks: of a batch, all, or named."""
+    everything = click.option("--all", "everything", is_flag=True, help="All dead tasks.")
+    ids = click.argument("ids", metavar="[TASK]...", nargs=-1)
+    return state_option(config_option(json_option(_batch_option(everything(ids(function))))))
 
 
 @click.group()
@@ -59,12 +66,7 @@ def list_(state: Path | None, config: Path | None, as_json: bool, batch: str | N
 
 
 @dead.command()
-@state_option
-@config_option
-@json_option
-@_batch_option
-@_all_option
-@click.argument("ids", metavar="[TASK]...", nargs=-1)
+@_chosen
 def retry(
     state: Path | None,
     config: Path | None,
@@ -90,12 +92,7 @@ def retry(
 
 
 @dead.command()
-@state_option
-@config_option
-@json_option
-@_batch_option
-@_all_option
-@click.argument("ids", metavar="[TASK]...", nargs=-1)
+@_chosen
 def drop(
     state: Path | None,
     config: Path | None,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import pytest
-from harness import STATE_ID, Harness, Peer, error_of
+from harness import STATE_ID, BrainAtRest, Harness, Peer, error_of
 
 from rigbus.agents.brain import core, planner
 from rigbus.agents.brain.evaluating import NO_MODEL, Evaluating, Judging, judge_keys, judging_of
@@ -37,7 +36,7 @@ a list of birds
 BIRDS = {"exit": 0, "output": "wren\nowl\n"}
 
 
-class Rig:
+class Rig(BrainAtRest):
     """A core with a worker of commands, maybe a model, and the brain's evaluation over it."""
 
     def __init__(self, *, model: bool = True, expects_model: bool = False, **harness: Any) -> None:
@@ -100,23 +99,11 @@ class Rig:
     def kill(self) -> None:
         """Another process: it knows what a snapshot says."""
         self.evaluating = Evaluating(self, Judging(expected=self.expects_model))
-        page = self.brain.ask(Verb.SNAPSHOT, {"attn": True}).header
-        self.work: deque[core.Work] = deque(core.work_of_snapshot([], page["rows"]))
-        self.heard = len(self.rig.events)
+        self.begin()
 
-    def settle(self) -> None:
-        for _ in range(100):
-            for event in self.rig.events[self.heard :]:
-                if event[3] == "a":
-                    self.work.extend(core.work_of_event(event[4], event[5], event[6], event[7]))
-            self.heard = len(self.rig.events)
-            if not self.work:
-                self.rig.check()
-                return
-            work = self.work.popleft()
-            if isinstance(work, core.Judge):
-                self.evaluating.step(work)
-        raise AssertionError("the brain never comes to rest")
+    def do_work(self, work: core.Work) -> None:
+        if isinstance(work, core.Judge):
+            self.evaluating.step(work)
 
     # -- the others ------------------------------------------------------------------------------------------
 

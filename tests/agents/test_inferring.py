@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import STATE_ID, Harness, Peer
+from harness import STATE_ID, BrainAtRest, Harness, Peer
 
 from rigbus.agents.brain import core, planner
 from rigbus.agents.brain.class_questions import (
@@ -35,7 +34,7 @@ ONE = HEAD + "### train\n- command: `python3 {PLAN_PATH}/scripts/train.py`\n\n##
 KEY = "plan:classes.1"
 
 
-class Rig:
+class Rig(BrainAtRest):
     """A core with a client's plan in it, maybe a model, and the brain's planning over it."""
 
     def __init__(
@@ -95,23 +94,11 @@ class Rig:
     def kill(self) -> None:
         """Another process: it knows what a snapshot says."""
         self.planning = Planning(self, self.asking)
-        page = self.brain.ask(Verb.SNAPSHOT, {"attn": True}).header
-        self.work: deque[core.Work] = deque(core.work_of_snapshot(page["batches"], page["rows"]))
-        self.heard = len(self.rig.events)
+        self.begin()
 
-    def settle(self) -> None:
-        for _ in range(100):
-            for event in self.rig.events[self.heard :]:
-                if event[3] == "a":
-                    self.work.extend(core.work_of_event(event[4], event[5], event[6], event[7]))
-            self.heard = len(self.rig.events)
-            if not self.work:
-                self.rig.check()
-                return
-            work = self.work.popleft()
-            if isinstance(work, core.PlanBatch):
-                self.planning.step(work.batch)
-        raise AssertionError("the brain never comes to rest")
+    def do_work(self, work: core.Work) -> None:
+        if isinstance(work, core.PlanBatch):
+            self.planning.step(work.batch)
 
     def away(self, seconds: float, *leases: dict[str, Any]) -> None:
         peers = [(self.brain, []), (self.client, [])]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Processes, processes_of, wait_for
+from helpers import Processes, processes_of, short_folder, wait_for
 from rigs import LiveRig
 
 from rigbus import Client, Task
@@ -36,7 +36,7 @@ def rigbus(*words: str | Path, env: dict[str, str] | None = None) -> subprocess.
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -89,7 +89,7 @@ def test_a_state_folder_on_a_network_file_system_is_refused_before_anything_is_m
         f"40 22 0:41 / {rig_dir} rw,relatime - {fstype} server:/export rw\n"
     )
     words = [sys.executable, "-c", NETWORK, str(mounts), verb, "--state", str(state)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     one_line(done, str(state), fstype, "local disk", "--state DIR")
     assert not state.exists()
@@ -186,16 +186,28 @@ def _a_row_that_no_law_allows(db: Path) -> None:
 DAMAGES = [_garbage_header, _cut_short, _garbage_inside, _newer_schema, _a_row_that_no_law_allows]
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a broker that has ended, with 200 tasks in its database."""
+    with short_folder() as folder:
+        processes, state = Processes(tmp_path_factory.mktemp("processes")), folder / "state"
+        try:
+            broker = processes.python("-m", "rigbus", "broker", "--state", state)
+            wait_for((rig_paths(state).runtime / "commands").exists, timeout_s=30, what="the broker")
+            with Client(state=state) as client:
+                client.submit([Task(type="nobody", payload="x" * 500) for _ in range(200)])
+            broker.terminate()
+            assert broker.wait(30) == 0
+        finally:
+            processes.stop_all()
+        yield state
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__.strip("_"))
 def test_a_damaged_database_is_named_and_kept_as_it_is(
-    state: Path, processes: Processes, damage: Callable[[Path], None]
+    state: Path, filled: Path, damage: Callable[[Path], None]
 ) -> None:
-    broker = processes.python("-m", "rigbus", "broker", "--state", state)
-    wait_for((rig_paths(state).runtime / "commands").exists, what="the broker")
-    with Client(state=state) as client:
-        client.submit([Task(type="nobody", payload="x" * 500) for _ in range(200)])
-    broker.terminate()
-    assert broker.wait(10) == 0
+    shutil.copytree(filled, state)
     db = state / "rigbus.db"
     damage(db)
     before = digest(db)
@@ -239,16 +251,21 @@ def test_after_a_power_cut_the_verbs_say_so_at_once_and_up_takes_over(rig: LiveR
     assert rig.stop() == 0
 
 
-@pytest.mark.parametrize("left", ["", "{", "[]", '{"pids": 5, "endpoints": {"commands": 7}}', "\x00" * 50])
+@pytest.mark.parametrize(
+    "left",
+    [("", "\x00" * 50, "{"), ("[]",), ('{"pids": 5, "endpoints": {"commands": 7}}',)],
+    ids=["no JSON", "no object", "of other types"],
+)
 def test_a_run_json_that_makes_no_sense_does_not_keep_the_rig_down(
-    rig_dir: Path, processes: Processes, left: str
+    rig_dir: Path, processes: Processes, left: tuple[str, ...]
 ) -> None:
     rig = LiveRig(rig_dir, processes, workers=0)
     rig.state.mkdir(mode=0o700)
-    rig.paths.run_json.write_text(left)
-    found = rigbus("status", "--state", rig.state)
-    assert found.returncode in {2, 4}
-    assert "Traceback" not in found.stderr
+    for text in left:
+        rig.paths.run_json.write_text(text)
+        found = rigbus("status", "--state", rig.state)
+        assert found.returncode in {2, 4}
+        assert "Traceback" not in found.stderr
     rig.start()
     assert json.loads(rig.paths.run_json.read_text())["pids"]["broker"]
     assert rig.stop() == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import Processes, wait_for
-from rigs import LiveRig, expected_report
+from rigs import SOURCE, LiveRig, expected_report
 
 from rigbus import Task
 from rigbus.bus.errors import Unreachable
@@ -40,7 +40,7 @@ def test_ten_power_cuts_lose_nothing(rig_dir: Path, processes: Processes, wanted
     chance = random.Random(seed)
     rig = LiveRig(rig_dir, processes)
     rig.start()
-    receipts = [rig.drop("one", limit=LIMIT), rig.drop("two", limit=LIMIT)]
+    receipts = [rig.drop(name, limit=LIMIT, source=SOURCE) for name in ("one", "two")]
     with rig.client() as client:
         tasks = [Task(type="shell", payload={"command": f"echo {n}; sleep 0.1"}) for n in range(40)]
         ids = list(client.submit(tasks))

@@ -39,11 +39,13 @@ class Faults:
         *,
         over_at: float,
         every_s: float,
+        losses: Sequence[float],
     ) -> None:
         self.world, self.broker, self.disk = world, broker, disk
         self.workers, self.brains, self.clients = workers, brains, clients
         self.over_at = over_at
         self.every_s = every_s
+        self.losses = losses
         broker.restart = self._broker_again
         broker.crashes = world.chance.choice((0.0, 0.0, 0.002, 0.01))
         self._weather()
@@ -131,7 +133,7 @@ class Faults:
     def _weather(self) -> None:
         chance = self.world.chance
         self.world.weather = Weather(
-            loss=chance.choice((0.0, 0.0, 0.01, 0.1)),
+            loss=chance.choice(self.losses),
             twice=chance.choice((0.0, 0.0, 0.02, 0.2)),
             late=chance.choice((0.0, 0.0, 0.02, 0.1)),
             late_s=chance.choice((0.1, 1.0, 5.0)),

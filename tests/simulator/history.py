@@ -61,6 +61,7 @@ class Work:
     poison: float = 0.01
     fences: float = 0.3  #: of histories: workers fence themselves, as over tcp
     took_s: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 2.0, 6.0)
+    losses: tuple[float, ...] = (0.0, 0.0, 0.01, 0.1)  #: shares of messages, one for each weather
 
 
 @dataclass(slots=True)
@@ -194,6 +195,7 @@ class History:
             self.clients,
             over_at=over_at,
             every_s=world.chance.choice((0.3, 1.0, 3.0)),
+            losses=self.work.losses,
         )
         wrong = ""
         try:

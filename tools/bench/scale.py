@@ -62,29 +62,10 @@ def measure(options: Options, say: Callable[[str], None]) -> Outcome:
         cpu = run.cpu
         run.clear()
         again = run.short_queue(options.repeats)
-    ratio = (
-        Spread.of(2 * b / (a + c) for a, b, c in zip(short.cpu, long.cpu, again.cpu, strict=True))
-        if short.cpu
-        else None
+    sizes = (rss_before, rss_full, rss_again)
+    figures = _of_the_queue(options, sizes, submitted_s, restart_s) + _of_the_drains(
+        options, short, long, again
     )
-    queued = f"{options.tasks:,} queued"
-    figures = [
-        Figure(f"broker's memory, {queued}", "MiB", _once(rss_full / MIB), target=_target(options, RSS_MIB)),
-        Figure("the same after a restart", "MiB", _once(rss_again / MIB), target=_target(options, RSS_MIB)),
-        Figure("memory of a queued task", "bytes", _once((rss_full - rss_before) / options.tasks)),
-        Figure(f"submit of {options.tasks:,}", "s", _once(submitted_s)),
-        Figure("kill -9 to first answer", "s", _once(restart_s)),
-        Figure(f"drain, {options.small:,} queued", "tasks/s", Spread.of([*short.rates, *again.rates])),
-        Figure(f"drain, {queued}", "tasks/s", Spread.of(long.rates)),
-    ]
-    if ratio is not None:
-        figures += [
-            Figure(
-                f"broker's CPU a lease, {options.small:,} queued", "µs", Spread.of([*short.cpu, *again.cpu])
-            ),
-            Figure(f"broker's CPU a lease, {queued}", "µs", Spread.of(long.cpu)),
-            Figure("cost with the long queue", "× the short one", ratio, target=_target(options, MORE)),
-        ]
     return Outcome(
         "scale",
         figures,
@@ -98,6 +79,38 @@ def measure(options: Options, say: Callable[[str], None]) -> Outcome:
             )
         ],
     )
+
+
+def _of_the_queue(
+    options: Options, sizes: tuple[int, int, int], submitted_s: float, restart_s: float
+) -> list[Figure]:
+    """``sizes``: the broker's memory in bytes before the long queue, with it, and with it after a restart."""
+    before, full, again = sizes
+    bound = _target(options, RSS_MIB)
+    return [
+        Figure(f"broker's memory, {options.tasks:,} queued", "MiB", _once(full / MIB), target=bound),
+        Figure("the same after a restart", "MiB", _once(again / MIB), target=bound),
+        Figure("memory of a queued task", "bytes", _once((full - before) / options.tasks)),
+        Figure(f"submit of {options.tasks:,}", "s", _once(submitted_s)),
+        Figure("kill -9 to first answer", "s", _once(restart_s)),
+    ]
+
+
+def _of_the_drains(options: Options, short: _Drains, long: _Drains, again: _Drains) -> list[Figure]:
+    """Tasks a second and the broker's CPU, with short queues before and after the long one."""
+    few, many = f"{options.small:,} queued", f"{options.tasks:,} queued"
+    figures = [
+        Figure(f"drain, {few}", "tasks/s", Spread.of([*short.rates, *again.rates])),
+        Figure(f"drain, {many}", "tasks/s", Spread.of(long.rates)),
+    ]
+    if short.cpu:
+        ratio = Spread.of(2 * b / (a + c) for a, b, c in zip(short.cpu, long.cpu, again.cpu, strict=True))
+        figures += [
+            Figure(f"broker's CPU a lease, {few}", "µs", Spread.of([*short.cpu, *again.cpu])),
+            Figure(f"broker's CPU a lease, {many}", "µs", Spread.of(long.cpu)),
+            Figure("cost with the long queue", "× the short one", ratio, target=_target(options, MORE)),
+        ]
+    return figures
 
 
 def _once(value: float) -> Spread:

@@ -24,8 +24,9 @@ trap stop_builder EXIT
 run() { # run NAME [arguments]: pytest's own lines and status
     local name=$1
     shift
-    # Live tests mostly wait for processes: three at a time fill two cores. A file's tests stay in one process.
-    "$python" -m pytest -n "${JOBS:-3}" --dist loadfile --junitxml="$reports/$name.xml" "$@"
+    # Live tests mostly wait for processes: three at a time fill two cores. A file's tests stay in one process, the longest
+    # files come first (tests/conftest.py says which).
+    "$python" -m pytest -n "${JOBS:-3}" --dist loadfile --no-loadscope-reorder --junitxml="$reports/$name.xml" "$@"
 }
 
 has_llm() { "$python" -c 'import gguf, llama_cpp; llama_cpp.llama_backend_init()' >/dev/null 2>&1; }
