@@ -121,3 +121,16 @@ def test_help_loads_neither_the_bus_nor_the_models():
     )
     heavy = loaded_after(statement) & set(HEAVY)
     assert not heavy, f"rigbus --help imports {', '.join(sorted(heavy))}"
+
+
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [
+        ("rigbus.bus.broker", {"pydantic", "asyncio"}),
+        ("rigbus.agents.worker", {"pydantic", "asyncio"}),
+        ("rigbus.bridge.folder.service", {"pydantic", "markdown_it", "asyncio"}),
+    ],
+)
+def test_a_process_starts_without_what_it_may_never_need(module: str, later: set[str]) -> None:
+    """A rig is ten processes that start at one moment; what only some work needs is loaded when it comes."""
+    assert not loaded_after(f"import {module}") & later
