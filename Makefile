@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
-.PHONY: help demo test quick smoke check corruptions lint bench sim bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions lint bench sim chaos bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
@@ -50,6 +50,9 @@ bench: $(VENV)/.base ## every bench on this machine (about 4 minutes), into docs
 
 sim: $(VENV)/.test ## histories of the simulated rig by their seeds; ARGS="--seeds 10000 --jobs 2", or "--seed N --trace"
 	@PYTHONPATH=tests $(BIN)/python -m simulator $(ARGS)
+
+chaos: $(VENV)/.test ## kills of a real rig's processes at random, and a judge; ARGS="--seed N --rounds 1000 --tasks 100000 --json FILE"
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 bundle: $(VENV)/.base ## dist/rigbus-bundle: wheels and install.sh for a machine without a network
 	@bash tools/scripts/bundle.sh $(VENV)

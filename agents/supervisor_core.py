@@ -3,7 +3,8 @@
 Laws:
 1. A child that ended is swept before anybody hears of it: its leases end only when its tree is dead. A tree that cannot
    be killed (it hangs in the kernel) is given up after a while: its leases end, its name waits until it is dead.
-2. It comes back after a pause that doubles (0.2 s … 30 s) while it keeps dying; a minute of health forgets that.
+2. It comes back after a pause that doubles (0.2 s … 30 s) while it keeps dying; ten times that pause in health, a minute
+   at most, forget it.
 3. A child that writes to its alive pipe must go on writing: silent for too long, it is killed with its tree.
 4. A stop goes stage by stage, each stage only when the one before is dead: workers, brain, bridge, broker,
    guard.
@@ -26,6 +27,9 @@ NO_ROOM_MAX_S: Final = (
     5.0  #: while a disk is full the rig stands still, and goes on soon after somebody made room
 )
 HEALTHY_S: Final = 60.0
+#: A life of so many pauses is health, too: what is killed again and again from outside is away for a tenth of the time, while
+#: what ends at its start still waits longer and longer.
+HEALTHY_PAUSES: Final = 10
 EXIT_REFUSED: Final = 8  #: locked, damaged: another start would end the same way
 EXIT_NO_ROOM: Final = 74  #: the broker's disk is full: another start may find room
 EXIT_AGAIN: Final = 75  #: the process asks to be started again at once
@@ -353,7 +357,7 @@ class SupervisorCore:
         ]
 
     def _pause(self, child: ChildState, now: float) -> None:
-        healthy = child.pid and now - child.started_at >= HEALTHY_S
+        healthy = child.pid and now - child.started_at >= min(HEALTHY_S, HEALTHY_PAUSES * child.pause_s)
         most = NO_ROOM_MAX_S if child.code == EXIT_NO_ROOM else BACKOFF_MAX_S
         child.pause_s = BACKOFF_S if healthy or not child.pause_s else min(child.pause_s * 2, most)
         child.phase, child.due_at = Phase.WAITING, now + child.pause_s

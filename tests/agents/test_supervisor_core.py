@@ -99,6 +99,20 @@ def test_the_pause_doubles_up_to_a_bound_and_a_minute_of_health_forgets_it(core)
     assert core.children["brain"].pause_s == 0.2
 
 
+def test_a_child_that_is_killed_again_and_again_is_away_for_a_tenth_of_the_time(core):
+    core.ready = True
+    now, away_s = 0.0, 0.0
+    for _ in range(100):
+        now += 5.0
+        die(core, "broker", now)
+        now = core.next_at()
+        away_s += core.children["broker"].pause_s
+        core.tick(now)
+        core.started("broker", 200, now)
+    assert core.children["broker"].pause_s <= 0.5
+    assert away_s <= now / 10
+
+
 def test_exit_75_asks_for_a_start_at_once(core):
     assert names(die(core, "worker-1", 10.0, code=EXIT_AGAIN), Start) == ["worker-1"]
 
