@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos.campaign import Broken, Campaign, Options
+from chaos.campaign import ROOM, Broken, Campaign, Options
 from chaos.figures import summary
 from chaos.history import read
 from chaos.judge import judge_seen
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100, help="at least so many faults")
     parser.add_argument("--tasks", type=int, default=5000, help="at least so many tasks")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--room", type=int, default=ROOM, help="open tasks past which nothing new is submitted")
     parser.add_argument(
         "--folder", type=Path, help="work there and keep it; an interrupted campaign is gone on with"
     )
@@ -41,7 +42,7 @@ def main() -> int:
     seed = a.seed if a.seed is not None else seed_in(folder) or random.randrange(1, 2**31)
     say(f"seed {seed}, at least {a.rounds} rounds and {a.tasks} tasks, in {folder}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # as Ctrl-C: what was started is ended
-    options = Options(seed, a.rounds, a.tasks, folder, a.workers)
+    options = Options(seed, a.rounds, a.tasks, folder, a.workers, room=a.room)
     code = 2
     try:
         campaign = Campaign(options, say)

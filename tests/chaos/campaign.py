@@ -23,9 +23,11 @@ from .snapshot import rows_of
 from .work import SCRIPT
 
 ROOM: Final = 1200  #: open tasks past which nothing new is submitted: work must flow, not pile up
-HEAL_S: Final = 120.0  #: after the last fault everything must have ended within this
+HEAL_S: Final = 120.0  #: after the last fault everything must have ended within this,
+HEAL_TASKS_A_S: Final = 20  #: and a second more for so many open tasks
 LOOK_S: Final = 5.0  #: between two measurements
 STALLED_S: Final = 20.0  #: without a single end after a fault, the next one comes all the same
+BEHIND_S: Final = 0.7  #: more between two rounds, while there are fewer tasks for each than wanted
 _TURN_S: Final = 0.02
 _GONE_S: Final = 5.0
 
@@ -129,7 +131,8 @@ class Campaign:
         self.history.add("calm")
         began = time.monotonic()
         self._say(f"calm after {self.rounds} rounds; {self.books.backlog} tasks are open")
-        ended = self._wait(lambda: self._submitter.idle.is_set() and not self.books.open, HEAL_S)
+        within_s = HEAL_S + self.books.backlog / HEAL_TASKS_A_S
+        ended = self._wait(lambda: self._submitter.idle.is_set() and not self.books.open, within_s)
         took_s = time.monotonic() - began
         self.history.add("settled", ok=ended, took_s=round(took_s, 3), open=self.books.open)
 
@@ -152,8 +155,10 @@ class Campaign:
 
     def _round(self, planned: Round) -> None:
         """Wait for the rig to have done something since the last fault (a burst does not), then hurt somebody."""
-        ends, until = self.books.ends, time.monotonic() + planned.after_s
-        self._wait(lambda: time.monotonic() >= until, planned.after_s + 1.0)
+        wanted = self.options
+        late = self.books.submitted * wanted.rounds < self.rounds * wanted.tasks
+        ends = self.books.ends
+        self._wait(lambda: False, planned.after_s + (BEHIND_S if late and not planned.burst else 0.0))
         if not planned.burst:
             self._wait(lambda: self.books.ends > ends, STALLED_S)
         target = self._target(planned)

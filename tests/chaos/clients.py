@@ -22,6 +22,7 @@ from .seen import BATCH_ENDS, ENDS
 from .work import Job, job, plan_files, tasks_of
 
 ANSWER_S: Final = 1.0  #: then a submit counts as unanswered, and is said again with the same keys
+CALMER: Final = 20  #: so much less room a calm job has
 _PAUSE_S: Final = 0.05
 
 
@@ -145,15 +146,16 @@ class Submitter(_Thread):
         self._count = 0
         self._batches: dict[str, str] = {}
         self._present: Job | None = None
+        self._begun = ""
         self.enough = threading.Event()  #: no more jobs
         self.idle = threading.Event()  #: nothing is left to say
 
     def _serve(self, client: Client) -> None:
         while not self._over.is_set():
             self._do_due(client)
-            if self._present is None and not self.enough.is_set() and self.books.backlog < self._room:
+            if self._present is None and not self.enough.is_set():
                 self._present = self._next()
-            if self._present is not None:
+            if self._present is not None and self._may_begin(self._present):
                 self._submit(client, self._present)
                 self._present = None
                 continue
@@ -162,15 +164,25 @@ class Submitter(_Thread):
             client.tend(_PAUSE_S)
 
     def _next(self) -> Job | None:
+        """The next job; None for one that an earlier run of the campaign has had answered."""
         made = job(self._seed, self._n)
         self._n += 1
-        answered = self._known.pop(made.name, None)
+        if not self._known.get(made.name):
+            return made
         self.books.begun(made.name, made.total)
-        if answered:
-            return None
-        if answered is None:
-            self.history.add("submit" if made.kind != "drop" else "drop", job=made.shown())
-        return made
+        return None
+
+    def _may_begin(self, given: Job) -> bool:
+        """Whether there is room for a job; then it begins, which the history tells once."""
+        if given.name == self._begun:
+            return True  # a client failed in the middle of it
+        if self.enough.is_set() or self.books.backlog >= self._room / (CALMER if given.calm else 1):
+            return False
+        self._begun = given.name
+        self.books.begun(given.name, given.total)
+        if given.name not in self._known:
+            self.history.add("submit" if given.kind != "drop" else "drop", job=given.shown())
+        return True
 
     def _later(self, after_s: float, do: Callable[[Client], None]) -> None:
         self._count += 1

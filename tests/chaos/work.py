@@ -28,6 +28,9 @@ FATES: Final = {
 }
 #: These may end badly by themselves.
 BAD: Final = frozenset({"fails", "slow", "segv"})
+CALM: Final = (
+    0.03  #: of jobs: they come when little else is open, so that what is lost is leased again at once
+)
 PLANS: Final = 0.15  #: of jobs
 DROPPED: Final = 0.3  #: of plans: through the inbox
 _BACKOFF_S: Final = 0.1
@@ -104,6 +107,7 @@ class Job:
     again: bool  #: it is submitted once more when it has been accepted
     cancel: tuple[str, ...] | None
     cancel_s: float
+    calm: bool  #: it comes when little else is open
 
     @property
     def total(self) -> int:
@@ -125,7 +129,8 @@ def job(seed: int, n: int) -> Job:
     if kind != "drop" and chance.random() < 0.03:
         keys = [c.key for c in commands]
         cancel = tuple(chance.sample(keys, min(3, len(keys)))) if not plan and chance.random() < 0.7 else ()
-    return Job(f"j{n:05d}", kind, commands, chance.random() < 0.05, cancel, 2 * chance.random())
+    again, cancel_s, calm = chance.random() < 0.05, 2 * chance.random(), chance.random() < CALM
+    return Job(f"j{n:05d}", kind, commands, again, cancel, cancel_s, calm)
 
 
 def _fate(chance: Random, but: frozenset[str] = frozenset()) -> str:
