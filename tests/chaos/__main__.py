@@ -24,10 +24,12 @@ def main() -> int:
     """0: no violation; 1: some; 2: the campaign could not be played."""
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="of work and faults (default: a new one, which is printed)")
-    parser.add_argument("--rounds", type=int, default=100, help="at least so many faults")
+    parser.add_argument("--rounds", type=int, default=100, help="at least so many kills")
     parser.add_argument("--tasks", type=int, default=5000, help="at least so many tasks")
     parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--room", type=int, default=ROOM, help="open tasks past which nothing new is submitted")
+    parser.add_argument(
+        "--room", type=int, default=ROOM, help="open tasks past which nothing new is submitted"
+    )
     parser.add_argument(
         "--folder", type=Path, help="work there and keep it; an interrupted campaign is gone on with"
     )

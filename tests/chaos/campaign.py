@@ -58,7 +58,7 @@ class Campaign:
         before = list(read(self.path)) if self.path.exists() else []
         self.history = History(self.path)
         self.books = Books()
-        self.rounds = 0
+        self.rounds = 0  #: of them only those that killed: a stop is one more fault beside
         self._number = 0
         self._hit: set[str] = set()  #: tasks of which a process was killed
         self._victims: Counter[str] = Counter()
@@ -71,7 +71,7 @@ class Campaign:
                     self.books.over(str(r["data"].get("name")))
             elif r["k"] == "round":
                 self._number = max(self._number, r["n"] + 1)
-                self.rounds += 1
+                self.rounds += r["deed"] == "kill"
                 if r["task"]:
                     self._hit.add(r["task"])
         if not before:
@@ -172,7 +172,7 @@ class Campaign:
         if not processes.hurt(pid, number):
             self.history.add("missed", **fields)
             return
-        self.rounds += 1
+        self.rounds += not planned.stop_s
         self._victims[victim.rstrip("-123456789")] += 1
         if planned.stop_s:
             self._stopped.append((time.monotonic() + planned.stop_s, pid, which))

@@ -18,8 +18,8 @@ VICTIMS: Final = {
     "guard": 1,
     "up": 4,
 }
-BURST: Final = 0.15  #: of rounds: the next victim follows at once, while the rig still recovers
-STOPS: Final = 0.25  #: of rounds: SIGSTOP instead of SIGKILL
+BURST: Final = 0.2  #: of rounds: the next victim follows at once, while the rig still recovers
+STOPS: Final = 0.2  #: of rounds: SIGSTOP instead of SIGKILL
 #: Seconds that a victim is stopped. The lease is 0.5, a worker is replaced after 2, a broker after 10.
 STOPPED_S: Final = ((0.02, 0.3), (0.3, 1.0), (1.0, 2.5), (3.0, 5.0), (11.0, 13.0))
 _STOP_WEIGHTS: Final = (40, 30, 20, 9, 1)
@@ -45,5 +45,5 @@ def plan_round(seed: int, n: int) -> Round:
     stop_s = 0.0
     if chance.random() < STOPS:
         stop_s = chance.uniform(*chance.choices(STOPPED_S, _STOP_WEIGHTS)[0])
-    after_s = chance.uniform(0.0, 0.1) if burst else chance.uniform(0.3, 1.0)
+    after_s = chance.uniform(0.0, 0.1) if burst else chance.uniform(0.2, 0.8)
     return Round(n, after_s, burst, victim, stop_s, chance.random())
