@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,15 +73,14 @@ class ChaosRig:
         """The exit code of ``up``; None while it runs."""
         return None if self.up is None else self.up.poll()
 
-    def stop(self) -> int:
-        """SIGTERM to ``up``; its exit code.
-
-        Raises:
-            TimeoutExpired: it does not end.
-        """
+    def stop(self) -> int | str:
+        """SIGTERM to ``up``; its exit code, or in words that it does not end."""
         assert self.up is not None
         self.up.terminate()
-        return self.up.wait(STOP_S)
+        try:
+            return self.up.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            return f"no end within {STOP_S:g} s"
 
     def end(self) -> dict[int, str]:
         """End all of it hard, whatever state it is in; the processes that had to be killed for it."""
@@ -94,6 +94,7 @@ class ChaosRig:
             wait_for(lambda: not processes_of(self.folder), timeout_s=5, what="the rig's processes to end")
         left = processes_of(self.folder)
         end_all(left)
+        shutil.rmtree(self.paths.runtime, ignore_errors=True)
         return left
 
     # -- its processes ---------------------------------------------------------------------------------------
