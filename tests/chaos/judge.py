@@ -113,7 +113,7 @@ def _twice(seen: Seen) -> Iterator[Violation]:
             said = ", ".join(f"{e['topic']} at {e['seq']}" for e in ends)
             yield Violation("I2", f"task {id_} ended {len(ends)} times: {said}")
     for e in seen.events:
-        ends = seen.task_ends.get(e["id"] or "")
+        ends = seen.task_ends.get(e["id"])
         if ends and e["seq"] > ends[-1]["seq"] and e["ch"] != "a" and e["topic"].startswith("task."):
             yield Violation(
                 "I2", f"{e['topic']} at {e['seq']}: task {e['id']} had ended at {ends[-1]['seq']}"

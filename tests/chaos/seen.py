@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Any, Final
 
 from rigbus.bus.work import task_id
@@ -14,6 +15,7 @@ Token = tuple[int, int]
 ENDS: Final = frozenset({"done", "dead", "cancelled", "expired", "skipped"})
 BATCH_ENDS: Final = frozenset({"complete", "failed", "cancelled"})
 NO_TOKEN: Final = (0, 0)
+_OF_EVENT: Final = ("seq", "prev", "at", "ch", "topic", "id")
 
 
 def token_of(text: str | None) -> Token:
@@ -111,6 +113,8 @@ def _take(seen: Seen, at: int, r: Record) -> None:
             line = _line(at, r)
             seen.ends[line.token] = line
         case "event":
+            r = {name: r[name] for name in _OF_EVENT}  # there are many, and nobody asks for more
+            r["topic"], r["id"] = intern(r["topic"]), intern(r["id"] or "")
             seen.events.append(r)
             if r["topic"].startswith("task.") and r["topic"].rpartition(".")[2] in ENDS and r["ch"] != "a":
                 seen.task_ends.setdefault(r["id"], []).append(r)
