@@ -15,6 +15,7 @@ SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
 .PHONY: help demo test quick smoke check corruptions lint bench sim chaos bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions orders lint bench sim bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
@@ -39,6 +40,9 @@ check: lint quick ## ruff, mypy --strict and the quick tests
 
 corruptions: $(VENV)/.test ## 5,000 corruptions of a database and its log: noticed, or without effect
 	@RIGBUS_TEST_CORRUPTIONS=5000 $(BIN)/python -m pytest -s tests/bus/test_losses.py -k corruption $(ARGS)
+
+orders: $(VENV)/.test ## all 24 orders in which broker, brain, worker and bridge can start
+	@RIGBUS_TEST_ORDERS=24 $(BIN)/python -m pytest -s tests/live/test_orders.py $(ARGS)
 
 lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

@@ -60,6 +60,7 @@ class Asking(Placements):
             state = BatchState.COMPLETE if batch.counts[TaskState.DONE] == batch.total else BatchState.FAILED
         return {
             "id": batch.id,
+            "key": batch.key,
             "name": batch.name,
             "plan": batch.plan.get("name") if batch.plan else None,
             "kind": batch.kind,
@@ -84,7 +85,7 @@ class Asking(Placements):
         room = _ETA_TASKS
         for batch in batches:
             row = self.batch_row(batch)
-            del row["spec"]
+            del row["spec"], row["key"]
             if batch.live and room > 0:
                 row["eta_s"] = est.batch(batch, _ETA_TASKS // 10).end_s
                 room -= min(batch.total, _ETA_TASKS // 10)
@@ -133,6 +134,8 @@ class Asking(Placements):
     def _status(self, session: Session, env: Envelope) -> dict[str, Any]:
         seat = self.sessions.get(self.brain)
         bridges = [s for s in self.sessions.values() if s.role == "bridge"]
+        # The one that serves the folder first; among those that wait for its end none does.
+        bridges.sort(key=lambda s: bool(s.info.get("standby")))
         return {
             "as_of": self.wall,
             "seq": self.seq,
@@ -152,6 +155,7 @@ class Asking(Placements):
             "bridge": {
                 "state": "attached" if bridges else "absent",
                 "pid": bridges[0].pid if bridges else None,
+                "standby": [s.pid for s in bridges if s.info.get("standby")],
                 "share": self.heartbeats.get("bridge", (0.0, {}))[1].get("share") if bridges else None,
                 "mirror": self.heartbeats.get("bridge", (0.0, {}))[1].get("mirror") if bridges else None,
             },

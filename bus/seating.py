@@ -68,6 +68,8 @@ class Seating(Asking):
             session = self._open_session(sid, role, name, env.peer)
         self._connect(session, env.peer)
         session.pid = pid
+        if role == "bridge":
+            session.info = {"standby": h.get("standby") is True}
         welcome: dict[str, Any] = {
             "proto": list(PROTO_VERSION),
             "build": self.build,

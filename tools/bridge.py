@@ -1,20 +1,35 @@
-"""``rigbus bridge``: the bridge alone, in the foreground."""
+"""``rigbus bridge``: the bridge alone, in the foreground; ``rebuild`` and ``take`` beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import config_option, process_log, settings_of, shared_option, state_option, where
+from ..bus.errors import Refused
+from ..bus.paths import RigPaths
+from .common import (
+    config_option,
+    json_option,
+    print_json,
+    process_log,
+    settings_of,
+    shared_option,
+    state_option,
+    where,
+)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @state_option
 @shared_option
 @config_option
-def bridge(state: Path | None, shared: Path | None, config: Path | None) -> int:
+@click.pass_context
+def bridge(ctx: click.Context, state: Path | None, shared: Path | None, config: Path | None) -> int | None:
     """Run the bridge alone: it takes plans from the shared folder and mirrors the rig into it."""
+    if ctx.invoked_subcommand is not None:
+        return None
     from ..bridge.folder.service import main
 
     settings = settings_of(config)
@@ -28,3 +43,136 @@ def bridge(state: Path | None, shared: Path | None, config: Path | None) -> int:
         archive_keep=folder["archive_keep"],
         archive_after_s=folder["archive_after_s"],
     )
+
+
+@bridge.command()
+@state_option
+@shared_option
+@config_option
+@json_option
+@click.option(
+    "--from-files", is_flag=True, help="From what the shared folder still says: there is no other source."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would come of it; change nothing.")
+@click.pass_context
+def rebuild(
+    ctx: click.Context,
+    state: Path | None,
+    shared: Path | None,
+    config: Path | None,
+    as_json: bool,
+    from_files: bool,
+    dry_run: bool,
+) -> int:
+    """Make the state of a rig whose disk died, which must be new or empty, from its shared folder.
+
+    Batches that had ended stay ended. Those that had not go on: what is known to be done is not run again, all else is.
+    With a backup, `rigbus restore` gives back more.
+    """
+    if not from_files:
+        raise click.UsageError("say --from-files: a rebuild knows only what the shared folder says")
+    from ..bridge.folder.rebuild import rebuild as run
+
+    paths = _paths(ctx, state, shared, config)
+    report = run(paths, dry_run=dry_run)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo("\n".join(_lines(report)))
+    return 0
+
+
+@bridge.command()
+@state_option
+@shared_option
+@config_option
+@json_option
+@click.pass_context
+def take(
+    ctx: click.Context, state: Path | None, shared: Path | None, config: Path | None, as_json: bool
+) -> int:
+    """Give the shared folder to this rig, whichever has it. The bridge of the other one stops touching it."""
+    from ..bridge.folder.taking_over import take_over
+
+    before = take_over(paths := _paths(ctx, state, shared, config))
+    if as_json:
+        print_json({"schema": "rigbus.take/1", "shared": str(paths.shared), "before": before})
+    else:
+        whose = f"it was that of the rig {before['rig'][:8]}" if before else "it was nobody's"
+        click.echo(f"{paths.shared} is this rig's now; {whose}")
+    return 0
+
+
+def _paths(ctx: click.Context, state: Path | None, shared: Path | None, config: Path | None) -> RigPaths:
+    """The rig; options may stand before the word or after it."""
+    given = ctx.parent.params if ctx.parent is not None else {}
+    paths = where(state or given.get("state"), shared or given.get("shared"), config or given.get("config"))
+    if paths.state.exists() and not paths.state.is_dir():
+        raise Refused(f"{paths.state} is no folder; choose another --state")
+    return paths
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    """The report for people."""
+    from .render import clean, table
+
+    if report["before"]:
+        return [f"{report['state']}: was rebuilt from {report['shared']} before; nothing was changed"]
+    rows = [
+        [
+            clean(row["id"]),
+            clean(row["plan"]),
+            row["was"],
+            row["becomes"],
+            str(row["done"]),
+            str(sum(row["again"].values())) if row["becomes"] == "goes on" else "",
+        ]
+        for row in report["batches"]
+    ]
+    lines = (
+        table(["batch", "plan", "was", "now", "done", "run again"], rows) if rows else ["no batch is known"]
+    )
+    lines += [f"{clean(row['id'])}: {clean(row['why'])}" for row in report["batches"] if row["why"]]
+    cut = sum(row["cut_results"] for row in report["batches"])
+    if cut:
+        lines.append(f"{cut} results are there in part only")
+    lines += _rest(report)
+    lines += ["", "what the share never had:", *(f"- {text}" for text in report["never"])]
+    if report["rebuilt"]:
+        lines += [
+            "",
+            f"rebuilt: {report['state']} ({report['state']}/rebuild.json says this again); `rigbus up` goes on",
+        ]
+    else:
+        lines += ["", "nothing was changed (--dry-run)"]
+    return lines
+
+
+def _rest(report: dict[str, Any]) -> list[str]:
+    """What is no batch of a plan."""
+    from .render import clean
+
+    lines = []
+    if report["drops"]:
+        names = ", ".join(clean(name) for name in report["drops"][:5])
+        lines.append(f"{len(report['drops'])} drops lie in the inbox and are taken in: {names}")
+    if report["orders"]:
+        lines.append(f"{len(report['orders'])} files of tasks/queue are taken in")
+    for one in report["accepted_only"]:
+        lines.append(
+            f"{clean(one['batch'])} of {clean(one['plan'])} was accepted, and nothing else of it is in the share: "
+            f"`rigbus submit plans/{clean(one['plan'])}` runs it"
+        )
+    for one in report["without_a_batch"]:
+        if one["lost"]:
+            lines.append(
+                f"{clean(one['batch'])}: {one['lost']} tasks that had not ended are lost (their commands were on the lost "
+                "disk); submit them again"
+            )
+    if report["not_believed_count"]:
+        first = report["not_believed"][0]
+        lines.append(
+            f"{report['not_believed_count']} files are not believed, so what they tell of runs again: "
+            f"{clean(first['path'])} ({clean(first['why'])})"
+        )
+    return lines

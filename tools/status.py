@@ -58,6 +58,8 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
     lines[0] += f" · brain {brain.get('state')} · bridge {bridge.get('state')}"
     lines += [render.clean(line) for line in bound_lines(shown)]
     share = bridge.get("share") or {}
+    for pid in bridge.get("standby") or []:
+        lines.append(f"a second bridge (pid {pid}) waits: one serves this rig already; end one of the two")
     if share.get("available") is False:
         lines.append(f"share unavailable: {render.clean(str(share.get('reason')))}")
     lines.append(f"tasks: {render.counts(shown['tasks'])}")

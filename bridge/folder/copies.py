@@ -29,7 +29,10 @@ def copy_out(source: str, file: int, offset: int, max_bytes: int, late: Callable
                 break
             write_all(file, piece)
             place += len(piece)
-        return {"offset": place, "more": place < os.fstat(local).st_size}
+        more = place < os.fstat(local).st_size
+        if not more and os.fstat(file).st_size > place:
+            os.ftruncate(file, place)  # the end of another attempt's log, of a rig that was before this one
+        return {"offset": place, "more": more}
     finally:
         os.close(local)
 

@@ -6,7 +6,8 @@ operations in order, answers on stdout and reads the next. Its laws:
 
 - Every call here may hang for ever; only the parent has a deadline.
 - A batch opens the root anew, checks the sentinel through that very descriptor and then uses no other: the
-  empty mount point under an unmounted share is never taken for a share whose files were all deleted.
+  empty mount point under an unmounted share is never taken for a share whose files were all deleted. So it does with the
+  record of whose folder this is (`owner`).
 - It dies with its parent: parent-death signal where the kernel has one, end of stdin everywhere.
 """
 
@@ -31,6 +32,7 @@ if __name__ == "__main__" and not __package__:
 from .beneath import CHUNK_BYTES, READ_FLAGS, WRITE_FLAGS, OpError, open_regular, write_all
 from .frames import HEAD, leave_blobs, pack, take_blobs
 from .newcomers import newcomers
+from .owner import Owned, hold
 from .share import Share
 
 SENTINEL = ".rigbus-folder-id"
@@ -73,7 +75,8 @@ def identify(root: int, make: bool) -> str:
 def fault(error: BaseException, where: str) -> dict[str, Any]:
     """An exception as it travels; ``where`` is the path that the operation named."""
     if isinstance(error, OpError):
-        return {"ok": False, "errno": error.code, "what": str(error)}
+        said = {"ok": False, "errno": error.code, "what": str(error)}
+        return said | {"owner": error.record} if isinstance(error, Owned) else said
     if isinstance(error, OSError):
         code = errno.errorcode.get(error.errno or 0, "EIO")
         return {"ok": False, "errno": code, "what": f"{where}: {error.strerror}"}
@@ -124,6 +127,8 @@ def run_batch(path: str, header: dict[str, Any], body: bytes) -> bytes:
         found = identify(root, make=expected is None)
         if expected is not None and found != expected:
             raise OpError("EXDEV", f"another folder is mounted there ({SENTINEL} says {found})")
+        if (claim := header.get("claim")) is not None:
+            hold(root, claim)
         ops = header["ops"]
         take_blobs(ops, body)
         share = Share(root, time.monotonic() + float(header["budget_s"]))

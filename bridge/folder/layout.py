@@ -289,6 +289,10 @@ def batch_file(batch: Row, utc_offset_s: float, now: float | None = None) -> Fil
         "error": batch.get("error"),
         "plan_path": batch.get("plan_path"),
         "batch_path": batch.get("batch_path"),
+        # By these `rigbus bridge rebuild` makes the same batch again, of the same plan.
+        "key": batch.get("key"),
+        "plan_sha256": batch.get("plan_sha256"),
+        "plan_priority": batch.get("plan_priority"),
     }
     path = f"plans/{batch['plan']}/batches/{batch['id']}/batch.json"
     at = batch.get("ended_at") or now or batch["created_at"]

@@ -31,6 +31,7 @@ from ...bus.mounts import Mount, mount_of
 from .child import Batch, Helper, keep, recall, start_helper
 from .frames import MAX_BODY_BYTES, leave_blobs, pack, take_blobs
 from .ops import Op, Result, unlink, write
+from .owner import LOOK_AGAIN_S, Claim
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class FolderPort:
 
     ``remember`` is a local file that keeps the share's id over restarts: without it a share that is unmounted
     while the bridge restarts looks like a new, empty one. ``create_root`` makes the folder itself on first
-    use.
+    use. With a ``claim`` the folder has to be that rig's (`owner`).
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class FolderPort:
         *,
         remember: Path | None = None,
         create_root: bool = False,
+        claim: Claim | None = None,
         probe_s: float = 5.0,
         backoff_s: tuple[float, float] = (1.0, 30.0),
         start_grace_s: float = 2.0,
@@ -93,6 +95,7 @@ class FolderPort:
         # Lexical on purpose: resolving links would ask the share itself, and that may hang.
         self.root = os.path.abspath(root)
         self._remember, self._create_root = remember, create_root
+        self.claim = claim
         self._probe_s, self._backoff, self._grace = probe_s, backoff_s, start_grace_s
         self._folder_id = recall(remember, self.root)
         self.state = FolderState(False, "the share was not looked at yet", time.time())
@@ -189,6 +192,18 @@ class FolderPort:
         """Abandoned helpers that have not died yet."""
         return [helper.process.pid for helper in self._abandoned]
 
+    def leave(self, timeout_s: float = 1.0) -> None:
+        """Write into the owner's record that this rig goes, so that another need not wait. Drops what is queued."""
+        if self.claim is None or not self.claim.held or not self.state.available:
+            return
+        self.claim.leaving = True
+        self._queue.clear()
+        self.request("mirror", [], timeout_s)
+        until = time.monotonic() + timeout_s
+        while self.load("mirror") and self.state.available and (left := until - time.monotonic()) > 0:
+            self.poll()
+            self.wait(min(left, 0.05 if self.timeout_s() is None else 0.02))
+
     def close(self) -> None:
         """End the helpers. Batches without a reply are lost: poll until idle first if they matter."""
         for helper in self._helpers.values():
@@ -215,13 +230,15 @@ class FolderPort:
 
     def _send(self, helper: Helper, batch: Batch, now: float) -> None:
         ops, blobs = leave_blobs(list(batch.ops))
-        header = {
+        header: dict[str, Any] = {
             "ticket": batch.ticket,
             "folder_id": self._folder_id,
             "create_root": self._create_root and self._folder_id is None,
             "budget_s": batch.deadline_s * WORK_SHARE,
             "ops": ops,
         }
+        if self.claim is not None:
+            header["claim"] = self.claim.header(now)
         helper.batch = batch
         helper.due = now + batch.deadline_s + (self._grace if helper.fresh else 0.0)
         helper.fresh = False
@@ -246,12 +263,17 @@ class FolderPort:
             return
         if (fault := header.get("fault")) is not None:
             what = f"{self.root}: {fault['what'].removeprefix(f'{self.root}: ')}"
+            if self.claim is not None and (record := fault.get("owner")) is not None:
+                what = f"{self.root}: {self.claim.refused(record, time.monotonic())}"
+                self._wait_s = min(self._wait_s, LOOK_AGAIN_S)
             self._reply(batch, Fault(fault["errno"], what))
             self._unavailable(self._explain(fault["errno"], what))
             if helper.kind == "probe":
                 self._drop(helper)
             return
         self._streak[helper.kind] = self._died = 0
+        if self.claim is not None:
+            self.claim.passed()
         take_blobs(header["results"], body)
         if helper.kind == "probe":
             self._adopt(helper, header["folder_id"])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
+import uuid
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +26,7 @@ from ...bus.lifeline import Alive, alive_fd, lifeline_fd
 from ...bus.link import Connection
 from ...bus.mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S, mount_of
 from ...bus.paths import RigPaths, find_rig
+from ...bus.store import state_id
 from ...bus.wire import Verb, pack, unpack
 from . import intake, mirror
 from .clock import Clock
@@ -32,9 +35,11 @@ from .flows import Flow, Flows, Idle
 from .intake import Intake
 from .lanes import KEPT, KEPT_S
 from .mirror import Mirror
+from .owner import SILENT_S, Claim
 from .port import FolderPort
 from .questions import Questions
 from .requests import Requests
+from .seat import Seat
 from .taking import Taker
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,7 @@ HASTE_S: Final = (
     3.0  #: after a change, beats come every second: one that a new connection loses is soon made good
 )
 AGAIN_S: Final = 5.0
+SEAT_S: Final = 0.5  #: between two looks whether the other bridge of this rig has gone
 MAX_WAIT_S: Final = 1.0
 END_S: Final = 1.5  #: for showing an orderly end
 _EVENTS_A_TURN: Final = 2000
@@ -67,21 +73,25 @@ class Bridge:
         archive_keep: int = KEPT,
         archive_after_s: float = KEPT_S,
         path_map: Sequence[str] = (),
+        silent_s: float = SILENT_S,
         clock: Clock | None = None,
     ) -> None:
         self.paths, self.stopping = paths, False
         clock = clock or Clock()
+        self._seat = Seat(paths.state / "bridge.lock")
+        self._waits = False
         self.port = FolderPort(
             paths.shared,
             remember=paths.state / "share.json",
             create_root=paths.shared == paths.state / "shared",
+            claim=_claim(paths, silent_s),
         )
         self.link = Connection(
             commands,
             role="bridge",
             name=NAME,
             build=__version__,
-            hello_extra=lambda: {"share": self._share()},
+            hello_extra=lambda: {"share": self._share(), "standby": self._waits},
         )
         self.questions = Questions(self.link)
         self.flows = Flows(self.port, self.questions)
@@ -118,9 +128,11 @@ class Bridge:
         """Serve until SIGTERM, SIGINT or the supervisor's death."""
         wake = _install_signals(self)
         lifeline, alive = lifeline_fd(), Alive(alive_fd())
-        self._keep_running()
-        self.flows.start("warm-up", _warm_up())
         try:
+            if not self._seated(wake, lifeline, alive):
+                return 0
+            self._keep_running()
+            self.flows.start("warm-up", _warm_up())
             while not self.stopping:
                 alive.say()
                 ready = self._wait(wake, lifeline)
@@ -134,6 +146,33 @@ class Bridge:
             self.close()
         return 0
 
+    def _seated(self, wake: int, lifeline: int | None, alive: Alive) -> bool:
+        """Wait until no other bridge serves this rig; False when this one is to end before that.
+
+        The broker knows of the one that waits, so that `status` can say it.
+        """
+        while not self._seat.take():
+            if not self._waits:
+                self._waits = True
+                log.warning(
+                    "another bridge (pid %s) serves this rig: this one waits, and takes nothing from the shared folder; end "
+                    "one of the two",
+                    self._seat.holder(),
+                )
+            alive.say()
+            self.link.tend()
+            while self.link.recv() is not None:
+                pass
+            self.link.renew(RENEW_S)
+            ready = self._wait(wake, lifeline, SEAT_S)
+            if self.stopping or (lifeline is not None and lifeline in ready):
+                return False
+        if self._waits:
+            self._waits = False
+            log.info("the other bridge has gone: this one serves the rig")
+            self.link.reconnect()  # HELLO says so
+        return True
+
     def _show_the_end(self, wake: int) -> None:
         """Workers and broker stop in order: who looks into the share later sees that nothing died."""
         until = time.monotonic() + END_S
@@ -146,6 +185,7 @@ class Bridge:
         while not self.mirror.stopped() and time.monotonic() < until:
             self._wait(wake, None, 0.05)
             self.turn()
+        self.port.leave()
 
     def turn(self) -> None:
         """Take what has come, and do what is due. Never waits."""
@@ -209,6 +249,8 @@ class Bridge:
         self._voice.setsockopt(zmq.SNDHWM, 10)
         self._voice.connect(str(welcome["heartbeats"]))
         self._beat_at, self._hasty_until = 0.0, time.monotonic() + HASTE_S
+        if self.port.claim is not None:  # for `rebuild`: what a new rig gives out must be past it
+            self.port.claim.said["incarnation"] = int(welcome.get("incarnation") or 0)
         self.mirror.welcomed()
         self.flows.poke(mirror.NAME)
         log.info("attached to the broker (incarnation %s)", welcome.get("incarnation"))
@@ -291,25 +333,33 @@ class Bridge:
         """End the flows, the helpers and the session."""
         self.flows.close()
         self.port.close()
-        for socket in (self._events, self._hearts, self._voice):
-            if socket is not None:
-                socket.close(0)
+        for one in (self._events, self._hearts, self._voice):
+            if one is not None:
+                one.close(0)
         self._events = self._hearts = self._voice = None
         self.link.close()
+        self._seat.leave()
 
 
 def _subscriber(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topics: tuple[bytes, ...], hwm: int
 ) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVHWM, hwm)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    sub = context.socket(zmq.SUB)
+    sub.setsockopt(zmq.LINGER, 0)
+    sub.setsockopt(zmq.RCVHWM, hwm)
+    sub.setsockopt(zmq.RECONNECT_IVL, 50)
+    sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
     for topic in topics:
-        socket.subscribe(topic)
-    socket.connect(endpoint)
-    return socket
+        sub.subscribe(topic)
+    sub.connect(endpoint)
+    return sub
+
+
+def _claim(paths: RigPaths, silent_s: float = SILENT_S) -> Claim:
+    """What this process claims of the shared folder, in the name of its rig."""
+    paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    said = {"host": socket.gethostname(), "state": str(paths.state), "pid": os.getpid()}
+    return Claim(state_id(paths.state), uuid.uuid4().hex, said, silent_s)
 
 
 def _warm_up() -> Flow[None]:

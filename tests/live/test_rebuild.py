@@ -1,0 +1,160 @@
+"""A rig whose state disk died, made again from its shared folder: what had ended stays so, the rest goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Processes, end_all, processes_of, wait_for
+from rigs import LiveRig
+
+pytestmark = pytest.mark.live
+
+#: `mark` leaves a line for each run; `gate` waits for a file, for as long as the rig lives.
+PLAN = """# Plan: {name}
+
+## Tasks
+
+### first
+
+- **command**: `echo first >> {{BATCH_PATH}}/ran; echo the first`
+
+### items
+
+- **command**: `echo {{ITEM.id}} >> {{BATCH_PATH}}/ran; {item}`
+- **foreach**: `{{PLAN_PATH}}/list.json:items`
+- **depends_on**: first
+
+### last
+
+- **command**: `echo last >> {{BATCH_PATH}}/ran; {last}`
+- **depends_on**: items
+"""
+WAIT = "until [ -e {gate} ]; do sleep 0.05; done"
+
+
+def drop(rig: LiveRig, name: str, *, item: str = "true", last: str = "true") -> Path:
+    folder = rig.shared / "inbox" / f".{name}"
+    folder.mkdir(parents=True)
+    (folder / "plan.md").write_text(PLAN.format(name=name, item=item, last=last))
+    (folder / "list.json").write_text(json.dumps({"items": [{"id": f"i{n}"} for n in range(6)]}))
+    (folder / "READY").touch()
+    return folder.rename(rig.shared / "inbox" / name)
+
+
+def accepted(rig: LiveRig, name: str) -> str:
+    return str(rig.receipt(rig.shared / "inbox" / f"{name}.receipt.json")["batch_id"])
+
+
+def folder_of(rig: LiveRig, name: str, batch: str) -> Path:
+    return rig.shared / "plans" / name / "batches" / batch
+
+
+def ran(rig: LiveRig, name: str, batch: str) -> list[str]:
+    file = folder_of(rig, name, batch) / "ran"
+    return file.read_text().split() if file.exists() else []
+
+
+def shown(rig: LiveRig, name: str, batch: str) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads((folder_of(rig, name, batch) / "batch.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return said
+
+
+def wait_shown(rig: LiveRig, name: str, batch: str, status: str) -> dict[str, Any]:
+    return wait_for(
+        lambda: said if (said := shown(rig, name, batch)).get("status") == status else None,
+        timeout_s=60,
+        what=f"{name} to be {status} in the share",
+    )
+
+
+def rebuild(rig: LiveRig, *more: str) -> subprocess.CompletedProcess[str]:
+    words = (
+        "bridge",
+        "rebuild",
+        "--from-files",
+        "--state",
+        str(rig.state),
+        "--shared",
+        str(rig.shared),
+        *more,
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "rigbus", *words], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_after_the_state_disk_died_ended_batches_stay_so_and_others_go_on(
+    rig_dir: Path, processes: Processes
+) -> None:
+    rig = LiveRig(rig_dir, processes)
+    rig.start()
+    gate = rig_dir / "gate"
+    drop(rig, "done")
+    drop(rig, "bad", last="exit 3")
+    half = WAIT.format(gate=gate)
+    ids = {name: accepted(rig, name) for name in ("done", "bad")}
+    wait_shown(rig, "done", ids["done"], "complete")
+    wait_shown(rig, "bad", ids["bad"], "failed")
+    drop(rig, "half", item=f"case {{ITEM.id}} in i0|i1|i2) true;; *) {half};; esac")
+    ids["half"] = accepted(rig, "half")
+    wait_for(
+        lambda: shown(rig, "half", ids["half"]).get("tasks", {}).get("done", 0) >= 5,
+        timeout_s=60,
+        what="half of it",
+    )
+    assert list((rig.shared / "tasks/processing").glob("*.json")), "something ran when the rig died"
+    before = {name: ran(rig, name, ids[name]) for name in ids}
+
+    rig.kill_everything()
+    wait_for(lambda: not [p for p, c in processes_of(rig_dir).items() if "rigbus" in c], what="the rig's end")
+    end_all(processes_of(rig_dir))
+    shutil.rmtree(rig.state)
+    drop(rig, "late")
+
+    dry = rebuild(rig, "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    assert not rig.state.exists()
+    done = rebuild(rig)
+    assert done.returncode == 0, done.stderr
+    assert "goes on" in done.stdout
+    report = json.loads((rig.state / "rebuild.json").read_text())
+    rows = {row["plan"]: row for row in report["batches"]}
+    assert {plan: row["becomes"] for plan, row in rows.items()} == {
+        "done": "ended",
+        "bad": "ended",
+        "half": "goes on",
+    }
+    assert rows["half"]["done"] == 4, rows["half"]
+    assert report["drops"] == ["late"]
+    assert json.loads(dry.stdout)["batches"] == report["batches"]
+
+    gate.touch()
+    rig.start()
+    with rig.client() as client:
+        assert rig.wait_batch(ids["half"], client)["state"] == "complete"
+        assert rig.batch(ids["done"], client)["state"] == "complete"
+        assert rig.batch(ids["bad"], client)["state"] == "failed"
+        tasks = {t["key"]: t for t in client.query("tasks", batch=ids["done"])["rows"]}
+        assert tasks["first"]["state"] == "done"
+        late = accepted(rig, "late")
+        assert rig.wait_batch(late, client)["state"] == "complete"
+        incarnation = client.query("status")["broker"]["incarnation"]
+    assert incarnation > 1_000_000
+    assert ran(rig, "done", ids["done"]) == before["done"], "an ended batch ran again"
+    assert ran(rig, "bad", ids["bad"]) == before["bad"]
+    after = ran(rig, "half", ids["half"])
+    for known in ("first", "i0", "i1", "i2"):
+        assert after.count(known) == 1, f"{known} was done and ran again"
+    assert set(after) == {"first", "last", *(f"i{n}" for n in range(6))}
+    wait_shown(rig, "half", ids["half"], "complete")
+    assert shown(rig, "done", ids["done"])["status"] == "complete"
+    assert rig.stop() == 0
