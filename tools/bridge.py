@@ -150,14 +150,14 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 def _rest(report: dict[str, Any]) -> list[str]:
     """What is no batch of a plan."""
-    from .render import clean
+    from .render import clean, counted
 
     lines = []
     if report["drops"]:
         names = ", ".join(clean(name) for name in report["drops"][:5])
-        lines.append(f"{len(report['drops'])} drops lie in the inbox and are taken in: {names}")
+        lines.append(f"taken in from the inbox: {counted(len(report['drops']), 'drop')} ({names})")
     if report["orders"]:
-        lines.append(f"{len(report['orders'])} files of tasks/queue are taken in")
+        lines.append(f"taken in from tasks/queue: {counted(len(report['orders']), 'file')}")
     for one in report["accepted_only"]:
         lines.append(
             f"{clean(one['batch'])} of {clean(one['plan'])} was accepted, and nothing else of it is in the share: "

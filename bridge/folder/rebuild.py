@@ -74,7 +74,8 @@ def rebuild(paths: RigPaths, *, dry_run: bool = False, watch_s: float = WATCH_S)
             raise NotFound(
                 f"{paths.shared}: nothing of a rig is there; name its shared folder with --shared DIR"
             )
-        _require_unowned(gleaner, found, watch_s)
+        if not dry_run:
+            _require_unowned(gleaner, found, watch_s)
         with _work_folder(paths.state) as work:
             rebuilt = _prepare(found, port, paths, work)
             report = _report(found, rebuilt, paths, dry_run=dry_run)
@@ -209,12 +210,8 @@ def _stage(ran: Ran, port: FolderPort, paths: RigPaths, work: Path) -> Draft:
             result = reply.results[0] if reply.fault is None else {"ok": False, "what": reply.fault.what}
             if not result["ok"]:
                 raise Invalid(Problem(str(result["what"]), path))
-        config = ran.fields.get("config")
-        priority = ran.fields.get("plan_priority")
-        given = Settings(
-            config if isinstance(config, Mapping) else {},
-            _WORDS.get(priority) if isinstance(priority, int) else None,
-        )
+        config, word = ran.fields.get("config"), _WORDS.get(str(ran.fields.get("plan_priority")))
+        given = Settings(config if isinstance(config, Mapping) else {}, word)
         return drafts.examine(place, work / "staged", given)
     finally:
         _remove(place.parent)
@@ -244,9 +241,7 @@ def _plan_of(ran: Ran, draft: Draft, paths: RigPaths) -> Plan:
         "path": home,
         "batch_root": f"{paths.shared}/plans/{ran.plan}/batches",
         "config": draft.config,
-        "priority": ran.fields.get("plan_priority")
-        if isinstance(ran.fields.get("plan_priority"), int)
-        else None,
+        "priority": draft.priority,
         "source": "rebuild",
     }
     if "/" in ran.plan:

@@ -171,6 +171,18 @@ class TestWhatComesBack:
         assert (paths.staged / found.plan["sha256"] / "plan.md").read_text() == PLAN
         assert list(db.tasks) == [("half-1", "scan")]
 
+    def test_it_goes_on_with_the_configuration_and_priority_that_it_had(
+        self, share: Share, paths: RigPaths
+    ) -> None:
+        share.batch("half-1", "running", config={"LIMIT": 7}, plan_priority=8, priority=8)
+        share.batch("half-2", "running")
+        build(paths)
+        found = Db(paths).batches
+        assert found["half-1"].plan is not None and found["half-2"].plan is not None
+        assert (found["half-1"].plan["config"], found["half-1"].plan["priority"]) == ({"LIMIT": 7}, 8)
+        assert (found["half-1"].priority, found["half-2"].priority) == (8, 5)
+        assert found["half-2"].plan["priority"] is None
+
     def test_lists_joins_and_loaded_models_are_made_anew(self, share: Share, paths: RigPaths) -> None:
         share.batch("half-1", "running")
         share.task("half-1", "items:expand", "done", type="expand")

@@ -359,3 +359,15 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(share:
     assert "d/x" in result["what"]
     assert os.listdir(share.root / "d") == ["x"]
     assert (share.root / "d/x").read_bytes() == b"old"
+
+
+def test_a_copy_of_a_log_ends_where_the_log_ends_though_a_longer_one_stood_there(
+    share: Share, tmp_path: Path
+) -> None:
+    """A rig that was made again counts attempts anew: the first log of a name is not the first copy of it."""
+    source = tmp_path / "one.1.log"
+    source.write_text("of the rig before this one\n" * 9)
+    share.one(ops.copy_out(str(source), "logs/one.1.log"))
+    source.write_text("short\n")
+    share.one(ops.copy_out(str(source), "logs/one.1.log"))
+    assert (share.root / "logs/one.1.log").read_text() == "short\n"
