@@ -14,8 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
-.PHONY: help demo test quick smoke check corruptions lint bench sim chaos bundle llm-wheel typing clean
-.PHONY: help demo test quick smoke check corruptions orders lint bench sim bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions orders lint bench sim chaos bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"

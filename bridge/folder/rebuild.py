@@ -1,4 +1,4 @@
-"""``rigbus bridge rebuild --from-files``: a new state folder from what a shared folder still says (ADR 0024).
+"""``rigbus bridge rebuild --from-files``: a new state folder from what a shared folder still says (ADR 0026).
 
 A batch that had ended is ended again, with its tasks and what their files have of their results. A batch that had not
 goes on: its tasks that are known to be done are done, the brain declares the others anew, and they run. Whatever cannot
