@@ -17,12 +17,14 @@ What is known about it (DESIGN 5, "Killing"), and where it is here:
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, cached_property
 
 from .child import BaseChild
@@ -74,8 +76,11 @@ __all__ = [
     "task_environment",
 ]
 
+log = logging.getLogger(__name__)
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_UNWATCHED_SWEEP_S = 1.0
 
 
 @cache
@@ -108,6 +113,8 @@ class LinuxChild(BaseChild):
             os.killpg(self.pid, signal.SIGKILL)
             self._popen.wait()
             self.close()
+            with suppress(OSError):  # what has left its group meanwhile
+                sweep_bearers(lambda token: token == spec.token, _UNWATCHED_SWEEP_S, lambda: None)
             raise SpawnError(f"cannot watch {spec.argv[0]!r}: {error}; raise the open-files limit") from error
 
     @cached_property
@@ -160,7 +167,10 @@ class LinuxSweep:
 
     @property
     def survivors(self) -> tuple[Orphan, ...]:
-        main = None if self.done or self._child.poll_exit() is not None else read_proc(self._child.pid)
+        try:
+            main = None if self.done or self._child.poll_exit() is not None else read_proc(self._child.pid)
+        except OSError:
+            main = None
         return tuple(map(as_orphan, [*([main] if main is not None else []), *self._left]))
 
     def give_up(self) -> None:
@@ -169,8 +179,15 @@ class LinuxSweep:
         self._owner.hanging |= hanging
 
     def step(self) -> bool:
-        if self.done:
-            return True
+        try:
+            return self.done or self._step()
+        except (
+            OSError
+        ) as error:  # out of descriptors or memory: nobody is taken for dead that could not be seen
+            log.warning("a look at the processes of an attempt failed (%s); looking again", error.strerror)
+            return False
+
+    def _step(self) -> bool:
         child = self._child
         if child.poll_exit() is None:
             # Seen now they are known to be its own, also when they have no mark and lose their parent.
@@ -215,6 +232,9 @@ class LinuxSweep:
             fd = kill_exactly(proc)
         except PermissionError:
             return False
+        except OSError as error:
+            log.warning("process %d could not be killed (%s); trying again", proc.pid, error.strerror)
+            return True
         if fd is not None:
             os.close(fd)
         return True
@@ -286,7 +306,11 @@ class LinuxProcesses:
         if not self.is_subreaper:
             return 0
         buried = 0
-        for proc in self.adopted():
+        try:
+            adopted = self.adopted()
+        except OSError:  # out of descriptors or memory: they wait
+            return 0
+        for proc in adopted:
             if not proc.alive:
                 try:
                     buried += os.waitid(os.P_PID, proc.pid, os.WEXITED | os.WNOHANG) is not None

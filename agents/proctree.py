@@ -1,10 +1,12 @@
 """Reading Linux's /proc: who lives, whose child, which token; and signals that cannot hit a reused pid.
 
-Every function takes a process that vanishes meanwhile as an answer, not as an error.
+Every function takes a process that vanishes meanwhile as an answer, not as an error. That *we* have no descriptor or
+memory left to look is no answer: it is raised, for whoever took it for one would let processes live.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -15,6 +17,7 @@ from time import monotonic
 from .process_api import TOKEN_VARIABLE, Orphan, SweepReport
 
 _TOKEN_MARK = f"{TOKEN_VARIABLE}=".encode()
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _RESCAN_MS = 50.0
 _MAX_WATCHED = 64  # pidfds held at once while waiting for deaths; a fork bomb must not exhaust descriptors
 
@@ -39,12 +42,19 @@ def read_proc(pid: int) -> Proc | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()
-    except OSError:
+    except OSError as error:
+        _require_means(error)
         return None
     fields = line.rpartition(b")")[2].split()  # the name before it may hold spaces and parentheses
     if len(fields) < 20:
         return None
     return Proc(pid, int(fields[1]), int(fields[2]), int(fields[3]), fields[0].decode(), int(fields[19]))
+
+
+def _require_means(error: OSError) -> None:
+    """Raise an error that says nothing of the process that was looked for."""
+    if error.errno in _SHORT:
+        raise error
 
 
 def peak_rss_bytes(pid: int) -> int | None:
@@ -80,7 +90,8 @@ def children_of(pid: int, *, main_thread_only: bool = False, but: Container[int]
         if not os.path.exists(f"/proc/{pid}"):
             return []
         return [proc for proc in all_procs() if proc.ppid == pid and proc.pid not in but]
-    except OSError:
+    except OSError as error:
+        _require_means(error)
         return []
     found = (read_proc(child) for child in pids if child not in but)
     return [proc for proc in found if proc is not None and proc.ppid == pid]
@@ -112,7 +123,8 @@ def read_token(pid: int) -> str:
                 environment = file.read()
             if environment or not os.readlink(f"/proc/{pid}/exe"):
                 break
-        except OSError:
+        except OSError as error:
+            _require_means(error)
             return ""  # gone, another user's, or of the kernel
         os.sched_yield()
     for entry in environment.split(b"\0"):
@@ -128,7 +140,11 @@ def as_orphan(proc: Proc) -> Orphan:
     except OSError:
         words = []
     command = b" ".join(words).decode("utf-8", "replace")
-    return Orphan(proc.pid, command, read_token(proc.pid), proc.state)
+    try:
+        token = read_token(proc.pid)
+    except OSError:
+        token = ""
+    return Orphan(proc.pid, command, token, proc.state)
 
 
 def bearers(match: Callable[[str], bool]) -> list[Proc]:
@@ -164,7 +180,7 @@ def kill_exactly(proc: Proc, number: int = signal.SIGKILL) -> int | None:
             return fd
     except ProcessLookupError:
         pass
-    except PermissionError:
+    except OSError:
         os.close(fd)
         raise
     os.close(fd)

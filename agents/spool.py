@@ -122,7 +122,6 @@ class Spool:
         packed = pack({"worker": self._worker, "session": self._session, "rows": rows, "body": list(body)})
         path = self._folder / f"{self._session}.{self._n}"
         write_atomic(path, _digest(packed) + packed)
-        _sync(self._folder)
         self._unanswered.add(path, [row["token"] for row in rows])
 
     def settle(self, tokens: Iterable[Token]) -> None:
@@ -173,10 +172,16 @@ def _digest(packed: bytes) -> bytes:
 
 
 def _read(folder: Path) -> list[Left]:
-    """Its files in the order of their names. A damaged one is removed: it can tell nobody anything."""
+    """Its files in the order of their names. A damaged one is removed: it can tell nobody anything.
+
+    What the disk does not give now is left: the next worker of the name asks again, and the supervisor.
+    """
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
+        return []
+    except OSError as error:
+        log.warning("%s cannot be read (%s): what dead workers owe waits there", folder, error.strerror)
         return []
     found = []
     for path in paths:
@@ -184,7 +189,9 @@ def _read(folder: Path) -> list[Left]:
             found.append(_decode(path, path.read_bytes()))
         except FileNotFoundError:
             continue  # answered meanwhile
-        except (OSError, BadFrame) as error:
+        except OSError as error:
+            log.warning("%s cannot be read (%s): what it holds waits there", path, error.strerror)
+        except BadFrame as error:
             log.warning(
                 "%s holds results of a dead worker and is unreadable (%s): they are lost", path, error
             )

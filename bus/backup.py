@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -24,7 +24,7 @@ from .examining import SCHEMA_VERSION, reading
 from .paths import RigPaths
 from .repairing import LEAP, take_up
 from .store import Store, state_id
-from .tail import Tail, TailFile, sync_folder, tail_path, write_durably
+from .tail import Tail, TailFile, sync_folder, sync_path, tail_path, write_durably
 
 SCHEMA: Final = "rigbus.backup/1"
 MANIFEST: Final = "manifest.json"
@@ -37,11 +37,27 @@ def backup(paths: RigPaths, target: Path) -> dict[str, Any]:
 
     Raises:
         NotFound: there is no rig.  Refused: ``target`` is there and not empty.
-        StoreError: the database cannot be read, or its copy is damaged.
+        StoreError: the database cannot be read, its copy is damaged, or a disk refuses.
     """
     if not paths.db.exists():
         raise NotFound(f"{paths.state}: no rig's state; name the right one with --state DIR")
     _require_empty(target, "choose a new folder")
+    with _told(
+        target, "it is no backup without its manifest; remove it and try again, or choose another disk"
+    ):
+        return _copy_all(paths, target)
+
+
+@contextmanager
+def _told(folder: Path, fix: str) -> Iterator[None]:
+    """A disk that refuses something, as an error of ours."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as e:
+        raise StoreError(f"{folder}: not finished: {e}; {fix}") from e
+
+
+def _copy_all(paths: RigPaths, target: Path) -> dict[str, Any]:
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     tail, refs = _copy_database(paths.db, target / paths.db.name)
     missing = []
@@ -82,11 +98,18 @@ def restore(source: Path, paths: RigPaths) -> dict[str, Any]:
 
     Raises:
         NotFound: ``source`` is no backup.  Refused: it is not whole, or the state folder is not empty.
-        StoreError: its database cannot be used.
+        StoreError: its database cannot be used, or a disk refuses.
     """
     manifest = _manifest(source)
     _require_empty(paths.state, "restore makes a new rig: choose another --state, or move that folder aside")
     _require_whole(source, manifest["files"])
+    with _told(paths.state, "the backup is as it was; check the disk and the room on it, then restore again"):
+        found = _make_whole(source, paths, manifest)
+    return {"schema": "rigbus.restore/1", "state": str(paths.state), "made_at": manifest["made_at"], **found}
+
+
+def _make_whole(source: Path, paths: RigPaths, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The state folder: whole, or not there; what is in it."""
     work = paths.state.with_name(f"{paths.state.name}.restoring")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, mode=0o700)
@@ -97,9 +120,9 @@ def restore(source: Path, paths: RigPaths) -> dict[str, Any]:
         _sync(work)
         work.rename(paths.state)  # over an empty folder, or to a new name: whole, or not there
         sync_folder(paths.state.parent)
+        return found
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return {"schema": "rigbus.restore/1", "state": str(paths.state), "made_at": manifest["made_at"], **found}
 
 
 def _copy_database(db: Path, target: Path) -> tuple[Tail, list[str]]:
@@ -198,11 +221,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _sync(folder: Path) -> None:
     """Bring a tree to the disk: its files, then the names."""
     for path in _files(folder):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_path(path)
     for path in (folder, *(p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink())):
         sync_folder(path)
 

@@ -39,17 +39,25 @@ class Disk:
     Args:
         folder: where the ballast lies.
         low_mb, ballast_mb: as ``limits`` of the configuration, MiB; None: by the size of the file system.
+
+    Raises:
+        StoreError: the disk gives no answer.
     """
 
     def __init__(self, folder: Path, *, low_mb: int | None = None, ballast_mb: int | None = None) -> None:
         self.folder = folder
         self.path = folder / NAME
-        self._wanted = bars(_total(folder), low_mb, ballast_mb)
         self._refused = False  #: the ballast is given up, or the disk (a quota) has no blocks for it
         self._complained = False
-        self.room = replace(
-            self._seen(Level.AMPLE), level=Level.AMPLE
-        )  # until the first look, which makes the ballast
+        try:
+            self._wanted = bars(_total(folder), low_mb, ballast_mb)
+            # until the first look, which makes the ballast
+            self.room = replace(self._seen(Level.AMPLE), level=Level.AMPLE)
+        except OSError as e:
+            raise StoreError(
+                f"{folder}: its disk cannot be asked for its room: {e.strerror}; check that disk, or choose another "
+                "folder with --state"
+            ) from None
 
     def look(self) -> Room:
         """Measure again; the ballast is made where it is missing and there is room for it twice."""
@@ -81,7 +89,10 @@ class Disk:
             log.error("the ballast %s cannot be given up: %s", self.path, e.strerror)
             return False
         self._refused = True
-        self.room = self._seen(Level.FULL)
+        try:
+            self.room = self._seen(Level.FULL)
+        except OSError:
+            self.room = replace(self.room, level=Level.FULL, ballast_bytes=0)
         log.warning(
             "%s; %d MiB of ballast are given up for what must be recorded", self.room.value, held >> 20
         )

@@ -55,9 +55,14 @@ class Checkpoints:
                 log.warning(
                     "%s: %s; a loss of commits from here on might not be noticed", tail_path(self.path), e
                 )
-        if not self._wal.reaches(self._due):
+        try:
+            if not self._wal.reaches(self._due):
+                return
+            salts = self._wal.salts()
+        except OSError as e:
+            log.warning("%s: %s; the write-ahead log grows until it can be looked at", self.path, e.strerror)
             return
-        if self._copied == self._wal.salts():
+        if self._copied == salts:
             # all of it was copied, but a reader still needs it, so SQLite could not begin it anew
             self._copied = b""
             self._due = self._frames + _AGAIN_FRAMES
@@ -82,7 +87,11 @@ class Checkpoints:
                 "%s: a reader holds the write-ahead log, %d MiB now; it goes on growing", self.path, size
             )
             return False
-        self._due, self._frames, self._copied = WAL_FRAMES, frames, self._wal.salts()
+        self._due, self._frames = WAL_FRAMES, frames
+        try:
+            self._copied = self._wal.salts()
+        except OSError:
+            self._copied = b""  # it is copied once more
         self._write_sums(frames)
         with suppress(OSError):
             self._tail.sync()

@@ -6,6 +6,7 @@ Whoever can open the sockets can run commands as the rig's user (PROTOCOL §10),
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -298,7 +299,10 @@ def make_runtime(paths: RigPaths) -> Path:
 
 
 def write_atomic(file: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part; ``durable`` also after power loss."""
+    """Write a file so that a reader sees the old or the new content, never a part.
+
+    ``durable``: the new content is on the disk, under its name, when this returns.
+    """
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as out:
@@ -308,9 +312,25 @@ def write_atomic(file: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
             if durable:
                 os.fsync(out.fileno())
         os.replace(name, file)
+    except OSError as e:
+        os.unlink(name)
+        raise OSError(e.errno, e.strerror, str(file)) from None  # a failed write or sync does not say of what
     except BaseException:
         os.unlink(name)
         raise
+    if durable:
+        _sync_names(file.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            raise OSError(e.errno, e.strerror, str(folder)) from None
+    finally:
+        os.close(fd)
 
 
 def write_run_json(paths: RigPaths, data: Mapping[str, Any]) -> None:

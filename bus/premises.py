@@ -34,9 +34,14 @@ def lock(path: Path) -> int:
     """The one broker of a state folder; held by the kernel, gone with the process.
 
     Raises:
-        Refused: another broker holds it.
+        Refused: another broker holds it.  StoreError: the disk does not give the file.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise StoreError(
+            f"{path}: {e.strerror}; check the disk, the folder's rights and its free space"
+        ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -67,7 +72,9 @@ def open_store(paths: RigPaths, disk: Disk, durability: str, now: float, wall: f
         return _open_once(paths, durability, now, wall)
     except (StoreError, sqlite3.Error, OSError) as e:
         if not is_full(paths.state):
-            raise
+            if isinstance(e, StoreError):
+                raise
+            raise StoreError(f"{paths.db}: {e}; nothing was changed. Check the disk, then start again") from e
         if not disk.give_up():
             raise full_disk(paths.db, "the database cannot be opened") from e
     try:

@@ -13,7 +13,8 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from .core import Core
 from .errors import Refused, RigbusError, StoreError
 from .examining import READY, Found, examine
 from .model import Batch, Changes, task_id
-from .pages import sums_path
+from .pages import PageSums, sums_path
 from .records import batch_from, task_from
 from .salvaging import Salvage, salvage
 from .states import BATCH_ENDED, STATE_NAMES, TERMINAL, TaskState
@@ -35,12 +36,14 @@ SCHEMA: Final = "rigbus.repair/1"
 #: Where what was given out last is not known, or where an older life is taken up again: nobody came so far meanwhile.
 LEAP: Final = 1_000_000
 _WORK: Final = "repair.new"
+_DONE: Final = "repair.done"
 _REPORT: Final = "report.json"
 _SHOWN: Final = 20  # ids of a batch in the report
 _ENDED: Final = frozenset(STATE_NAMES[state] for state in TERMINAL)
-#: What reading a row that makes no sense can raise.
+#: What reading a row that makes no sense can raise, and putting it in; a disk that refuses is another matter.
 _NONSENSE: Final = (
-    *(sqlite3.Error, LookupError, ValueError, TypeError, AttributeError, RigbusError),
+    *(sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+    *(LookupError, ValueError, TypeError, AttributeError, RigbusError),
     msgpack.UnpackException,
 )
 #: Every rig has its own: of a new database, or written anew.
@@ -74,30 +77,48 @@ def repair(state: Path, db: Path, *, dry_run: bool = False) -> dict[str, Any]:
     """Repair the database of a state folder whose broker's lock the caller holds; the report, schema ``rigbus.repair/1``.
 
     Raises:
-        StoreError: nothing of it can be read.  Refused: no room for the copies.
+        StoreError: nothing of it can be read, or the disk refuses.  Refused: no room for the copies.
     """
     if (state / READY).exists():
-        return _put_in_place(state, db)
-    found = examine(db)
+        with _told(state, "what it has made waits in repair.ready and the next `rigbus repair` goes on"):
+            return _put_in_place(state, db)
+    with _told(state, "nothing was changed"):
+        found = examine(db)
     if not found.problems:
         return {"schema": SCHEMA, "state": str(state), "needed": False, "repaired": False, "problems": []}
     if not found.there:
         raise found.refusal()
     work = state / _WORK
     shutil.rmtree(work, ignore_errors=True)
-    _require_room(db, state)
-    work.mkdir(mode=0o700)
     try:
-        report = _rebuild(found, work, state_id(state))
-        report["state"] = str(state)
-        if not dry_run:
-            report["repaired"] = True
-            write_durably(work / _REPORT, json.dumps(report).encode())
-            work.rename(state / READY)
-            sync_folder(state)
+        with _told(state, "nothing was changed"):
+            _require_room(db, state)
+            work.mkdir(mode=0o700)
+            report = _rebuild(found, work, state_id(state))
+            report["state"] = str(state)
+            if not dry_run:
+                report["repaired"] = True
+                write_durably(work / _REPORT, json.dumps(report).encode())
+                work.rename(state / READY)
+                sync_folder(state)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return report if dry_run else _put_in_place(state, db)
+    if dry_run:
+        return report
+    with _told(state, "what it has made waits in repair.ready and the next `rigbus repair` goes on"):
+        return _put_in_place(state, db)
+
+
+@contextmanager
+def _told(state: Path, so_far: str) -> Iterator[None]:
+    """A disk that refuses something, as an error of ours."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as e:
+        raise StoreError(
+            f"{state}: the repair could not be finished: {e}; {so_far}. Check the disk and the room on it, then "
+            "repair again"
+        ) from e
 
 
 def _require_room(db: Path, state: Path) -> None:
@@ -130,6 +151,7 @@ def _rebuild(found: Found, work: Path, id_: str) -> dict[str, Any]:
         seq = store.last_seq()
     finally:
         store.close()
+    _require_alone(new)
     return {
         "schema": SCHEMA,
         "needed": True,
@@ -147,6 +169,19 @@ def _rebuild(found: Found, work: Path, id_: str) -> dict[str, Any]:
         "seq": seq,
         "stamp": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
     }
+
+
+def _require_alone(new: Path) -> None:
+    """The file is all of the database, and has its sums: a store that a disk refuses something closes without a word.
+
+    Raises:
+        OSError, sqlite3.Error: it is not so, and cannot be made so.
+    """
+    wal = Path(f"{new}-wal")
+    if wal.exists() and wal.stat().st_size:
+        raise sqlite3.OperationalError(f"{wal}: it could not be copied into the new database")
+    if not sums_path(new).exists():
+        PageSums.make(sums_path(new), new)
 
 
 def _next_tail(found: Found, got: Salvage) -> Tail:
@@ -299,6 +334,14 @@ def _put_in_place(state: Path, db: Path) -> dict[str, Any]:
         os.rename(new, path)
     sync_folder(state)
     report["damaged"] = str(db.with_name(f"{db.name}{suffix}"))
-    shutil.rmtree(ready)
-    sync_folder(state)
+    _discard(ready, state)
     return report
+
+
+def _discard(ready: Path, state: Path) -> None:
+    """Remove what is left of a swap that is complete: under another name first, since half of it would say that it is not."""
+    done = state / _DONE
+    shutil.rmtree(done, ignore_errors=True)
+    ready.rename(done)
+    sync_folder(state)
+    shutil.rmtree(done, ignore_errors=True)

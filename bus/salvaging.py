@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -32,6 +32,8 @@ _KEYS: Final = {
 _NUMBERED: Final = frozenset({"batches", "tasks", "events"})
 #: Where the end cannot be read, so many numbers more are tried.
 _BEYOND: Final = 200_000
+_DISK: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN})
+_SHORT_READ: Final = 522  # SQLITE_IOERR_SHORT_READ: the file is cut off, which is a damage
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ def salvage(found: Found, work: Path) -> Salvage:
         finally:
             db.close()
     except sqlite3.DatabaseError as e:
+        _require_disk(e)
         raise StoreError(
             f"{found.path}: {e}; nothing of it can be read. Put a backup back (`rigbus restore`), or move the state "
             "folder aside"
@@ -102,8 +105,17 @@ def _read(
         if table in _NUMBERED:
             low = last[0] if last else 0
             between = range(low + 1, first[0] if first else low + _BEYOND)
-            for row in _one_by_one(db, f"SELECT * FROM {table} WHERE {up}=?", between):
+            for row in _one_by_one(db, f"SELECT * FROM {table} WHERE {up}=?", ((n,) for n in between)):
                 rows[row[at[0]],] = row
+        else:
+            # Those between two broken ones, as far as they can be found: the keys stand in front of what is long.
+            keys = {
+                k for sql in (up, down) for k in _until_broken(db, f"SELECT {up} FROM {table} ORDER BY {sql}")
+            }
+            which = " AND ".join(f"{column}=?" for column in key)
+            missing = (k for k in sorted(k for k in keys if k is not None) if k not in rows)
+            for row in _one_by_one(db, f"SELECT * FROM {table} WHERE {which}", missing):
+                rows[tuple(row[i] for i in at)] = row
     whole = {k: row for k, row in sorted(rows.items()) if not _marked(row, mark)}
     if broken or len(whole) < len(rows):
         out.broken.append(table)
@@ -112,18 +124,40 @@ def _read(
 
 def _until_broken(db: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...] | None]:
     """Rows, and None at the end where it came too early."""
+    n = 0
     try:
-        yield from db.execute(sql)
-    except sqlite3.DatabaseError:
-        yield None
+        for row in db.execute(sql):
+            n += 1
+            yield row
+        return
+    except sqlite3.DatabaseError as e:
+        _require_disk(e)
+    try:  # a cursor reads ahead: the row before the broken one was lost with it
+        yield from db.execute(f"{sql} LIMIT 1 OFFSET {n}")
+    except sqlite3.DatabaseError as e:
+        _require_disk(e)
+    yield None
 
 
-def _one_by_one(db: sqlite3.Connection, sql: str, numbers: range) -> Iterator[tuple[Any, ...]]:
-    for number in numbers:
+def _one_by_one(
+    db: sqlite3.Connection, sql: str, keys: Iterable[tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    for key in keys:
         try:
-            yield from db.execute(sql, (number,))
-        except sqlite3.DatabaseError:
-            continue  # on the page that is lost
+            yield from db.execute(sql, key)
+        except sqlite3.DatabaseError as e:
+            _require_disk(e)  # else it is on the page that is lost
+
+
+def _require_disk(error: sqlite3.DatabaseError) -> None:
+    """The copy is whole, however damaged: that the disk does not give it is no reason to leave rows out.
+
+    Raises:
+        sqlite3.DatabaseError: the same, where the disk refuses.
+    """
+    code = int(getattr(error, "sqlite_errorcode", None) or 0)
+    if code != _SHORT_READ and code & 0xFF in _DISK:
+        raise error
 
 
 def _marked(row: tuple[Any, ...], mark: bytes) -> bool:

@@ -15,6 +15,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ import msgpack
 from .ballast import lacks_room, told
 from .checkpoints import Checkpoints, reserve_wal
 from .errors import StoreError
-from .examining import SCHEMA_VERSION, WAY_OUT, Found, examine
+from .examining import SCHEMA_VERSION, WAY_OUT, Found, examine, reading
 from .model import Changes
 from .pages import PageSums, sums_path
 from .reading import CACHE, Reading
@@ -75,6 +76,8 @@ class Store(Reading):
             if not found.there:
                 create(path)
                 found = examine(path)
+                if found.problems:
+                    raise found.refusal()
             sums = found.sums or PageSums.make(sums_path(path), path)
             if found.witness is None:  # of an older rigbus
                 TailFile.make(tail_path(path), found.tail)
@@ -86,7 +89,7 @@ class Store(Reading):
             self._configure(found.version)
             self._checkpoints = Checkpoints(self.db, path, sums)
         except (sqlite3.Error, OSError) as e:
-            self.db.close()
+            _abandon(self.db, path)
             raise StoreError(f"{path}: {e}; the database cannot be used; {WAY_OUT}") from None
         # A connection that is merely dropped would checkpoint by itself, past the sums.
         self._end = weakref.finalize(self, self._checkpoints.close)
@@ -96,7 +99,7 @@ class Store(Reading):
     def _configure(self, version: int) -> None:
         """Settings and migrations of the open database."""
         db = self.db
-        db.execute("PRAGMA journal_mode=WAL")
+        _require_wal(db)
         db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'full' else 'NORMAL'}")
         db.execute("PRAGMA wal_autocheckpoint=0")  # ours, so that the sums of the pages come first
         db.execute("PRAGMA temp_store=MEMORY")
@@ -258,17 +261,56 @@ def create(path: Path, tail: Tail | None = None) -> None:
     db = sqlite3.connect(new, isolation_level=None)
     try:
         db.execute("PRAGMA page_size=4096")
-        db.execute("PRAGMA journal_mode=WAL")
+        _require_wal(db)
         script = _SCHEMA.read_text(encoding="utf-8")
         db.executescript(f"BEGIN;{script}PRAGMA user_version={SCHEMA_VERSION};")
         db.execute(_PUT_META, ("tail", tail.pack()))
         db.execute("COMMIT")
+        _copy_log(db)
     finally:
-        db.close()  # the last connection copies the log into the file, synced, and removes it
+        db.close()  # the last connection removes the log
     PageSums.make(sums_path(path), new)
     TailFile.make(tail_path(path), tail)
     new.rename(path)
     sync_folder(path.parent)
+
+
+def _copy_log(db: sqlite3.Connection) -> None:
+    """The whole log into the database, synced. (A close would do so as well, and not say when it could not.)
+
+    Raises:
+        sqlite3.OperationalError: not all of it could be copied.
+    """
+    busy, frames, copied = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy or frames != copied:
+        raise sqlite3.OperationalError(f"{copied} of {frames} frames of the write-ahead log could be copied")
+
+
+def _abandon(db: sqlite3.Connection, path: Path) -> None:
+    """Close a connection that cannot be used, and leave the files as they are.
+
+    The last one to go copies the log into the database, past the sums: as long as a reader is there it is not the last.
+    Where none can be had, no sums are better than old ones.
+    """
+    try:
+        with reading(path) as other:
+            other.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            db.close()
+    except (sqlite3.Error, StoreError):
+        with suppress(OSError):
+            sums_path(path).unlink()
+        db.close()
+
+
+def _require_wal(db: sqlite3.Connection) -> None:
+    """Where the disk refuses it SQLite goes on with another journal, and says so here only.
+
+    Raises:
+        sqlite3.OperationalError: it does so.
+    """
+    mode = db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"no write-ahead log can be kept here: the journal is {mode!r}")
 
 
 def mark(changes: Changes, channels: dict[str, int]) -> None:
@@ -277,18 +319,25 @@ def mark(changes: Changes, channels: dict[str, int]) -> None:
 
 
 def state_id(folder: Path) -> str:
-    """The id of a state folder: 32 hex digits in ``<folder>/id``, made once, durable."""
+    """The id of a state folder: 32 hex digits in ``<folder>/id``, made once, on the disk when it is returned.
+
+    Raises:
+        OSError: it can neither be read nor made.
+    """
     path = folder / "id"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError):
+        if found := path.read_text().strip():
+            return found
+        path.unlink()  # of an older rigbus, which did not sync it: a power loss has left the name alone
     temp = folder / f".id.{os.getpid()}.tmp"
-    temp.write_text(uuid.uuid4().hex + "\n")
     try:
-        os.link(temp, path)  # never replaces: two starters agree on the first
-    except FileExistsError:
-        pass
+        with temp.open("w") as file:
+            file.write(uuid.uuid4().hex + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temp, path)  # never replaces: two starters agree on the first
+        sync_folder(folder)
     finally:
-        temp.unlink()
+        temp.unlink(missing_ok=True)
     return path.read_text().strip()

@@ -114,6 +114,8 @@ def write_durably(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.rename(temp, path)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None  # a failed write or sync does not say of what
     finally:
         with suppress(OSError):
             temp.unlink()
@@ -122,8 +124,19 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    sync_path(folder)
+
+
+def sync_path(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: it does not take them; it names the path.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None
     finally:
         os.close(fd)

@@ -45,6 +45,10 @@ class StageError(Exception):
         self.fix = fix
 
 
+class StageDiskError(StageError):
+    """The disk that the copy goes to refuses it: no fault of the plan, and another try may find it well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Staged:
     """A staged plan: ``path`` is ``<staged_root>/<sha256>``, ``files`` its files, ``bytes`` their sum."""
@@ -65,7 +69,7 @@ def stage_plan(source: Path, staged_root: Path) -> Staged:
 
     Raises:
         StageError: a link out of the plan, a FIFO or device, a name with control characters, too much,
-            unreadable, changed while it was copied, or a disk that is full.
+            unreadable, changed while it was copied; StageDiskError: the disk is full or refuses.
     """
     source = Path(os.path.abspath(source))
     if source.name.lower() == "plan.md":
@@ -85,6 +89,9 @@ def stage_plan(source: Path, staged_root: Path) -> Staged:
         copy = _Copy(source, work)
         copy.take_file() if single else copy.take_folder()
         return copy.publish(staged_root, name)
+    except OSError as error:  # a look at an open file, a list of names: whichever disk that was
+        where = error.filename if isinstance(error.filename, str) else str(source)
+        raise StageError(error.strerror or str(error), where, "check the disk that it is on") from error
     finally:
         remove_tree(work)
 
@@ -100,7 +107,7 @@ def _taken_up(target: Path) -> bool:
 
 def remove_tree(path: Path) -> None:
     """Remove a tree with read-only folders in it; what cannot be removed is left."""
-    if path.is_dir():
+    if os.path.isdir(path):
         for folder, _, _ in os.walk(path):
             with contextlib.suppress(OSError):
                 os.chmod(folder, 0o700)
@@ -125,8 +132,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _disk(error: OSError, where: Path) -> StageError:
-    return StageError(
+def _disk(error: OSError, where: Path) -> StageDiskError:
+    return StageDiskError(
         f"cannot be written: {error.strerror or error}",
         str(where),
         "check free space and rights of the state folder",

@@ -40,7 +40,7 @@ def make_view(staged: Path, original: Path, view: Path, dirs: Sequence[str] = SH
         StageError: the plan's folder is not there (the share is away), or a disk refuses.
     """
     original = Path(os.path.abspath(original))
-    if not view.is_dir():
+    if not os.path.isdir(view):
         try:
             view.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(view.parent)

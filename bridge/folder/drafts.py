@@ -5,6 +5,7 @@ The copy is what is parsed, staged and hashed: nothing that was checked can be e
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from ...bus.wire import MAX_META_BYTES, pack
 from ...plans.errors import PlanFault, PlanInvalid
-from ...plans.stage import MAX_TEXT_BYTES, MAX_TOTAL_BYTES, StageError, stage_plan
+from ...plans.stage import MAX_TEXT_BYTES, MAX_TOTAL_BYTES, StageDiskError, StageError, stage_plan
 from .intake_core import MAX_SETTINGS_BYTES, PLAN, READY, Settings, drop_settings
 from .ops import Op, copy_in
 from .receipts import Problem
@@ -21,6 +22,7 @@ from .receipts import Problem
 COPIED: Final = ("plan.md", "scripts", "lib")
 SETTINGS_FILES: Final = ("config.json", READY)
 MAX_PROBLEMS: Final = 50
+_OWN_DISK: Final = frozenset({errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 COPY_S: Final = 60.0  #: for one copy out of the share; a slow one gets more with each try
 
 
@@ -89,7 +91,7 @@ def examine(copy: Path, staged: Path, given: Settings | None = None, called: str
     ``called`` is the plan file's name where it was dropped.
 
     Raises:
-        Invalid: with every fault that was found.
+        Invalid: with every fault that was found.  OSError: our own disk refuses.
     """
     # Loaded here: pydantic and the Markdown parser would cost each start of the bridge a third of a second.
     from ...plans.check import check_plan, unused_keys
@@ -100,6 +102,7 @@ def examine(copy: Path, staged: Path, given: Settings | None = None, called: str
     try:
         plan, _ = load_plan(copy)
     except PlanInvalid as e:
+        _require_own_disk(e)
         raise Invalid(*(_problem(fault, called) for fault in e.errors[:MAX_PROBLEMS])) from None
     _, faults = check_plan(plan, settings.config)
     errors = [fault for fault in faults if fault.severity == "error"]
@@ -110,6 +113,7 @@ def examine(copy: Path, staged: Path, given: Settings | None = None, called: str
     try:
         staged_plan = stage_plan(copy, staged)
     except StageError as e:
+        _require_own_disk(e)
         raise Invalid(Problem(e.what, _inside(e.where, copy), e.fix)) from None
     word = settings.priority or plan.settings.priority
     return Draft(
@@ -121,6 +125,17 @@ def examine(copy: Path, staged: Path, given: Settings | None = None, called: str
         batch_priority=PRIORITY_LEVELS[word or "normal"],
         warnings=_some([*plan.warnings, *(f for f in faults if f.severity == "warning")], called),
     )
+
+
+def _require_own_disk(error: PlanInvalid | StageError) -> None:
+    """The copy is ours as well: that our disk fails is no fault of the plan.
+
+    Raises:
+        OSError: it does.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError) and (isinstance(error, StageDiskError) or cause.errno in _OWN_DISK):
+        raise cause
 
 
 def given_settings(args: Mapping[str, Any]) -> Settings:

@@ -75,7 +75,11 @@ class Journal:
             try:
                 entry = json.loads(file.read_bytes())
                 found[entry["drop_id"]] = entry
-            except (OSError, ValueError, KeyError, TypeError) as e:
+            except OSError as e:
+                log.warning(
+                    "%s cannot be read (%s): that drop waits there for the next look", file, e.strerror
+                )
+            except (ValueError, KeyError, TypeError) as e:
                 log.warning("%s is damaged (%s): put aside; drop that plan again", file, e)
                 os.replace(file, file.with_suffix(".damaged"))
         return found
