@@ -15,11 +15,12 @@ SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
 .PHONY: help demo test quick smoke check corruptions orders lint bench sim chaos bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions prefixes fail-at-n kill-at-steps lint bench sim bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
 	@echo
-	@awk -F ':[^#]*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo
 	@sed -n '2s/^# /  /p' Makefile
 
@@ -42,6 +43,14 @@ corruptions: $(VENV)/.test ## 5,000 corruptions of a database and its log: notic
 
 orders: $(VENV)/.test ## all 24 orders in which broker, brain, worker and bridge can start
 	@RIGBUS_TEST_ORDERS=24 $(BIN)/python -m pytest -s tests/live/test_orders.py $(ARGS)
+prefixes: $(VENV)/.test ## a state folder, repair, backup, spool cut off behind each system call, over longer runs
+	@RIGBUS_TEST_PREFIXES=$(or $(LONGER),6) $(BIN)/python -m pytest -s --timeout 3600 tests/bus/test_crash_prefixes.py -k behind $(ARGS)
+
+fail-at-n: $(VENV)/.test ## each system call of broker, backup, repair, spool, staging and intake fails, in each way
+	@RIGBUS_TEST_FAILING=all $(BIN)/python -m pytest -s --timeout 3600 tests/bus/test_fail_at_n.py $(ARGS)
+
+kill-at-steps: $(VENV)/.test ## kill -9 of broker, worker, brain and bridge at each named step of a plan
+	@RIGBUS_TEST_STEPS=all $(BIN)/python -m pytest -s --timeout 600 tests/live/test_kill_at_steps.py $(ARGS)
 
 lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

@@ -1,0 +1,479 @@
+"""Scenes for fail-at-N: what is run while a call fails, and how it must stand when the disk is well again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+from harness import STATE_ID, WALL, Harness, spec
+from helpers import ROOT
+
+from rigbus.agents.output import OutputLog
+from rigbus.agents.spool import Spool
+from rigbus.bridge.folder.clock import Clock
+from rigbus.bridge.folder.drafts import Invalid
+from rigbus.bridge.folder.flows import Ask, ShareAway
+from rigbus.bridge.folder.frames import HEAD, leave_blobs, take_blobs
+from rigbus.bridge.folder.helper import run_batch
+from rigbus.bridge.folder.moves import Later, Stuck
+from rigbus.bridge.folder.port import Fault, Reply
+from rigbus.bridge.folder.taking import Taker
+from rigbus.bus import backup
+from rigbus.bus.ballast import Disk
+from rigbus.bus.core import Core
+from rigbus.bus.errors import RigbusError
+from rigbus.bus.examining import examine
+from rigbus.bus.model import Changes, Effects, Fact
+from rigbus.bus.paths import rig_paths
+from rigbus.bus.premises import lock, make_state, open_store
+from rigbus.bus.repairing import repair
+from rigbus.bus.states import TaskState
+from rigbus.bus.store import Store
+from rigbus.bus.wire import Envelope, Verb
+from rigbus.plans import StageError, harvest_view, make_view, stage_plan
+
+from .disk import Crash
+from .prefixes import Scene, value_of
+
+sys.path.insert(0, str(ROOT / "tests/bridge"))
+
+from flowing import Broker, drive
+
+Say = Callable[[str, Any], None]
+
+
+class Life:
+    """What runs while a call fails. ``errors`` are the ones that it may end with: ours, that name the fix."""
+
+    errors: tuple[type[Exception], ...] = (RigbusError,)
+
+    def prepare(self, folder: Path) -> None:
+        """What is there before."""
+
+    def run(self, folder: Path, say: Say) -> None:
+        """What is run; ``say(what, value)`` is an answer to somebody."""
+        raise NotImplementedError
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        """The disk is well again.
+
+        Raises:
+            AssertionError, RigbusError: what was promised does not hold.
+        """
+        raise NotImplementedError
+
+    def require_words(self, words: str, folder: Path) -> None:
+        """An error names the place and says what to do."""
+        assert str(folder) in words, f"where? {words}"
+        assert ";" in words or "tried again" in words, f"no fix: {words}"
+
+    def clear(self, folder: Path) -> None:
+        """Remove it, read-only folders too."""
+        for path, _, _ in os.walk(folder):
+            os.chmod(path, 0o700)
+        shutil.rmtree(folder)
+
+
+# -- a broker's state folder -----------------------------------------------------------------------------------
+
+
+class Stored(Harness):
+    """The core on its state folder, opened as the broker opens it; every round is committed before it is answered."""
+
+    def __init__(self, state: Path) -> None:
+        make_state(state)
+        self.lock = lock(state / "broker.lock")
+        self.disk = Disk(state, low_mb=1, ballast_mb=1)
+        opened = open_store(rig_paths(state), self.disk, "full", 1000.0, WALL)
+        self.store = opened.store
+        self.store.make_room = self.disk.give_up
+        core = Core(
+            incarnation=opened.incarnation, state_id=STATE_ID, epoch=int(self.store.meta("epoch") or 0)
+        )
+        batches, tasks, edges, facts, core.seq, core.channel_seq = opened.loaded
+        core.load(batches, tasks, edges, facts, 1000.0, WALL)
+        self.disk.look()
+        super().__init__(core, now=1000.0, wall=WALL)
+
+    def settle(self) -> Effects:
+        self.core.tick(self.now, self.wall)
+        self.core.match()
+        fx = self.core.take_effects()
+        if fx.changes:
+            self.store.commit(fx.changes, self.now, self.wall)
+        for send in fx.sends:
+            self.inboxes[send.peer].append(send)
+        return fx
+
+    def close(self) -> None:
+        self.store.close()
+        os.close(self.lock)
+
+
+class Brokers(Life):
+    """A restart over a log that was not closed, then submit, lease, start, failure, retry, result, cancel, checkpoints, end."""
+
+    def prepare(self, folder: Path) -> None:
+        rig = Stored(folder / "state")
+        client, worker = rig.client(), rig.worker(name="w0", credit=2, slots=2)
+        client.submit(spec("a"), spec("b"), key="k0")
+        first, second = worker.leases()
+        worker.started(first, second)
+        worker.result(first, "kept")
+        kept = {p: p.read_bytes() for p in rig.store.path.parent.iterdir() if not p.name.endswith("-shm")}
+        rig.close()
+        for path in rig.store.path.parent.iterdir():
+            path.unlink()
+        for path, data in kept.items():  # as a kill -9 leaves them: the log is not copied
+            path.write_bytes(data)
+
+    def run(self, folder: Path, say: Say) -> None:
+        rig = Stored(folder / "state")
+        self._drive(rig, say, set())
+        rig.disk.look()
+        rig.close()
+
+    def _drive(self, rig: Stored, say: Say, recorded: set[str]) -> None:
+        """Everything that is to be done, as often as it takes: whoever gets no answer asks again."""
+        client = rig.client()
+        for key, specs in (
+            ("k1", [spec("c", policy={"task": 3, "backoff_s": 0}), spec("d", "c")]),
+            ("k2", [spec("x", type="nobody")]),
+        ):
+            answer = client.submit(*specs, key=key)
+            assert answer.verb is Verb.ACCEPTED, answer.header
+            say("accepted", answer.header["ids"])
+        say("cancelled", client.ask(Verb.CANCEL, {"batch": answer.header["batch"]}).header.get("cancelled"))
+        worker = rig.worker(name="w1", credit=1)
+        while (lease := worker.next_lease()) is not None:
+            assert lease["id"] not in recorded, f"{lease['key']} was recorded and is leased again"
+            worker.started(lease)
+            if lease["key"] == "c" and lease["attempt"] == 1:
+                worker.fail(lease)
+                continue
+            assert worker.result(lease, "done").verb is Verb.RECORDED
+            say("recorded", lease["id"])
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        state = folder / "state"
+        accepted = {i for what, ids in said if what == "accepted" for i in ids}
+        recorded = {i for what, i in said if what == "recorded"}
+        rig = Stored(state)
+        try:
+            missing = accepted - set(rig.core.ids)
+            assert not missing, f"accepted and gone: {missing}"
+            for id_ in recorded:
+                assert rig.core.ids[id_].state is TaskState.DONE, f"{id_} was recorded"
+            self._drive(rig, lambda *_: None, recorded)
+            rig.check()
+            self._require_ends(rig.core.tasks.values(), rig.store)
+        finally:
+            rig.close()
+        found = examine(state / "rigbus.db")
+        assert not found.problems, found.problems
+        left = sorted(p.name for p in state.iterdir() if p.name.endswith((".tmp", ".new")))
+        assert len(left) <= 1 and not "".join(left).endswith("new"), f"left behind: {left}"
+
+    def _require_ends(self, tasks: Any, store: Store) -> None:
+        states = {task.key: task.state.name for task in tasks}
+        wanted = {"a": "DONE", "b": "DONE", "c": "DONE", "d": "DONE", "x": "CANCELLED"}
+        assert states == wanted, states
+        ends: Counter[str] = Counter()
+        last = 0
+        for (blob,) in store.db.execute("SELECT blob FROM events ORDER BY seq_first"):
+            for seq, _, _, channel, topic, id_, _, _ in msgpack.unpackb(blob):
+                assert seq > last, f"event {seq} behind {last}"
+                last = seq
+                state = topic.rpartition(".")[2]
+                if channel != "a" and topic.startswith("task.") and state.upper() in wanted.values():
+                    ends[id_] += 1
+        assert set(ends.values()) == {1} and len(ends) == len(wanted), f"ends: {ends}"
+
+
+class FirstStart(Brokers):
+    """A state folder is made."""
+
+    def prepare(self, folder: Path) -> None:
+        pass
+
+    def run(self, folder: Path, say: Say) -> None:
+        rig = Stored(folder / "state")
+        say("accepted", rig.client().submit(spec("a"), spec("b"), key="k0").header["ids"])
+        rig.close()
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        rig = Stored(folder / "state")
+        rig.client().submit(spec("a"), spec("b"), key="k0")
+        rig.close()
+        super().judge(folder, said)
+
+
+def _some_rig(state: Path, rounds: int = 4) -> None:
+    state.mkdir(parents=True)
+    store = Store(state / "rigbus.db")
+    store.next_incarnation()
+    for n in range(1, rounds + 1):
+        event = [n, n - 1, WALL, "p", "t", "", "", {"n": n}]
+        store.commit(Changes(events=[event], facts={("s", f"k{n}"): Fact(n, 0, value_of(n + 1))}), 0.0, WALL)
+    store.close()
+    (state / "id").write_text("5" * 32)
+
+
+def _facts(state: Path) -> int:
+    store = Store(state / "rigbus.db")
+    try:
+        return int(store.db.execute("SELECT count(*) FROM facts").fetchone()[0])
+    finally:
+        store.close()
+
+
+class Backups(Life):
+    """A backup, and a rig made of it."""
+
+    def prepare(self, folder: Path) -> None:
+        _some_rig(folder / "state")
+
+    def run(self, folder: Path, say: Say) -> None:
+        backup.backup(rig_paths(folder / "state"), folder / "copy")
+        say("backed up", 1)
+        backup.restore(folder / "copy", rig_paths(folder / "new"))
+        say("restored", 1)
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        done = {what for what, _ in said}
+        if "backed up" not in done:
+            assert not (folder / "new").exists()
+            backup.backup(rig_paths(folder / "state"), folder / "copy2")
+            backup.restore(folder / "copy2", rig_paths(folder / "new"))
+        elif "restored" not in done and not (folder / "new").exists():
+            backup.restore(folder / "copy", rig_paths(folder / "new"))
+        assert _facts(folder / "state") == _facts(folder / "new") == 4
+
+
+class Repairs(Life):
+    """A damaged database is repaired."""
+
+    def prepare(self, folder: Path) -> None:
+        _some_rig(folder / "state")
+        db = folder / "state/rigbus.db"
+        data = bytearray(db.read_bytes())
+        data[data.index(value_of(5)[4500:4600])] ^= 1  # fact k4
+        db.write_bytes(data)
+
+    def run(self, folder: Path, say: Say) -> None:
+        state = folder / "state"
+        say("repaired", repair(state, state / "rigbus.db")["repaired"])
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        state = folder / "state"
+        if examine(state / "rigbus.db").problems:
+            assert not any(what == "repaired" for what, _ in said)
+            assert repair(state, state / "rigbus.db")["repaired"]
+        assert _facts(state) == 3, _facts(state)
+        assert list(state.glob("rigbus.db.damaged-*")), "the damaged database was not kept"
+
+
+# -- a worker's disk ---------------------------------------------------------------------------------------------
+
+
+class Spools(Life):
+    """What a worker owes is kept, read by its heir, and settled; its output goes to a log."""
+
+    errors = ()
+
+    def prepare(self, folder: Path) -> None:
+        (folder / "state").mkdir()
+        Spool(folder / "state", "w", "s0").write([{"token": (1, 1), "ok": True}], [b"old"])
+
+    def run(self, folder: Path, say: Say) -> None:
+        spool = Spool(folder / "state", "w", "s1")
+        say("read", [left.body[0].decode() for left in spool.former()])
+        for n in (2, 3):
+            if spool.keep([{"token": (1, n), "ok": True}], [b"%d" % n]):
+                say("kept", n)
+        say("settling", 2)
+        spool.settle([(1, 2)])
+        log = OutputLog(folder / "state/logs/t.log")
+        log.write(b"hello")
+        said = log.close()
+        assert said.head == b"hello" and (said.log_error or said.discarded_bytes == 0)
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        spool = Spool(folder / "state", "w", "s2")
+        found = {left.tokens[0][1]: left.body[0] for left in spool.former()}
+        wanted = {1} | {n for what, n in said if what == "kept"} - {2}
+        assert wanted <= set(found), f"owed and gone: {wanted - set(found)}"
+        assert all(body == (b"old" if n == 1 else b"%d" % n) for n, body in found.items())
+        spool.settle([(1, n) for n in found])
+        assert not Spool(folder / "state", "w", "s3").former()
+
+
+# -- plans -------------------------------------------------------------------------------------------------------
+
+
+class Stages(Life):
+    """A plan is staged, a batch gets its view of it, and gives back what it has made."""
+
+    errors = (StageError,)
+
+    def prepare(self, folder: Path) -> None:
+        plan = folder / "share/census"
+        (plan / "scripts").mkdir(parents=True)
+        (plan / "plan.md").write_text("# Plan: census\n")
+        (plan / "scripts/run.sh").write_text("#!/bin/sh\n")
+        (plan / "model.bin").write_bytes(b"\0")
+
+    def run(self, folder: Path, say: Say) -> None:
+        staged = stage_plan(folder / "share/census", folder / "state/staged")
+        say("staged", staged.sha256)
+        view = make_view(staged.path, folder / "share/census", folder / "state/views/b")
+        say("viewed", 1)
+        try:
+            (view / "made.txt").write_text("made")
+        except OSError:
+            return  # the attempt's own error
+        harvest_view(staged.path, folder / "share/census", view)
+        say("harvested", 1)
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        share, done = folder / "share/census", dict(said)
+        made = share / "made.txt"
+        if made.exists():
+            assert made.read_text() == "made"
+            made.rename(folder / "away.txt")  # a text at the top is a part of the plan
+        staged = stage_plan(share, folder / "state/staged")
+        if (folder / "away.txt").exists():
+            (folder / "away.txt").rename(made)
+        assert staged.files == ["plan.md", "scripts/run.sh"], staged.files
+        assert done.get("staged", staged.sha256) == staged.sha256
+        assert (staged.path / "scripts/run.sh").read_text() == "#!/bin/sh\n"
+        view = make_view(staged.path, share, folder / "state/views/b")
+        assert (view / "plan.md").read_text() == "# Plan: census\n"
+        assert (view / "model.bin").read_bytes() == b"\0"
+        if "harvested" not in done:
+            if not made.exists():
+                (view / "made.txt").write_text("made")
+            harvest_view(staged.path, share, view)
+        assert (share / "made.txt").read_text() == "made" == (view / "made.txt").read_text()
+        assert not list(share.glob("made.txt.*")), "kept twice"
+
+    def require_words(self, words: str, folder: Path) -> None:
+        assert re.search(r"(/|plan\.md|scripts|census)", words), f"where? {words}"
+
+
+# -- the shared folder -------------------------------------------------------------------------------------------
+
+
+class HerePort:
+    """The helper's batches, run here: its calls are those that fail."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def call(self, kind: str, ops: Any, deadline_s: float = 10.0) -> Reply:
+        """As :meth:`FolderPort.call`."""
+        ops, blobs = leave_blobs([dict(op) for op in ops])
+        header = {"ticket": 1, "ops": ops, "budget_s": deadline_s, "folder_id": None}
+        packed = run_batch(str(self.root), header, b"".join(blobs))
+        head, _ = HEAD.unpack(packed[: HEAD.size])
+        answer = json.loads(packed[HEAD.size : HEAD.size + head])
+        if "fault" in answer:
+            return Reply(1, kind, [], Fault(answer["fault"]["errno"], answer["fault"]["what"]))
+        take_blobs(answer["results"], packed[HEAD.size + head :])
+        return Reply(1, kind, answer["results"])
+
+
+class Drops(Life):
+    """A dropped plan is copied, staged, moved, submitted and answered."""
+
+    errors = (Later, Stuck, ShareAway, Invalid, OSError)
+    PLAN: Final = "# Plan: p\n\n## Tasks\n\n### one\n\n- **command**: `echo hi`\n"
+
+    def prepare(self, folder: Path) -> None:
+        drop = folder / "share/inbox/p"
+        (drop / "scripts").mkdir(parents=True)
+        (drop / "plan.md").write_text(self.PLAN)
+        (drop / "scripts/x.sh").write_text("true\n")
+        (drop / "READY").write_text("")
+        (folder / "state").mkdir()
+
+    def run(self, folder: Path, say: Say) -> None:
+        self._take(folder, Submits(say, {}))
+
+    def _take(self, folder: Path, broker: Submits) -> None:
+        """What the intake does at a start: go on with what is in the journal, then look into the inbox."""
+        taker = Taker(rig_paths(folder / "state", folder / "share"), Clock())
+        taker.journal.open()
+        port: Any = HerePort(folder / "share")
+        for entry in taker.journal.entries().values():
+            drive(taker.resume(entry), port, broker)
+        if (folder / "share/inbox/p").exists():
+            drive(taker.take_in("inbox/p", "p", True, "listing", "p"), port, broker)
+
+    def judge(self, folder: Path, said: Sequence[tuple[str, Any]]) -> None:
+        broker = Submits(lambda *_: None, dict(v for what, v in said if what == "accepted"))
+        self._take(folder, broker)
+        assert len(broker.batches) == 1, f"runs of one drop: {broker.batches}"
+        home = folder / "share/plans/p"
+        assert (home / "plan.md").read_text() == self.PLAN and (home / "scripts/x.sh").exists()
+        inbox = sorted(p.name for p in (folder / "share/inbox").iterdir() if not p.name.startswith("."))
+        assert inbox == ["p.receipt.json", "p.receipt.md"], inbox
+        assert '"accepted"' in (folder / "share/inbox/p.receipt.json").read_text()
+        left = [p.name for p in (folder / "state/incoming").iterdir()]
+        assert not left, f"left in the journal: {left}"
+
+    def require_words(self, words: str, folder: Path) -> None:
+        assert re.search(r"(/|plan|inbox|disk|share)", words), f"where? {words}"
+        assert not words.startswith("Invalid"), f"the plan is refused for a disk's fault: {words}"
+
+
+class CutDrops(Scene):
+    """The same for crash prefixes: state folder and share are two disks."""
+
+    def prepare(self, folder: Path) -> None:
+        Drops().prepare(folder)
+
+    def run(self, folder: Path, say: Say) -> None:
+        Drops().run(folder, say)
+
+    def judge(self, folder: Path, crash: Crash, said: list[tuple[str, Any]]) -> None:
+        # The files were written anew: the drop's folder has another inode than the journal knows.
+        lies = next((p for p in (folder / "share/inbox/p", folder / "share/plans/p") if p.exists()), folder)
+        for file in (folder / "state/incoming").glob("*.json"):
+            entry = json.loads(file.read_bytes())
+            file.write_text(json.dumps({**entry, "inode": lies.stat().st_ino}))
+        Drops().judge(folder, said)
+
+
+class Submits(Broker):
+    """A broker that tells what it accepts, and knows what it has accepted before."""
+
+    def __init__(self, say: Say, known: dict[str, str]) -> None:
+        super().__init__()
+        self.batches = known
+        self._say = say
+
+    def __call__(self, ask: Ask) -> Envelope:
+        answer = super().__call__(ask)
+        if ask.verb is Verb.SUBMIT:
+            self._say("accepted", [ask.header["batch"]["key"], answer.header["batch"]])
+        return answer
+
+
+SCENES: Final[dict[str, type[Life]]] = {
+    "broker": Brokers,
+    "first": FirstStart,
+    "backup": Backups,
+    "repair": Repairs,
+    "spool": Spools,
+    "stage": Stages,
+    "drop": Drops,
+}
