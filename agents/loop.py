@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import zmq
 
+from ..bus.clocks import Clocks
 from ..bus.errors import BadFrame, Unreachable
 from ..bus.link import Connection
 from ..bus.timing import beat_s
@@ -76,8 +77,10 @@ class Loop:
         lifeline_fd: int | None = None,
         cards: OwnCards | None = None,
         clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks | None = None,
     ) -> None:
         self.peer = peer
+        self._clocks = clocks or Clocks()
         self.cards = cards  #: None: this worker has no GPU
         self.clock = clock
         self.ctx: zmq.Context[zmq.Socket[bytes]] = ctx if ctx is not None else zmq.Context(io_threads=1)
@@ -215,6 +218,8 @@ class Loop:
                 pass
             # After the read, or it could swallow the byte of a post that came between; before the inbox is taken.
             self._awake = False
+        if core.config.fence:
+            self._look_at_clocks(core)
         for fd in ready:
             callback = self._watched.get(fd) if isinstance(fd, int) else None
             if callback is not None:
@@ -236,6 +241,13 @@ class Loop:
         self._step(core, ev.Flush())
         if now >= self._beat_at:
             self._beat(core, now)
+
+    def _look_at_clocks(self, core: WorkerCore) -> None:
+        """Before anything is begun or answered: has the machine slept through the end of a lease?"""
+        slept_s = self._clocks.look().slept_s
+        if slept_s:
+            log.warning("the machine of worker %s has slept for %.0f s", self.peer.name, slept_s)
+            self._step(core, ev.Slept(slept_s))
 
     def _take_inbox(self, core: WorkerCore) -> None:
         inbox = self._inbox

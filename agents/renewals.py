@@ -38,6 +38,11 @@ class Renewals:
             del self._unanswered[next(iter(self._unanswered))]
         return corr
 
+    def slept(self, for_s: float) -> None:
+        """The machine has slept, and this clock stood still; the broker's may have gone on."""
+        self.until -= for_s
+        self._unanswered = {corr: (at - for_s, tokens) for corr, (at, tokens) in self._unanswered.items()}
+
     def answered(self, corr: bytes) -> list[Token]:
         """A RENEWED: what holds until :attr:`until` now. Empty for an answer that says nothing new."""
         sent_at, tokens = self._unanswered.pop(corr, (None, []))

@@ -184,7 +184,7 @@ class Supervisor:
         for name, running, status in self._children.swept():
             if status is not None and not self.core.children[name].end:
                 self.core.exited(name, status.code, status.signal, status.message, now)
-            if running.session and not self.core.children[name].undying:
+            if running.session:
                 self._gone.session_of(name, running.session)
             if name == "broker":
                 self._link.reconnect()  # what the old socket holds must not reach the next broker
@@ -205,8 +205,8 @@ class Supervisor:
                     self._children.terminate(name)
                 case Sweep(name):
                     self._sweep(name)
-                case Gone(name, why, stuck):
-                    self._gone.add(name, why, stuck)
+                case Gone(name, why, stuck, undying):
+                    self._gone.add(name, why, stuck, undying=undying)
                     self._tell_gone()
                 case Say(text):
                     self._say(text)
@@ -332,6 +332,8 @@ class Supervisor:
             self._say(
                 f"pid {left.pid} of an earlier run cannot be ended ({left.cmdline[:80]}): end it by hand"
             )
+        if not report.survivors:
+            self._gone.nothing_left()
         try:
             sessions = (read_run_json(self.paths) or {}).get("sessions")
         except ConfigError as e:

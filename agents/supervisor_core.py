@@ -119,11 +119,13 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Tell the broker that its process and tree are dead. ``stuck``: it lived but did not answer."""
+    """Tell the broker that its process and tree are dead. ``stuck``: it lived but did not answer; ``undying``: something
+    of the tree cannot be killed, another one follows when that has ended."""
 
     name: str
     why: str
     stuck: bool = False
+    undying: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,7 @@ class SupervisorCore:
         if child.phase is not Phase.SWEEPING or child.undying:
             return []
         child.undying, child.end = said, child.end or "was killed"
-        gone = Gone(name, f"{child.end}; {said}", child.stuck)
+        gone = Gone(name, f"{child.end}; {said}", child.stuck, undying=True)
         what = f"{name} (pid {child.pid}) {child.end}; {said}"
         if self.stopping:
             child.phase = Phase.STOPPED
@@ -252,14 +254,14 @@ class SupervisorCore:
         return [gone, Say(f"{what}: its tasks go to others, it starts again when that has ended")]
 
     def _dead_at_last(self, child: ChildState, now: float) -> list[Action]:
-        """The broker knows that it is gone."""
+        """The broker knows that it is gone; now its cards are free, too."""
         child.undying = ""
         if self.stopping:
-            return []
+            return []  # the next `up` looks whether anything is left
+        gone = Gone(child.spec.name, "what could not be killed has ended")
         self._pause(child, now)
-        return [
-            Say(f"{child.spec.name}: its tree is dead at last, it starts again in {_seconds(child.pause_s)}")
-        ]
+        said = f"{child.spec.name}: its tree is dead at last, it starts again in {_seconds(child.pause_s)}"
+        return [gone, Say(said)]
 
     def beat(self, name: str, now: float) -> None:
         """A byte came on its alive pipe."""
@@ -399,15 +401,23 @@ class Obituaries:
         """The session of the process that is to be reported."""
         self._sessions[name] = session
 
-    def add(self, name: str, why: str, stuck: bool) -> None:
+    def add(self, name: str, why: str, stuck: bool, *, undying: bool = False) -> None:
         """Report it."""
         header: dict[str, Any] = {"why": f"{name} {why}"[:300]}
         session = self._sessions.pop(name, None)
         header["session" if session else "name"] = session or name
         if stuck:
             header["stuck"] = True
+        if undying:
+            header["undying"] = True
         self._n += 1
         self._waiting[f"gone{self._n}".encode()] = (name, header)
+
+    def nothing_left(self) -> None:
+        """Of earlier runs of this rig no process lives on this machine."""
+        self._n += 1
+        header = {"swept": True, "why": "no process of an earlier run is left"}
+        self._waiting[f"gone{self._n}".encode()] = ("", header)
 
     def taken_over(self, name: str) -> None:
         """A new process has the name."""

@@ -145,8 +145,10 @@ class WorkerBooks:
         return [r for r in runs if not r.fenced and r.why is not Why.STALE and r.phase is not Phase.QUEUED]
 
     def _is_doubtful(self, run: Run, now: float) -> bool:
-        """Could its lease be another's by now?"""
-        return self.config.fence and now >= self._fence_at(run)
+        """Could its lease be another's by now? Where a card may be another's with it, or a network lies between, it does not
+        begin before the broker has said that it still stands."""
+        careful = self.config.fence or self.config.info.get("cards")
+        return bool(careful) and now >= self._fence_at(run)
 
     # ------------------------------------------------------------ moves
 

@@ -13,7 +13,7 @@ Laws
 - A held worker (a hot card) takes no work and gives back what has not begun; held critically, it ends what runs and
   gives that back, too. Neither burns an attempt, and every control command passes.
 - While the broker is away running work goes on. With ``fence`` (over tcp) it ends before its lease can be another's:
-  processes are killed, threads are told and, if they go on, end with this process.
+  processes are killed, threads are told and, if they go on, end with this process. A sleep of the machine counts.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class WorkerCore(WorkerHolds):
             ev.Active: self._active,
             ev.Lent: self._lends,
             ev.Tick: self._tick,
+            ev.Slept: self._slept,
             ev.Flush: self._flush,
             ev.Disconnected: self._disconnected,
             ev.Drain: self._drain,
@@ -283,6 +284,13 @@ class WorkerCore(WorkerHolds):
         if self._leave_by is not None and now >= self._leave_by:
             actions += self._leave_now(now)
         return [*actions, *self._pump(now), *self._maybe_exit(now)]
+
+    def _slept(self, e: ev.Slept, now: float) -> list[Action]:
+        """The sleep counts for leases, which are the broker's; what is a duration of ours goes on where it was."""
+        self._renewals.slept(e.for_s)
+        for run in [*self.runs.values(), *self.stuck.values()]:
+            run.held_until -= e.for_s
+        return self._tick(ev.Tick(), now)
 
     def _time_out(self, run: Run, now: float) -> list[Action]:
         if now >= run.started_at + run.timeout_s:

@@ -223,6 +223,13 @@ class Tick:
 
 
 @dataclass(slots=True)
+class Slept:
+    """The machine has slept for so long, and monotonic time stood still. Said before anything else is done."""
+
+    for_s: float
+
+
+@dataclass(slots=True)
 class Flush:
     """Everything that arrived is stepped: send what has gathered, in as few messages as possible."""
 
@@ -388,6 +395,7 @@ Event = (
     | Active
     | Lent
     | Tick
+    | Slept
     | Flush
     | Disconnected
     | Drain

@@ -102,6 +102,7 @@ class Asking(Placements):
             "state": self.worker_word(worker),
             "held": worker.held or None,
             "quarantine": self._quarantine_row(worker),
+            "fenced": self.fenced(worker) or None,
             "unkillable": list(worker.unkillable),
             "vram_mb": worker.vram_mb,
             "vram_leased_mb": worker.vram_leased_mb,
@@ -146,6 +147,7 @@ class Asking(Placements):
                 "durability": self.durability,
                 "paused": self.paused("all"),
                 "stale_results": self.stale_results,
+                "contradictions": self.contradictions,
             },
             "brain": {
                 "state": "seated" if seat else "absent",

@@ -21,6 +21,7 @@ import zmq
 from .. import __version__
 from .ballast import Disk
 from .bounds import Bounds
+from .clocks import Clocks
 from .completing import Completer
 from .core import Core
 from .earshot import Earshot
@@ -89,6 +90,7 @@ class Broker:
         self.addresses = addresses or endpoints(paths)
         check_addresses(self.addresses)
         self.disk = Disk(paths.state, low_mb=self.options.low_mb, ballast_mb=self.options.ballast_mb)
+        self.clocks = Clocks()
         now, wall = time.monotonic(), time.time()
         opened = open_store(paths, self.disk, self.options.durability, now, wall)
         batches, tasks, edges, facts, seq, channels = opened.loaded
@@ -240,7 +242,7 @@ class Broker:
         drained = self.receive(ready)
         if self.core.changes and not self._hurry:
             drained = self._linger(drained)
-        now, wall = time.monotonic(), time.time()
+        now, wall = self._look_at_clocks()
         self.core.tick(now, wall, self._earshot.turned(now, self._late_s, drained))
         self.core.match()
         fx = self.core.take_effects()
@@ -248,6 +250,17 @@ class Broker:
             self.commit(fx, now, wall)
         self.answer(fx)
         self.publish(fx, now, wall)
+
+    def _look_at_clocks(self) -> tuple[float, float]:
+        """Monotonic and wall clock; before anything is judged by them, the core hears of a sleep and of a jump."""
+        seen = self.clocks.look()
+        if seen.slept_s:
+            log.warning("the machine has slept for %.0f s: leases get their grace", seen.slept_s)
+            self.core.woke(seen.slept_s, seen.now, seen.wall)
+        if seen.jumped_s:
+            log.warning("the wall clock was set by %+.0f s: nothing of the rig goes by it", seen.jumped_s)
+            self.core.wall_jumped(seen.jumped_s, seen.now, seen.wall)
+        return seen.now, seen.wall
 
     def _linger(self, drained: bool) -> bool:
         until = time.monotonic() + LINGER_S
@@ -351,6 +364,9 @@ class Broker:
                 self.outgoing.send(send.peer, frames, leases)
             if self.publisher.tapped:
                 self._tap("out", Envelope(send.verb, send.header, send.body, send.corr, send.peer))
+        for doubt in fx.doubts:
+            if self.completer.contradicts(doubt):
+                self.core.contradicted(doubt)  # the next round, which is due at once, commits it
         for env in self.asked:
             self._answer_events(env)
         self.asked.clear()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from .model import Send
+from .model import Doubt, Send
 from .outgoing import cut_page
 from .store import Store
 from .wire import MAX_FRAME_BYTES, Verb
@@ -59,6 +59,14 @@ class Completer:
             send.header["attempts"] = self.store.attempts(send.attempts_of)
         if send.evaluations_of:
             send.header["evaluations"] = self.store.evaluations(send.evaluations_of)
+
+    def contradicts(self, doubt: Doubt) -> bool:
+        """Whether a result is another than the recorded one; False where that is known no more."""
+        stored = self.store.details([doubt.no]).get(doubt.no)
+        if stored is None:
+            return False
+        _, result, ref, _ = stored
+        return not doubt.ok or (result or b"") != doubt.value or ref != doubt.ref
 
     def _leases(self, send: Send, nos: list[int]) -> None:
         found = {no: hit for no in nos if (hit := self.payloads.pop(no)) is not None}

@@ -1,9 +1,9 @@
 """The broker's pure core: ``step(message, now, wall)`` and ``tick(now, wall)``, then ``take_effects()``.
 
-No socket, no disk, no clock, no randomness. The layers, each one file: ``ledger`` (memory) < ``quarantining``
-(crashes) < ``lifecycle`` (transitions) < ``reviving`` (a person's requeue) < ``leasing`` (workers) < ``submitting``
-(tasks) < ``judging`` (the brain) < ``asking`` (queries) < ``seating`` (sessions) < ``forgetting`` (ended tasks) <
-``operating`` (people) < this (start, dispatch, timers).
+No socket, no disk, no clock, no randomness. The layers, each one file: ``ledger`` (memory) < ``fencing`` (lost cards) <
+``quarantining`` (crashes) < ``lifecycle`` (transitions) < ``reviving`` (a person's requeue) < ``leasing`` (workers) <
+``submitting`` (tasks) < ``judging`` (the brain) < ``asking`` (queries) < ``seating`` (sessions) < ``forgetting`` (ended
+tasks) < ``operating`` (people) < ``waking`` (clocks) < this (start, dispatch, timers).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .errors import BadFrame, Conflict, DefinitionError, NotFound, Refused
 from .judging import Verdict
 from .lifecycle import DEADLINE_PASSED
 from .model import Batch, Fact, Send, Session, Task, called_from
-from .operating import Operating
 from .retaining import purgeable
 from .states import TaskState
 from .submitting import KeyConflict
 from .timing import LOOK_S, absence_s, beat_s, renewal_s, suspicion_s
+from .waking import Waking
 from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, Envelope, Verb
 
 _CODES = frozenset({"stale_epoch", "stale_token", "version"})
@@ -30,7 +30,7 @@ _ANSWERS = {Verb.SUBMIT: Verb.ACCEPTED, Verb.RENEW: Verb.RENEWED, Verb.SNAPSHOT:
 _PURGE_AT_ONCE = 5_000
 
 
-class Core(Operating):
+class Core(Waking):
     """The whole broker but its I/O."""
 
     def __init__(
@@ -109,6 +109,7 @@ class Core(Operating):
             if parent is not None:
                 parent.children = parent.children or []
                 parent.children.append(task)
+        self.load_fences()
         self.load_quarantine()
         for task in tasks:
             self._resume(task)
@@ -253,7 +254,7 @@ class Core(Operating):
         if task.lease_deadline > self.heard:
             self.timer(max(task.lease_deadline, self.now + LOOK_S), "orphan", task)
             return
-        self.lose(task, "its worker did not come back after the broker's restart", ran=False)
+        self.lose_absent(task.session, "its worker did not come back after the broker's restart")
 
     def _on_owed(self, task: Task) -> None:
         """A lease of a dead process whose successor said that it has the result."""
@@ -263,6 +264,7 @@ class Core(Operating):
         if task.lease_deadline > self.heard:
             self.timer(max(task.lease_deadline, self.now + LOOK_S), "owed", task)
             return
+        self.fence(task.session, task.worker or "", [task.token], "its former process was lost")
         self.lose(task, f"lease lost: {task.worker} has not sent the result that its former process left")
 
     def _on_session(self, session: Session) -> None:
@@ -278,6 +280,7 @@ class Core(Operating):
         if self.heard < self.now:
             self.timer(self.now + LOOK_S, "grace", None)
             return
+        self.forget_cards(but={*self.sessions, *self.fences, *(t.session for t in self.leases.values())})
         for (scope, key), fact in list(self.facts.items()):
             if scope == "token" and fact.value not in self.sessions:
                 self.drop_fact(scope, key)
@@ -289,6 +292,7 @@ class Core(Operating):
     def _on_second(self, _: None) -> None:
         """Once a second: retention."""
         self._retain()
+        self.date_rows()
         self.keep_durations()
         self.timer(self.now + 1.0, "second", None)
 

@@ -53,7 +53,7 @@ class Explaining(Judging):
         return Estimator(self.tasks, self.ready, workers, self.durations, self.now, self.wall)
 
     def _gets_leases(self, w: Session) -> bool:
-        if self.quarantined(w) is not None:
+        if self.quarantined(w) is not None or self.fenced(w):
             return False
         return bool(w.peer) and w.credit > 0 and not (w.draining or w.suspect or self.paused(w.name))
 
@@ -67,6 +67,8 @@ class Explaining(Judging):
             return "draining"
         if self.quarantined(worker) is not None:
             return "quarantined"
+        if self.fenced(worker):
+            return "fenced"
         if worker.held:
             return "held"
         return "busy" if worker.leases else "idle"
@@ -278,6 +280,7 @@ class Explaining(Judging):
                     paused=self.paused(w.name),
                     rig_paused=rig_paused,
                     quarantined=self.quarantine_words(w),
+                    fenced=self.fenced(w) if self.any_fenced else None,
                     kept_off=bool(shape.avoid) and self.kept_off(w, shape, task.ready_at),
                 ),
             )

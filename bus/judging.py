@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from .checks import MAX_INT, maps, texts, whole
 from .errors import DefinitionError, Refused
+from .fencing import CARDS
+from .fencing import SCOPE as FENCE
 from .model import Batch, Session, Task
 from .quarantine import CRASHED, SCOPE
 from .states import TaskEvent, TaskState
@@ -21,7 +23,7 @@ MAX_EVALUATION_BYTES: Final = 4 << 10
 MAX_SAMPLE_BYTES: Final = 24 << 10
 _MAX_REASON: Final = 4000
 #: What the broker believes blindly when it reads it again.
-_OWN_SCOPES: Final = frozenset({SCOPE, CRASHED})
+_OWN_SCOPES: Final = frozenset({SCOPE, CRASHED, FENCE, CARDS})
 _NOTHING: Final[dict[str, Any]] = {}
 
 

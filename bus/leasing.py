@@ -24,14 +24,16 @@ from .checks import (
     whole,
 )
 from .errors import Refused
+from .fencing import CARDS
 from .lifecycle import DEADLINE_PASSED
-from .model import Send, Session, Task
+from .model import Doubt, Send, Session, Task
 from .reviving import Reviving
 from .states import TaskEvent, TaskState
 from .timing import LOOK_S
 from .wire import LEASE_S, Envelope, Token, Verb
 
 _REMEMBERED: Final = 20_000
+_TOLD: Final = -1  #: in place of the hash of a result that was contradicted; no hash is -1
 _UNKILLABLE_SHOWN: Final = 64
 #: payloads are at most 256 KiB, so a message stays in the low megabytes even at worst
 _LEASES_A_MESSAGE: Final = 250
@@ -50,6 +52,7 @@ class Leasing(Reviving):
         #: results that may be sent again: the number of their task, and a hash of what was recorded (None: not known)
         self.recorded: OrderedDict[Token, tuple[int, int | None]] = OrderedDict()
         self.stale_results = 0
+        self.contradictions = 0  #: results that were not those recorded under their token
 
     # -- granting --------------------------------------------------------------------------------------------
 
@@ -106,6 +109,7 @@ class Leasing(Reviving):
         task.leased_at = self.wall
         task.lease_deadline = self.now + self.lease_s
         task.hold_reason = ""
+        self.note_cards(worker)
         self.leases[task.token] = task
         worker.leases[task.token] = task
         self.watch(worker)
@@ -177,6 +181,7 @@ class Leasing(Reviving):
         unkillable = tuple(text[:MAX_REASON_CHARS] for text in named[:_UNKILLABLE_SHOWN])
         if unkillable != worker.unkillable:
             self.emit("p", f"worker.{worker.name}.unkillable", "", "", {"processes": list(unkillable)})
+        (self.hanging.add if unkillable else self.hanging.discard)(worker.id)
         worker.unkillable = unkillable
 
     def held(self, worker: Session, shown: Any) -> tuple[list[Task], list[list[int]]]:
@@ -203,6 +208,8 @@ class Leasing(Reviving):
     def renew_leases(self, worker: Session, shown: Any) -> dict[str, Any]:
         """RENEW of a worker: the header of RENEWED."""
         tasks, stale = self.held(worker, shown)
+        if self.fences:
+            self.still_runs(worker, tokens(shown))
         deadline = self.now + self.lease_s
         cancel = []
         for task in tasks:
@@ -245,17 +252,29 @@ class Leasing(Reviving):
     def _compare(self, sender: Session, out: Outcome) -> None:
         """The result of an attempt that is recorded already: the first stays; another content is told once."""
         no, digest = self.recorded[out.token]
-        if digest is None or digest == _digest(out):
+        if digest == _TOLD or digest == _digest(out):
             return
-        self.recorded[out.token] = (no, None)
         task = self.tasks.get(no)
         id_ = task.id if task is not None else ""
+        ref = out.ref[0] if out.ref is not None else None
+        doubt = Doubt(no, id_, out.token, sender.name, out.ok, out.value, ref)
+        if digest is None:  # recorded before this start: the store knows what was
+            self.recorded[out.token] = (no, _digest(out))
+            self.fx.doubts.append(doubt)
+        else:
+            self.contradicted(doubt)
+
+    def contradicted(self, doubt: Doubt) -> None:
+        """A result is not the one that is recorded under its token."""
+        if doubt.token in self.recorded:
+            self.recorded[doubt.token] = (doubt.no, _TOLD)
+        self.contradictions += 1
         data = {
-            "token": list(out.token),
-            "task": id_,
+            "token": list(doubt.token),
+            "task": doubt.task,
             "why": "another result of a recorded attempt; the first stays",
         }
-        self.emit("p", f"worker.{sender.name}.nondeterministic", "", "", data)
+        self.emit("p", f"worker.{doubt.worker}.nondeterministic", "", "", data)
 
     def _record(self, task: Task, out: Outcome) -> None:
         self.release(task)
@@ -375,11 +394,42 @@ class Leasing(Reviving):
         for task in lost:
             self.lose(task, why, ran=task.token in oldest, stuck=stuck)
 
-    def end_worker_leases(self, worker: Session, why: str, *, stuck: bool = False) -> int:
-        """All leases of a worker end now; how many."""
+    def lose_absent(self, sid: str, why: str, *, dead: bool = False) -> int:
+        """Lose the leases of a session that this broker has never seen, or not since; how many.
+
+        What it had begun is not known for sure: STARTED takes a moment, and a task that ends its whole machine takes less.
+        So the oldest counts as run: one that does that every time comes to its cap. ``dead``: its tree is.
+        """
+        lost = [t for t in self.leases.values() if t.session == sid]
+        if not lost:
+            return 0
+        oldest = min(t.token for t in lost)
+        ran = [t.token for t in lost if t.started_at or t.token == oldest]
+        if not dead:
+            self.fence(sid, lost[0].worker or "", ran, why)
+        for task in lost:
+            self.lose(task, why, ran=task.token == oldest)
+        return len(lost)
+
+    def end_worker_leases(self, worker: Session, why: str, *, stuck: bool = False, dead: bool = False) -> int:
+        """All leases of a worker end now; how many. ``dead``: its tree is, so that its cards are free."""
         tasks = list(worker.leases.values())
+        if dead:
+            self.unfence([worker.id], why)
+        else:
+            self._fence_lost(worker, tasks, why)
+        if worker.unkillable:
+            self.fence(worker.id, worker.name, (), "; ".join(worker.unkillable), undying=True)
+        self.drop_fact(CARDS, worker.id)
+        self.hanging.discard(worker.id)
         self.lose_leases(worker, tasks, why, stuck=stuck)
         return len(tasks)
+
+    def _fence_lost(self, worker: Session, lost: list[Task], why: str) -> None:
+        """What it may have begun of these may go on, on its cards."""
+        oldest = sorted(worker.leases)[: worker.slots]
+        ran = [t.token for t in lost if t.started_at or t.token in oldest]
+        self.fence(worker.id, worker.name, ran, why)
 
     def watch(self, worker: Session) -> None:
         """See to it that one timer looks after the worker's leases."""
@@ -395,6 +445,7 @@ class Leasing(Reviving):
         if lost:
             worker.suspect = True
             why = f"lease lost: {worker.name} was silent for {self.lease_s:g} s"
+            self._fence_lost(worker, lost, why)
             self.lose_leases(worker, lost, why, stuck=True)
         if worker.leases:
             self.watch(worker)

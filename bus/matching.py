@@ -25,6 +25,7 @@ FREE_VRAM: Final = "free VRAM"
 ROOM: Final = frozenset({FREE_VRAM, FREE_CREDIT})  #: the worker fits, only has no room at this moment
 NOT_HELD: Final = "not held"
 NOT_QUARANTINED: Final = "not quarantined"
+CARD_IS_FREE: Final = "its card is free"
 NO_CRASH: Final = "not where it crashed"
 OFFERED: Final = (
     "type",
@@ -206,17 +207,28 @@ def predicates(
     paused: bool,
     rig_paused: bool,
     quarantined: str = "",
+    fenced: str | None = None,
     kept_off: bool = False,
 ) -> list[Predicate]:
     """Every test that stands between a task of this shape and this worker, in the scheduler's own order.
 
-    ``quarantined`` says why the worker is, ``kept_off`` that a task which crashed there waits for another one.
+    ``quarantined`` and ``fenced`` (None: no card of the rig is) say why the worker is, ``kept_off`` that a task which
+    crashed there waits for another one.
     """
     return [
         *_offered(shape, worker),
         *_trusted(shape, worker, quarantined, kept_off=kept_off),
+        *_card_is_free(worker, fenced),
         *_willing(shape, worker, paused, rig_paused),
     ]
+
+
+def _card_is_free(worker: Session, fenced: str | None) -> list[Predicate]:
+    """What a worker that was lost may still run on the same card; asked only while something is fenced."""
+    if fenced is None:
+        return []
+    value = f"fenced: {fenced}" if fenced else "nothing lost runs there"
+    return [Predicate(CARD_IS_FREE, not fenced, value, "nothing lost", f"rigbus resume {worker.name}")]
 
 
 def _trusted(shape: Shape, worker: Session, quarantined: str, *, kept_off: bool) -> list[Predicate]:

@@ -491,6 +491,19 @@ class Changes:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A result that came for an attempt which was recorded before this broker started: is it the recorded one?"""
+
+    no: int
+    task: str
+    token: tuple[int, int]
+    worker: str
+    ok: bool
+    value: bytes
+    ref: str | None  #: sha256 of a result in a file
+
+
 @dataclass(slots=True)
 class Effects:
     """The outcome of a round of steps: commit ``changes`` first, then send, then publish the events."""
@@ -499,3 +512,4 @@ class Effects:
     sends: deque[Send] = field(default_factory=deque)
     progress: list[tuple[str, dict[str, Any], list[bytes]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)  #: for the shell to compare with the store

@@ -48,7 +48,7 @@ class Operating(Forgetting):
         name = str(header.get("worker") or "")
         known = name == "all" or self.worker_named(name) is not None
         known = known or any((scope, name) in self.facts for scope in ("pause", "drain"))
-        if not known and not self.knows_quarantined(name):
+        if not known and not self.knows_quarantined(name) and not self.fences_of(name):
             raise NotFound(
                 f"no worker {name!r:.80}; there are: {', '.join(sorted(w.name for w in self.workers())) or 'none'}"
             )
@@ -76,6 +76,7 @@ class Operating(Forgetting):
                 for key in [k for s, k in self.facts if s == scope and name in ("all", k)]:
                     self.drop_fact(scope, key)
             self.lift_quarantine(name, session.name)
+            self.unfence(self.fences_on(name), f"resumed by {session.name}")
         for worker in self.workers():
             if name in ("all", worker.name):
                 worker.draining = ("drain", worker.name) in self.facts or ("drain", "all") in self.facts
@@ -115,24 +116,37 @@ class Operating(Forgetting):
         return {"worker": name, "running": running}
 
     def gone(self, session: Session, env: Envelope) -> dict[str, Any]:
-        """GONE: a process is dead and its tree swept, its leases end now."""
+        """GONE: a process is dead and its tree swept, its leases end now.
+
+        With ``undying`` something of the tree cannot be killed: its cards stay fenced until another GONE says that it has
+        ended. With ``swept`` nothing of an earlier run lives, whatever was fenced.
+        """
         if session.role != "supervisor":
             raise Refused("GONE is believed only from a supervisor")
+        if env.header.get("swept"):
+            self.unfence([s for s in self.fences if s not in self.sessions], str(env.header.get("why"))[:500])
+            return {"sessions": 0, "leases": 0}
         sid, name = env.header.get("session"), env.header.get("name")
         why = str(env.header.get("why") or "its process is gone")[:500]
         dead = [s for s in self.sessions.values() if s.id == sid or (name and s.name == name)]
-        leases = 0
+        leases, undying = 0, bool(env.header.get("undying"))
         for s in dead:
             leases += len(s.leases)
-            self.end_session(s, why, stuck=bool(env.header.get("stuck")))
+            if undying and s.role == "worker":
+                self.fence(s.id, s.name, list(s.leases), why, undying=True)
+            self.end_session(s, why, stuck=bool(env.header.get("stuck")), dead=not undying)
+        if not undying:
+            self.unfence([sid] if isinstance(sid, str) else self.fences_of(str(name)), why)
         if not dead:
             # the broker was restarted too: the dead worker never said HELLO to this incarnation
-            for task in list(self.leases.values()):
-                if task.session not in self.sessions and (
-                    task.session == sid or (name and task.worker == name)
-                ):
-                    leases += 1
-                    self.lose(task, why, ran=False)
+            absent = {
+                t.session
+                for t in self.leases.values()
+                if t.session not in self.sessions and (t.session == sid or (name and t.worker == name))
+            }
+            leases = sum(self.lose_absent(lost, why, dead=not undying) for lost in sorted(absent))
+            for lost in absent if undying else ():
+                self.fence(lost, str(name or ""), (), why, undying=True)
         return {"sessions": len(dead), "leases": leases}
 
     def token_asked(self, session: Session, env: Envelope) -> dict[str, Any]:
@@ -157,4 +171,5 @@ class Operating(Forgetting):
 
     def bye(self, session: Session, env: Envelope) -> None:
         """BYE: the session ends; a worker's leases return at once."""
-        self.end_session(session, str(env.header.get("reason") or f"{session.name} left")[:500])
+        reason = str(env.header.get("reason") or f"{session.name} left")[:500]
+        self.end_session(session, reason, dead=not session.unkillable)

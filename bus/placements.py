@@ -86,7 +86,8 @@ class Placements(Surveying):
             "willing": not worker.draining
             and not worker.suspect
             and not self.paused(worker.name)
-            and self.quarantined(worker) is None,
+            and self.quarantined(worker) is None
+            and not self.fenced(worker),
         }
 
     def _demand(self) -> list[dict[str, Any]]:

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from .durations import template_of
-from .ledger import Ledger
+from .fencing import Fencing
 from .model import Session, Shape, Task, apart, of_model
 from .quarantine import APART_S, CRASHED, SCOPE, Crash, Place, Places, Quarantine
 from .wire import Verb
 
 
-class Quarantining(Ledger):
+class Quarantining(Fencing):
     """Crashes and their consequences."""
 
     def __init__(self, *, incarnation: int, state_id: str) -> None:
@@ -52,6 +52,7 @@ class Quarantining(Ledger):
             and not worker.suspect
             and not self.paused(worker.name)
             and self.quarantined(worker) is None
+            and not self.fenced(worker)
         )
 
     def elsewhere(self, shape: Shape, places: Places) -> bool:

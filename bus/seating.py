@@ -233,13 +233,14 @@ class Seating(Asking):
             if task is not None and task.session == session.id:
                 self.hand_back(task, "the lease did not reach the worker")
 
-    def end_session(self, session: Session, why: str, *, stuck: bool = False) -> None:
-        """A session is over: its leases, tokens, waits and orphans follow. ``stuck``: see :meth:`Leasing.lose`."""
+    def end_session(self, session: Session, why: str, *, stuck: bool = False, dead: bool = False) -> None:
+        """A session is over: its leases, tokens, waits and orphans follow. ``stuck``: see :meth:`Leasing.lose`;
+        ``dead``: nothing that it started lives."""
         self.sessions.pop(session.id, None)
         if self.peers.get(session.peer) is session:
             del self.peers[session.peer]
         if session.role == "worker":
-            self.end_worker_leases(session, why, stuck=stuck)
+            self.end_worker_leases(session, why, stuck=stuck, dead=dead)
             if self.worker_named(session.name) is None:
                 self.heartbeats.pop(session.name, None)
             self.emit("p", f"worker.{session.name}.left", "", "", {"why": why})

@@ -63,6 +63,9 @@ class Surveying(Explaining):
         if quarantine:
             reasons.append(f"quarantined: {quarantine}")
             reasons += self._crashed_there(worker)
+        fenced = self.fenced(worker)
+        if fenced:
+            reasons.append(f"fenced: {fenced}")
         reasons += [f"keeps a slot, it cannot be killed: {text}" for text in worker.unkillable]
         if worker.lent:
             reasons.append(
@@ -94,6 +97,8 @@ class Surveying(Explaining):
             out["summary"] = f"held: {worker.held}"
         elif word == "quarantined":
             out["summary"] = f"quarantined: {quarantine}"
+        elif word == "fenced":
+            out["summary"] = f"fenced: {fenced}"
         else:
             out["summary"] = f"{word}, gets no new work" + (f": {fix}" if fix else "")
         return out
@@ -132,6 +137,7 @@ class Surveying(Explaining):
             paused=self.paused(worker.name),
             rig_paused=self.paused("all"),
             quarantined=self.quarantine_words(worker),
+            fenced=self.fenced(worker) if self.any_fenced else None,
         )[len(OFFERED) :]
         more = more_workers(self.workers())
         own = [replace(p, fix=p.fix.replace("--workers N", more)) for p in own]
@@ -236,6 +242,7 @@ class Surveying(Explaining):
                 text = "idle, though a ready task fits it" if fits else f"{word}, gets no new work"
                 text += f": {worker.held}" if word == "held" else ""
                 text += f": {self.quarantine_words(worker)}" if word == "quarantined" else ""
+                text += f": {self.fenced(worker)}" if word == "fenced" else ""
                 out.append(_stuck(self._why_worker(worker, est), text))
         return out
 

@@ -12,6 +12,7 @@ from helpers import ROOT
 
 TESTS = ROOT / "tests"
 PAGES = ("docs/GUARANTEES.md", "docs/fault-matrix.md")
+WHAT_HURT = "docs/what-hurt.md"
 _NAMED = re.compile(r"`([^`\s]*::[^`\s]*)`")
 NOT_INJECTED = "## What is not injected"  #: its rows have a reason and a need in place of tests
 
@@ -63,6 +64,18 @@ def test_every_promise_of_a_page_names_a_test(page: str) -> None:
     promised = promises(page)
     assert len(promised) > 40
     assert [line[:80] for line in promised if not _NAMED.search(line)] == []
+
+
+def test_each_thing_that_hurt_before_is_shown_by_tests_that_exist() -> None:
+    rows = [
+        line.split(" | ") for line in (ROOT / WHAT_HURT).read_text("utf-8").splitlines() if line[:2] == "| "
+    ]
+    _, *told = rows
+    assert [row[0].strip("| ") for row in told] == [str(n) for n in range(1, 35)]
+    for row in told:
+        named = _NAMED.findall(row[-1])
+        assert len(row) == 4 and named, row[1]
+        assert [fault for name in named if (fault := fault_of(name))] == []
 
 
 def test_what_is_not_injected_says_why_and_what_it_needs() -> None:

@@ -48,6 +48,7 @@ _COLOURS: Final = {
     "paused": "yellow",
     "held": "yellow",
     "quarantined": "red",
+    "fenced": "red",
     "draining": "yellow",
     "review": "magenta",
 }

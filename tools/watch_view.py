@@ -33,6 +33,7 @@ _STYLES: Final = {
     "paused": "yellow",
     "held": "yellow",
     "quarantined": "red",
+    "fenced": "red",
     "draining": "yellow",
     "running": "cyan",
     "planning": "cyan",

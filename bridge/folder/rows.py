@@ -268,7 +268,7 @@ def worker_row(
     was heard (our clock: readers compare with files of the same share)."""
     known = known or {}
     state = str(beat.get("state") or known.get("state") or "idle")
-    if known.get("state") in ("paused", "draining", "held", "suspect", "quarantined"):
+    if known.get("state") in ("paused", "draining", "held", "suspect", "quarantined", "fenced"):
         state = str(known["state"])
     return {
         "id": name,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from busparts import RealBroker
 from helpers import wait_for
+from machineclocks import MachineClocks
 from workbench import T1, T2, Bench, kinds, lease, results, sent
 
 from rigbus import Client, Task
@@ -325,3 +326,51 @@ def test_over_tcp_a_command_is_dead_before_its_lease_ends_and_runs_again_after_t
         (result,) = client.results([task], timeout_s=20)
     assert result.ok
     assert len(mark.read_text().split()) == 2
+
+
+# ---------------------------------------------------------------- a machine that sleeps
+
+
+def test_after_a_sleep_past_the_lease_work_ends_at_once_and_a_short_sleep_ends_nothing() -> None:
+    b = Bench(lease_s=5.0, fence=True)
+    b.run()
+    assert kinds(b.do(ev.Slept(2.0))) == []
+    assert kinds(b.do(ev.Slept(2.5))) == [ev.Kill]
+
+
+def test_an_answer_to_what_was_asked_before_the_sleep_prolongs_nothing() -> None:
+    b = Bench(lease_s=5.0, fence=True)
+    b.run()
+    corr, _ = ask(b)
+    assert ev.Kill in kinds(b.do(ev.Slept(10.0)))
+    until = b.core._renewals.until
+    b.do(ev.Renewed(corr=corr))
+    assert b.core._renewals.until <= max(until, b.now)
+
+
+def test_without_a_network_a_sleep_ends_nothing_and_no_timeout_counts_it() -> None:
+    b = Bench()
+    b.run(timeout_s=100.0)
+    assert kinds(b.do(ev.Slept(86_400.0))) == []
+    assert kinds(b.after(50.0)) == [ev.Send], "a RENEW, and no end of the attempt"
+
+
+@pytest.mark.live
+def test_over_tcp_a_command_whose_machine_has_slept_past_its_lease_is_ended_before_it_can_do_harm(
+    broker: RealBroker, rig_dir: Path, request: pytest.FixtureRequest
+) -> None:
+    clocks = MachineClocks(rig_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in clocks.env.items():
+            patch.setenv(name, value)
+        request.getfixturevalue("far")
+    mark = rig_dir / "mark"
+    command = f"echo $$ >> {mark}; [ $(wc -l < {mark}) -gt 1 ] || sleep 300"
+    with Client(broker.endpoint) as client:
+        ids = client.submit([Task(type="shell", payload={"command": command})])
+        wait_for(lambda: mark.exists() and mark.read_text(), what="the first attempt")
+        pid = int(mark.read_text().split()[0])
+        clocks.sleep(8 * 3600.0)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=5, what="its end", poll_s=0.005)
+        (result,) = client.results(ids, timeout_s=20)
+    assert result.ok and len(mark.read_text().split()) == 2

@@ -68,11 +68,11 @@ def test_a_worker_whose_tree_hangs_is_reported_and_waits_with_its_name() -> None
     core = supervised()
     core.exited("worker-1", None, 9, "", 1.0)
     (gone,) = of(core.undying("worker-1", HANGS, 31.0), Gone)
-    assert gone.why == f"was ended by signal 9; {HANGS}"
+    assert gone.why == f"was ended by signal 9; {HANGS}" and gone.undying
     assert core.undying("worker-1", HANGS, 32.0) == []
     assert of(core.tick(500.0), Start) == [], "what hangs may hold its card"
     late = core.swept("worker-1", 600.0)
-    assert of(late, Gone) == [], "the broker knows"
+    assert of(late, Gone) == [Gone("worker-1", "what could not be killed has ended")], "its card is free now"
     assert "dead at last" in of(late, Say)[0].text
     assert Start("worker-1") in core.tick(700.0)
     core.started("worker-1", 12, 700.0)

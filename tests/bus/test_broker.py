@@ -625,6 +625,40 @@ def test_a_result_whose_answer_was_lost_is_recorded_once(real: RealBroker) -> No
         peer.close()
 
 
+def test_another_result_of_an_attempt_that_was_recorded_before_the_restart_is_told_once(
+    real: RealBroker,
+) -> None:
+    client, worker = Peer(real.endpoint), Peer(real.endpoint, "worker", name="w1")
+    worker.offer()
+    client.submit(spec("a"))
+    ((lease, _),) = worker.leases(1)
+    worker.result(lease, value=1)
+    real.kill()
+    real.start()
+    again = Peer(real.endpoint, "worker", session=worker.session, name="w1", resume=[lease["token"]])
+    other = Peer(real.endpoint)
+
+    def contradictions() -> int:
+        said: int = other.ask(Verb.QUERY, {"what": "status"}).header["broker"]["contradictions"]
+        return said
+
+    again.result(lease, value=1)
+    assert contradictions() == 0, "the same again"
+    real.kill()
+    real.start()
+    for peer in (again, other):
+        peer.close()
+    again = Peer(real.endpoint, "worker", session=worker.session, name="w1", resume=[lease["token"]])
+    other = Peer(real.endpoint)
+    for _ in range(2):
+        assert again.result(lease, value=2).verb is Verb.RECORDED
+    assert contradictions() == 1
+    events = other.ask(Verb.EVENTS, {"since": 0, "limit": 1000}).header["events"]
+    assert sum(row[4] == "worker.w1.nondeterministic" for row in events) == 1
+    for peer in (client, worker, again, other):
+        peer.close()
+
+
 def test_sigterm_ends_it_in_order(rig_dir: Path) -> None:
     broker = RealBroker(rig_dir)
     broker.start()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from harness import Harness, Peer, error_of, spec
+import itertools
 
+import pytest
+from harness import STATE_ID, Harness, Peer, error_of, spec
+
+from rigbus.bus.core import Core
 from rigbus.bus.model import Policy, Task
 from rigbus.bus.states import TaskState
 from rigbus.bus.wire import VERDICT_S, Verb
@@ -236,3 +239,24 @@ def test_a_batch_that_is_still_being_ended_is_not_requeued_before_it_is_dead(rig
     assert client.ask(Verb.REQUEUE, {"batch": first.batch.id}).header["requeued"] == 2
     assert rig.states([first, last]) == ["LEASED", "WAITING"]
     rig.check()
+
+
+def test_a_task_that_takes_the_machine_down_at_once_comes_to_its_cap() -> None:
+    """STARTED comes after some milliseconds; nobody ever hears it, and the broker is started anew each time."""
+    rig = Harness()
+    worker = rig.worker(credit=3)
+    client = rig.client()
+    poison, second, third = client.tasks(*(spec(k, policy={"infra": 4, "backoff_s": 0.0}) for k in "abc"))
+    batch = poison.batch
+    for power_cut in range(4):
+        assert [t.state.name for t in (poison, second, third)] == ["LEASED"] * 3
+        batch.counts, batch.total = [0] * len(TaskState), 0  # counted anew by the next broker
+        core = Core(incarnation=2 + power_cut, state_id=STATE_ID)
+        core.load([batch], [poison, second, third], {}, {}, rig.now, rig.wall)
+        rig = Harness(core, now=rig.now, wall=rig.wall)
+        rig.numbers = itertools.count(1000 * (power_cut + 1))
+        rig.peer("supervisor").ask(Verb.GONE, {"session": worker.id, "why": "of an earlier run is gone"})
+        rig.wait(5.0)
+        worker = rig.worker(credit=3)
+    assert poison.state is TaskState.DEAD and poison.counts == (0, 0, 4)
+    assert (second.counts, third.counts) == ((0, 0, 0), (0, 0, 0)), "they were fetched ahead"

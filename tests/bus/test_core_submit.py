@@ -569,3 +569,12 @@ def test_the_busy_rig_is_as_its_test_wants_it() -> None:
     assert states["a"] is TaskState.LEASED and states["j"] is TaskState.WAITING
     assert states["dead"] is TaskState.DEAD and states["skipped"] is TaskState.SKIPPED
     assert rig.core.tasks[1].key == "a" and rig.core.tasks[3].key == "j" and (1, 1) in rig.core.leases
+
+
+def test_submits_in_one_second_have_ids_of_their_own() -> None:
+    """An id that is only a time gives two of them one folder."""
+    rig = Harness()
+    client = rig.client()
+    batches = {client.submit(spec("a"), name="census").header["batch"] for _ in range(300)}
+    assert len(batches) == 300
+    assert len({batch[:15] for batch in batches}) == 1, "the clock stood still"

@@ -47,6 +47,7 @@ class Checkers:
             Token, str
         ] = {}  #: attempts that have ended, whose worker has heard nothing of their result
         self._told: set[Token] = set()
+        self._lost: set[Token] = set()  #: attempts that have ended badly in the broker's books
         self._runs: dict[str, dict[Token, Process]] = {}  #: who began the attempts of a task
 
     def wrong(self, rule: str, text: str) -> None:
@@ -56,6 +57,8 @@ class Checkers:
 
     def committed(self, core: Core, changes: Changes) -> None:
         """A commit has just been made."""
+        # Not what was handed back: a HELLO that the network doubles takes back a lease that has just come.
+        self._lost.update(self._granted[no] for no, *_ in changes.attempts if no in self._granted)
         for task, _, _, _ in changes.new_tasks.values():
             self._no_of[task.id] = task.no
             self._look(core, task, changes)
@@ -181,8 +184,9 @@ class Checkers:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def attempt_began(self, process: Process, lease: Lease, *, alone: bool = False) -> None:
-        """``alone``: workers fence themselves, so no other that runs may still be at the same task."""
+    def attempt_began(self, process: Process, lease: Lease, *, alone: bool = False, cards: str = "") -> None:
+        """``alone``: workers fence themselves, so no other that runs may still be at the same task. ``cards``: all workers
+        share them, so nothing that was lost may still run elsewhere."""
         worker, where = process.name, self._began.get(lease.token)
         if where is not None:
             self.wrong(
@@ -195,6 +199,11 @@ class Checkers:
             if not overtaken and not other.stopped and self._began.get(token) == other.name:
                 self.wrong(
                     "fence", f"{lease.key} began on {worker} under {lease.token}, {other.name} has {token}"
+                )
+        for token, other_name in self._began.items() if cards else ():
+            if other_name != worker and token in self._lost:
+                self.wrong(
+                    "card", f"{lease.key} began on {worker}, and the lost {token} still runs on {other_name}"
                 )
         self._began[lease.token] = worker
         self._runs.setdefault(lease.id, {})[lease.token] = process

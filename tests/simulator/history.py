@@ -17,6 +17,7 @@ from .checkers import Checkers, Violation
 from .client import Client, Job
 from .disk import Disk
 from .faults import Faults
+from .supervisor import Supervisor
 from .worker import Worker
 from .world import World
 
@@ -60,6 +61,7 @@ class Work:
     cancels: float = 0.04  #: of tasks
     poison: float = 0.01
     fences: float = 0.3  #: of histories: workers fence themselves, as over tcp
+    cards: float = 0.3  #: of histories: all workers share a card
     took_s: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 2.0, 6.0)
     losses: tuple[float, ...] = (0.0, 0.0, 0.01, 0.1)  #: shares of messages, one for each weather
 
@@ -106,8 +108,12 @@ class History:
             for n in range(self.chance.randint(1, 3))
         ]
         fence = self.chance.random() < work.fences
+        on_cards = self.chance.random() < work.cards
+        supervisor = Supervisor(world, self.broker)
         for worker in self.workers:
             worker.fence = fence
+            if on_cards:
+                worker.cards, worker.supervisor = "0", supervisor
         self.brains = [Brain(world, f"brain-{n}", self.broker, self.plans) for n in range(2)]
         arm(self)
 

@@ -78,6 +78,22 @@ class LeaseNeverExpires(Core):
         self.timer(self.now + 1.0, "second", None)
 
 
+class CardsAtOnce(Core):
+    """A card is given to the next one while a lost tree may still run there."""
+
+    def fence(self, *lost: Any, **how: Any) -> None:
+        pass
+
+
+def _cards_at_once(history: History) -> None:
+    """With workers that are stopped in the midst of their work, one after the other."""
+    _core(CardsAtOnce)(history)
+    world = history.world
+    for n, worker in enumerate(history.workers):
+        world.at(world.now + 4.0 + 3.0 * n, worker.stop)
+        world.at(world.now + 9.0 + 3.0 * n, worker.go_on)
+
+
 class NoOrphans(Core):
     """A lease found at start whose worker never comes back is never given to another."""
 
@@ -280,6 +296,7 @@ _TASKS: Final = Work(plans=0.0)
 _LONG: Final = Work(plans=0.0, took_s=(1.0, 2.0, 3.0))
 _DEAF: Final = Work(plans=0.0, took_s=(0.1, 0.5), fences=0.0, losses=(0.3,))
 _FENCED: Final = Work(plans=0.0, took_s=(2.0, 6.0), fences=1.0)
+_CARDS: Final = Work(plans=0.0, took_s=(2.0, 6.0), cards=1.0, fences=0.0)
 _POISON: Final = Work(plans=0.0, poison=0.2)
 
 #: Name -> how to put it in, and the work that gives it occasions.
@@ -302,6 +319,7 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
     "a worker forgets its results": (_worker(ForgetsResults), _TASKS),
     "a worker does not offer again": (_worker(OffersOnce), _DEAF),
     "a worker is not fenced": (_worker(NeverFences), _FENCED),
+    "a card is not fenced": (_cards_at_once, _CARDS),
     "a lease begins twice": (_worker(BeginsAgain), _TASKS),
     "a stale attempt runs on": (_worker(KeepsStale), _FENCED),
     "a cancelled attempt runs on": (_worker(KeepsCancelled), _CANCELS),

@@ -14,6 +14,7 @@ from rigbus.bus.wire import Envelope, Token, Verb, pack
 from .broker import Broker
 from .checkers import Checkers
 from .link import Link
+from .supervisor import Supervisor
 from .world import Process, World
 
 SLOTS: Final = 2
@@ -48,6 +49,8 @@ class Worker(Process):
         self.checkers = checkers
         self.play = play
         self.fence = False  #: as over tcp: what runs ends before its lease does
+        self.cards = ""  #: as its OFFER names them; workers of one history share the same
+        self.supervisor: Supervisor | None = None
         self.trees: dict[Token, Tree] = {}
         #: What lies on its disk: the session that owes it, row and value. It outlives the process.
         self.spool: dict[Token, tuple[str, dict[str, Any], bytes]] = {}
@@ -64,6 +67,7 @@ class Worker(Process):
             drain_s=3.0,
             default_timeout_s=20.0,
             fence=self.fence,
+            info={"cards": self.cards} if self.cards else {},
         )
         self.trees = {}
         self._tick_at = float("inf")
@@ -83,6 +87,8 @@ class Worker(Process):
     def killed(self) -> None:
         self.trees = {}  # the parent death signal, and the sweep of the worker that comes after it
         self.checkers.worker_died(self.name)
+        if self.supervisor is not None:
+            self.supervisor.died(self.link.session)
 
     # -- the broker speaks -----------------------------------------------------------------------------------
 
@@ -181,7 +187,7 @@ class Worker(Process):
     # -- attempts --------------------------------------------------------------------------------------------
 
     def _start(self, lease: ev.Lease) -> None:
-        self.checkers.attempt_began(self, lease, alone=self.fence)
+        self.checkers.attempt_began(self, lease, alone=self.fence, cards=self.cards)
         took_s, outcome, deaf = self.play(lease)
         self.trees[lease.token] = Tree(lease, self.world.now, deaf)
         self.after(0.001, self._began, lease.token)
