@@ -22,6 +22,7 @@ SHOWN: Final = 100
 _AT_ONCE: Final = 500  #: ids in one question
 _TAIL_BYTES: Final = 4096
 _TAIL_LINES: Final = 5
+_TAILS: Final = 3  #: attempts whose last lines are shown
 _KEPT: Final = 10
 _batch_option = click.option("--batch", metavar="ID", help="The dead tasks of this batch.")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,7 +49,7 @@ def dead() -> None:
     "-n", "--limit", type=click.IntRange(1), default=SHOWN, show_default=True, help="At most so many."
 )
 def list_(state: Path | None, config: Path | None, as_json: bool, batch: str | None, limit: int) -> int:
-    """Dead tasks of all batches, oldest first: error class, attempts, last error and the end of the last log."""
+    """Dead tasks of all batches, oldest first: error class, attempts, last error, the ends of the last three logs."""
     with reach_bus(state, config) as rig:
         batch = rig.bus.query("batch", id=batch)["id"] if batch else None
         rows = list(islice(_dead_rows(rig.bus, batch), limit + 1))
@@ -166,15 +167,17 @@ def _letter(bus: Client, logs: Path, row: dict[str, Any], result: Any) -> dict[s
     keys = ("id", "batch", "name", "type", "worker", "ended_at", "error", "command", "attempts")
     letter = {key: shown[key] for key in keys}
     letter["class"] = failed[-1]["outcome"] if failed else None
-    letter["log_tail"] = _tail(logs, shown)
+    letter["log_tails"] = tails = _tails(logs, shown)
+    letter["log_tail"] = tails[-1]["lines"] if tails else _said(shown["result"])
     return letter
 
 
-def _tail(logs: Path, task: dict[str, Any]) -> list[str]:
-    """The last lines that it wrote: of its newest log here, else of its result; empty where it wrote nothing."""
+def _tails(logs: Path, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The last lines of its last attempts that wrote any, ``{attempt, lines}``, oldest first; of logs that are here."""
     from ..bus.paths import log_path
 
-    for number in sorted((a["n"] for a in task["attempts"]), reverse=True):
+    found: list[dict[str, Any]] = []
+    for number in sorted({a["n"] for a in task["attempts"]}, reverse=True):
         try:
             with log_path(logs, task["batch"], task["name"], number).open("rb") as file:
                 size = file.seek(0, 2)
@@ -183,8 +186,14 @@ def _tail(logs: Path, task: dict[str, Any]) -> list[str]:
         except OSError:  # no such attempt here, or its log is gone: an earlier one may be there
             continue
         if lines := text.splitlines():
-            return lines[-_TAIL_LINES:]
-    result = task["result"]
+            found.append({"attempt": number, "lines": lines[-_TAIL_LINES:]})
+        if len(found) == _TAILS:
+            break
+    return found[::-1]
+
+
+def _said(result: Any) -> list[str]:
+    """The last lines of a result that has an output; empty where it has none."""
     output = result.get("output") if isinstance(result, dict) else None
     return output.splitlines()[-_TAIL_LINES:] if isinstance(output, str) else []
 
@@ -197,6 +206,11 @@ def _lines(letter: dict[str, Any]) -> list[str]:
     worker = f", last on {letter['worker']}" if letter["worker"] else ""
     lines = [render.clean(f"{head}  {what}{worker}")]
     lines += render.wrap(f"    {render.clean(str(letter['error'] or 'no reason given'))}", render.width(), 4)
+    for tail in letter["log_tails"][:-1]:
+        lines.append(f"    attempt {tail['attempt']}:")
+        lines += [f"    | {render.clean_lines(line)}" for line in tail["lines"]]
+    if len(letter["log_tails"]) > 1:
+        lines.append(f"    attempt {letter['log_tails'][-1]['attempt']}:")
     return lines + [f"    | {render.clean_lines(line)}" for line in letter["log_tail"]]
 
 

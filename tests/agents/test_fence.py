@@ -368,9 +368,9 @@ def test_over_tcp_a_command_whose_machine_has_slept_past_its_lease_is_ended_befo
     command = f"echo $$ >> {mark}; [ $(wc -l < {mark}) -gt 1 ] || sleep 300"
     with Client(broker.endpoint) as client:
         ids = client.submit([Task(type="shell", payload={"command": command})])
-        wait_for(lambda: mark.exists() and mark.read_text(), what="the first attempt")
+        wait_for(lambda: mark.exists() and mark.read_text(), timeout_s=30, what="the first attempt")
         pid = int(mark.read_text().split()[0])
         clocks.sleep(8 * 3600.0)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=5, what="its end", poll_s=0.005)
-        (result,) = client.results(ids, timeout_s=20)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20, what="its end", poll_s=0.005)
+        (result,) = client.results(ids, timeout_s=40)
     assert result.ok and len(mark.read_text().split()) == 2

@@ -214,17 +214,17 @@ def test_a_broker_whose_machine_sleeps_and_whose_clock_is_set_says_so_and_takes_
             patch.setenv(name, value)
         broker.start()
     go_on = threading.Event()
-    worker = SmallWorker(broker.endpoint, ["wait"], lambda lease, payload, progress: go_on.wait(20))
+    worker = SmallWorker(broker.endpoint, ["wait"], lambda lease, payload, progress: go_on.wait(60))
     try:
         with Client(broker.endpoint) as client:
             ids = client.submit([Task(type="wait")])
-            wait_for(lambda: worker.leases, what="the lease")
+            wait_for(lambda: worker.leases, timeout_s=30, what="the lease")
             clocks.sleep(8 * 3600.0)
             assert _event(broker, "rig.slept")["for_s"] == pytest.approx(8 * 3600.0, abs=1.0)
             clocks.set_wall(-86_400.0)
             assert _event(broker, "rig.clock")["by_s"] == pytest.approx(-86_400.0, abs=1.0)
             go_on.set()
-            (result,) = client.results(ids, timeout_s=10)
+            (result,) = client.results(ids, timeout_s=30)
         assert result.ok and result.attempts == 1 and len(worker.leases) == 1
     finally:
         go_on.set()
@@ -252,15 +252,15 @@ def _event(broker: RealBroker, topic: str) -> dict[str, Any]:
     """The data of the newest event of a topic, when there is one."""
     found: list[dict[str, Any]] = []
     link = Connection(broker.endpoint, role="client")
-    link.connect(5)
+    link.connect(20)
     try:
 
         def there() -> bool:
-            events = link.request(Verb.EVENTS, {"since": 0, "limit": 5000}, timeout_s=5).header["events"]
+            events = link.request(Verb.EVENTS, {"since": 0, "limit": 5000}, timeout_s=20).header["events"]
             found[:] = [row[7] for row in events if row[4] == topic]
             return bool(found)
 
-        wait_for(there, timeout_s=5, what=f"the event {topic}")
+        wait_for(there, timeout_s=30, what=f"the event {topic}")
     finally:
         link.close()
     return found[-1]

@@ -42,18 +42,22 @@ def test_a_brain_task_of_minutes_holds_up_nobody_and_no_lock_file_is_left_in_the
     rig.start()
     with rig.client() as bus:
         (slow,) = bus.submit([shell("sleep 600", cls="brain")])
-        wait_for(lambda: bus.query("task", id=slow)["rows"][0]["started"], what="the task of the brain")
+        wait_for(
+            lambda: bus.query("task", id=slow)["rows"][0]["started"],
+            timeout_s=30,
+            what="the task of the brain",
+        )
         (fails,) = bus.submit([shell("exit 3", max_attempts=2, backoff_s=0.1)])
         batch = rig.receipt(rig.drop(limit=8))["batch_id"]
         row = rig.wait_batch(batch, bus)
         assert row["state"] == "complete", row
         many = bus.submit([shell("true") for _ in range(100)])
         assert all(r.ok for r in bus.results(many, timeout_s=60))
-        (failed,) = bus.results([fails], timeout_s=20)
+        (failed,) = bus.results([fails], timeout_s=40)
         assert (failed.state, failed.attempts) == ("dead", 2)
         assert bus.query("task", id=slow)["rows"][0]["state"] == "leased"
         bus.cancel([slow])
-        (ended,) = bus.results([slow], timeout_s=20)
+        (ended,) = bus.results([slow], timeout_s=40)
         assert ended.state == "cancelled"
     assert rig.stop() == 0
     locks = [path for path in rig.shared.rglob("*") if "lock" in path.name.lower()]
@@ -69,7 +73,7 @@ def test_the_old_process_of_a_hung_worker_is_dead_soon_after_it_goes_on_and_its_
     begins = [f'echo $$ >> "{mark}"; [ $(wc -l < "{mark}") -gt 1 ] || ' for mark in marks]
     ends, stays = f'until [ -e "{go}" ]; do sleep 0.05; done', "sleep 600"
     ids = rig.bus.submit([shell(begins[0] + ends), shell(begins[1] + stays)])
-    wait_for(lambda: all(pids(mark) for mark in marks), what="the first attempt of both")
+    wait_for(lambda: all(pids(mark) for mark in marks), timeout_s=30, what="the first attempt of both")
     old = [pids(mark)[0] for mark in marks]
     os.kill(rig.pid("w1"), signal.SIGSTOP)
     try:
@@ -78,12 +82,12 @@ def test_the_old_process_of_a_hung_worker_is_dead_soon_after_it_goes_on_and_its_
         assert [(r.ok, r.worker, r.attempts) for r in ended] == [(True, "w2", 2)] * 2
         assert all(alive(pid) for pid in old), "nobody could end them"
         go.touch()
-        wait_for(lambda: is_zombie(old[0]), what="its end, which its worker has not seen")
+        wait_for(lambda: is_zombie(old[0]), timeout_s=30, what="its end, which its worker has not seen")
     finally:
         os.kill(rig.pid("w1"), signal.SIGCONT)
-    wait_for(lambda: not any(alive(pid) for pid in old), what="the end of the old processes")
+    wait_for(lambda: not any(alive(pid) for pid in old), timeout_s=30, what="the end of the old processes")
     rig.stop_worker("w2")
-    (after,) = rig.bus.results(rig.bus.submit([shell("true")]), timeout_s=20)
+    (after,) = rig.bus.results(rig.bus.submit([shell("true")]), timeout_s=40)
     assert (after.ok, after.worker) == (True, "w1"), "it was told that its result is stale, and works on"
     rows = rig.bus.query("rows", ids=ids)["rows"]
     assert [(row["state"], row["worker"]) for row in rows] == [("done", "w2")] * 2
@@ -94,7 +98,7 @@ def test_a_cancel_that_was_answered_outlives_the_broker_and_ends_the_tree(rig: R
     rig.add_worker(name="w1")
     mark = rig.folder / "mark"
     (id_,) = rig.bus.submit([shell(f'echo $$ >> "{mark}"; sleep 600')])
-    wait_for(lambda: pids(mark), what="its command")
+    wait_for(lambda: pids(mark), timeout_s=30, what="its command")
     os.kill(rig.pid("w1"), signal.SIGSTOP)  # it cannot hear of it before the broker dies
     try:
         rig.bus.cancel([id_])
@@ -105,7 +109,7 @@ def test_a_cancel_that_was_answered_outlives_the_broker_and_ends_the_tree(rig: R
     finally:
         os.kill(rig.pid("w1"), signal.SIGCONT)
     client = rig.client()
-    (result,) = client.results([id_], timeout_s=20)
+    (result,) = client.results([id_], timeout_s=40)
     assert (result.state, len(pids(mark))) == ("cancelled", 1)
     assert not alive(pids(mark)[0])
 
@@ -123,14 +127,14 @@ def test_two_brain_processes_one_acts_and_the_other_takes_over_when_it_dies(
             brain = bus.query("status")["brain"]
             return brain["pid"], brain["epoch"]
 
-        wait_for(lambda: "this one waits" in processes.output(second), timeout_s=20, what="its word")
+        wait_for(lambda: "this one waits" in processes.output(second), timeout_s=40, what="its word")
         first = rig.pids()["brain"]
         batch = rig.receipt(rig.drop("one", limit=3))["batch_id"]
         assert rig.wait_batch(batch, bus)["state"] == "complete"
         assert seated() == (first, 1), "the second one has no part in it"
         os.kill(first, signal.SIGKILL)
         wait_for(
-            lambda: seated()[0] not in (None, first) and seated()[1] > 1, timeout_s=20, what="another one"
+            lambda: seated()[0] not in (None, first) and seated()[1] > 1, timeout_s=40, what="another one"
         )
         batch = rig.receipt(rig.drop("two", limit=3))["batch_id"]
         assert rig.wait_batch(batch, bus)["state"] == "complete"

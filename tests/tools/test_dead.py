@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rigbus import Client, Task
+
 from .conftest import plan_text
 
 
@@ -26,6 +28,20 @@ def test_dead_tasks_are_listed_over_all_batches_with_what_they_died_of(say, here
     text = say("dead", "list", "--batch", first).out
     assert f"{first}/bad" in text and "| one" in text and "task, 1 attempt" in text and "\x1b" not in text
     assert "crashes" not in text
+
+
+def test_the_last_three_attempts_are_shown_with_what_they_wrote(say, here):
+    with Client(state=here.state) as bus:
+        task = Task(type="shell", payload={"command": "echo this is $RIGBUS_ATTEMPT; exit 3"}, key="tries")
+        task.max_attempts, task.backoff_s = 4, 0.01
+        (result,) = bus.results(bus.submit([task]), timeout_s=30)
+        batch = bus.query("task", id=result.id)["rows"][0]["batch"]
+    (letter,) = say("dead", "list", "--batch", batch, "--json").json["tasks"]
+    assert [t["attempt"] for t in letter["log_tails"]] == [2, 3, 4]
+    assert [t["lines"] for t in letter["log_tails"]] == [[f"this is {n}"] for n in (2, 3, 4)]
+    assert letter["log_tail"] == ["this is 4"]
+    text = say("dead", "list", "--batch", batch).out
+    assert "attempt 2:\n    | this is 2" in text and "attempt 4:\n    | this is 4" in text
 
 
 def test_retry_runs_them_again_with_what_was_skipped(say, here):
