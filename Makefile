@@ -14,8 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
-.PHONY: help demo test quick smoke check corruptions orders lint bench sim chaos bundle llm-wheel typing clean
-.PHONY: help demo test quick smoke check corruptions prefixes fail-at-n kill-at-steps lint bench sim bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions prefixes fail-at-n kill-at-steps orders lint bench sim chaos fuzz bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
@@ -51,6 +50,9 @@ fail-at-n: $(VENV)/.test ## each system call of broker, backup, repair, spool, s
 
 kill-at-steps: $(VENV)/.test ## kill -9 of broker, worker, brain and bridge at each named step of a plan
 	@RIGBUS_TEST_STEPS=all $(BIN)/python -m pytest -s --timeout 600 tests/live/test_kill_at_steps.py $(ARGS)
+fuzz: $(VENV)/.test ## what reads the bytes of others, under atheris; ARGS="--seconds 600 wire plan"
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install --editable '.[fuzz]' || true
+	@PYTHONPATH=tests $(BIN)/python -m fuzzing $(ARGS)
 
 lint: $(VENV)/.dev typing ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

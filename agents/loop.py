@@ -356,7 +356,7 @@ class Loop:
                     answered(h)
             case Verb.ERROR:
                 self._asked.pop(e.corr, None)
-                if h.get("code") != "no_session":
+                if h.get("code") not in ("no_session", "version"):  # the link has said the second
                     log.warning("the broker says: %s", h.get("message") or h.get("code"))
             case Verb.BYE:
                 log.info("the broker ended the session: %s", h.get("reason"))

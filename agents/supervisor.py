@@ -84,6 +84,7 @@ class Supervisor:
         self._gone = Obituaries()
         self._estate = Estate(paths.state)
         self._ready = False
+        self._refusals: set[str] = set()  #: said already
         self._run_changed = False
         self._ask_at = 0.0
         self._publish_at = 0.0
@@ -277,6 +278,10 @@ class Supervisor:
 
     def _learn(self, status: dict[str, Any]) -> None:
         wanted = [c.spec.name for c in self.core.children.values() if c.spec.stage is Stage.WORKER]
+        for row in status.get("refused") or ():
+            if (text := f"refused: {row['why']}; {row['fix']}") not in self._refusals:
+                self._refusals.add(text)
+                self._say(text)
         absent = missing(status, wanted)
         if not self._ready and not absent and not self.core.stopping:
             self._ready = self.core.ready = True

@@ -167,6 +167,7 @@ class Asking(Placements):
             "unrunnable": self._unrunnable(),
             "disk": self.room.row() if self.room.folder else None,
             "limits": self._usage(),
+            "refused": self.refusals.rows(self.now),
         }
 
     def _usage(self) -> dict[str, dict[str, Any]]:

@@ -27,8 +27,10 @@ from .core import Core
 from .earshot import Earshot
 from .errors import BadFrame, ConfigError
 from .housekeeping import Housekeeper, has_entries
+from .inflow import INFLOW_BYTES, Inflow
 from .leftovers import Holdings
 from .lifeline import Alive, alive_fd
+from .log_questions import LogQuestions
 from .model import Effects, Send
 from .mounts import require_local
 from .outgoing import PEER_BYTES, PEER_QUEUE, Outgoing, messages_of
@@ -37,7 +39,20 @@ from .premises import check_addresses, lock, make_state, open_store
 from .publishing import Publisher
 from .sockets import receiver
 from .store import SCHEMA_VERSION, mark
-from .wire import LEASE_S, MAX_FRAME_BYTES, Envelope, Token, Verb, corr_of, decode, encode, pack, unpack
+from .wire import (
+    LEASE_S,
+    MAX_FRAME_BYTES,
+    MAX_REQUESTS,
+    Envelope,
+    Token,
+    Verb,
+    corr_of,
+    decode,
+    encode,
+    hello_of,
+    other_major,
+    unpack,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +89,9 @@ class Options:
     peer_bytes: int = PEER_BYTES
     low_mb: int | None = None  #: as :class:`.ballast.Disk`
     ballast_mb: int | None = None
+    inflow_bytes: int = INFLOW_BYTES  #: memory that connections may fill with what has not ended
+    connections: int | None = None  #: None: by what the system allows
+    handshake_s: float = 5.0  #: for a connection to say what it is
 
 
 class Broker:
@@ -118,7 +136,6 @@ class Broker:
         self.housekeeper = Housekeeper(paths, self.holdings)
         self.completer = Completer(self.store, paths.results)
         self._hurry = False  #: somebody waits for this round's end
-        self.asked: list[Envelope] = []  # EVENTS questions of this round
         self.stopping = False
         self._next_tick = 0.0
         self._earshot = Earshot(self.options.lease_s, now)
@@ -145,10 +162,12 @@ class Broker:
         # one message is many frames; libzmq bounds each of them
         self.router.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES + 4096)
         self.router.setsockopt(zmq.SNDHWM, ROUTER_HWM)
+        self.router.setsockopt(zmq.RCVHWM, MAX_REQUESTS)  # what a peer sends beyond it waits with the peer
         self._receive = receiver(self.router)
         self.outgoing = Outgoing(
             self.router, self._lost, messages=self.options.peer_messages, size=self.options.peer_bytes
         )
+        self.log_questions = LogQuestions(self.core, self.store, self.outgoing.send)
         self.hearts = self._socket(zmq.SUB)
         self.hearts.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self.hearts.subscribe(b"hb.")
@@ -156,6 +175,12 @@ class Broker:
         # Subscriptions: libzmq keeps a tree node for each of their bytes, and takes long to end many long ones.
         self.events.setsockopt(zmq.MAXMSGSIZE, MAX_TOPIC_BYTES)
         self.publisher = Publisher(self.events)
+        self.inflow = Inflow(
+            {"commands": self.router, "heartbeats": self.hearts, "events": self.events},
+            lambda: len(self.core.tasks),
+            allowed_bytes=self.options.inflow_bytes,
+            connections=self.options.connections,
+        )
         self._bind(("heartbeats", "events", "commands"))
 
     def _bind(self, names: Sequence[str]) -> None:
@@ -191,6 +216,8 @@ class Broker:
         socket.setsockopt(zmq.RCVHWM, HWM)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        socket.setsockopt(zmq.BACKLOG, 1024)  # after a restart all come at once
+        socket.setsockopt(zmq.HANDSHAKE_IVL, int(self.options.handshake_s * 1000))
         return socket
 
     # -- the loop --------------------------------------------------------------------------------------------
@@ -198,6 +225,7 @@ class Broker:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the supervisor's death; 0 when it stopped in order."""
         self.bind()
+        self.inflow.start()
         self.housekeeper.start()
         poller = zmq.Poller()
         for socket in (self.router, self.hearts, self.events):
@@ -225,7 +253,7 @@ class Broker:
         return 0
 
     def _timeout_ms(self) -> int:
-        if self.core.changes:
+        if self.core.changes or self.log_questions.waiting:
             return 0  # a peer was lost while it was answered, its leases are back
         now = time.monotonic()
         at = self._next_tick
@@ -299,12 +327,16 @@ class Broker:
             try:
                 env = decode(frames, routed=True)
             except BadFrame as e:
-                self._refuse(frames, e)
+                major = other_major(frames[1:])
+                if major is None:
+                    self._refuse(frames, e)
+                else:
+                    self._turn_away(frames, major)
                 continue
             if self.publisher.tapped:
                 self._tap("in", env)
             if env.verb is Verb.EVENTS:
-                self.asked.append(env)
+                self.log_questions.ask(env)
             else:
                 step(env, now, wall)
             self._hurry = self._hurry or self._waits(env)
@@ -324,6 +356,12 @@ class Broker:
         if frames:
             header = {"code": "bad_frame", "message": str(error), "rule": error.rule}
             self.outgoing.send(frames[0], encode(Verb.ERROR, header, corr=corr_of(frames[1:])))
+
+    def _turn_away(self, frames: list[bytes], major: int) -> None:
+        """A peer of another major version: told in frames that begin as its own do."""
+        text = self.core.turn_away(hello_of(frames[1:]), major)
+        answer = encode(Verb.ERROR, {"code": "version", "message": text}, corr=corr_of(frames[1:]))
+        self.outgoing.send(frames[0], [frames[1], *answer[1:]])
 
     def _heartbeats(self, now: float) -> None:
         for _ in range(1000):
@@ -367,42 +405,7 @@ class Broker:
         for doubt in fx.doubts:
             if self.completer.contradicts(doubt):
                 self.core.contradicted(doubt)  # the next round, which is due at once, commits it
-        for env in self.asked:
-            self._answer_events(env)
-        self.asked.clear()
-
-    def _answer_events(self, env: Envelope) -> None:
-        session = self.core.peers.get(env.peer)
-        if session is None:
-            self.outgoing.send(
-                env.peer,
-                encode(Verb.ERROR, {"code": "no_session", "message": "say HELLO first"}, corr=env.corr),
-            )
-            return
-        session.last_seen = time.monotonic()
-        try:
-            since, limit = (
-                min(max(int(env.header.get("since") or 0), 0), self.core.seq),
-                min(max(int(env.header.get("limit") or 1000), 1), 5000),
-            )
-        except (TypeError, ValueError, OverflowError) as e:
-            self.outgoing.send(
-                env.peer, encode(Verb.ERROR, {"code": "bad_frame", "message": f"EVENTS: {e}"}, corr=env.corr)
-            )
-            return
-        channel = env.header.get("channel")
-        events, oldest, more = self.store.events(
-            since, channel if channel in ("p", "c", "a") else None, limit
-        )
-        if oldest is not None:
-            frames = encode(Verb.RESNAPSHOT, {"oldest": oldest, "last": self.core.seq}, corr=env.corr)
-        else:
-            while len(events) > 1 and len(pack(events)) > MAX_FRAME_BYTES // 2:
-                events, more = events[: len(events) // 2], True
-            frames = encode(
-                Verb.EVENTS, {"events": events, "last": self.core.seq, "more": more}, corr=env.corr
-            )
-        self.outgoing.send(env.peer, frames)
+        self.log_questions.answer()
 
     def _lost(self, peer: bytes, leases: list[Token]) -> None:
         """A peer is gone or was cut off; its session may come back over another connection."""
@@ -421,7 +424,16 @@ class Broker:
         if due:
             self._keep_bound()
             self.core.found_room(self.disk.look())
-            self.core.gauges = self.outgoing.usage()
+            self._say_refusals(now, wall)
+            self.core.gauges = {**self.outgoing.usage(), **self.inflow.usage()}
+
+    def _say_refusals(self, now: float, wall: float) -> None:
+        """Who was turned away or cut off since the last tick: into `status`, and once into the log."""
+        cuts = self.inflow.take()
+        for cut in cuts:
+            self.core.refusals.note(cut.why, cut.peer, cut.words(len(cuts)), cut.fix, now, wall)
+        for refusal in self.core.refusals.take_news():
+            log.warning("%s; %s", refusal.why, refusal.fix, extra={"action": f"refused_{refusal.kind}"})
 
     def _tap(self, direction: str, env: Envelope) -> None:
         session = self.core.peers.get(env.peer)
@@ -453,6 +465,7 @@ class Broker:
     def close(self) -> None:
         """Close sockets, then the database (which checkpoints it)."""
         self.housekeeper.close()
+        self.inflow.close()
         self.context.destroy(linger=0)
         self.store.close()
         os.close(self._lock)

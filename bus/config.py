@@ -47,6 +47,18 @@ class Limits(Table):
         default=20_000, ge=100, description="messages that wait for one peer before it is cut off"
     )
     peer_mb: int = Field(default=64, ge=2, le=4096, description="MiB that wait for one peer before that")
+    inflow_mb: int = Field(
+        default=256,
+        ge=32,
+        le=65_536,
+        description="MiB that connections may fill with messages that have not ended before they are cut off",
+    )
+    connections: int | None = Field(
+        default=None,
+        ge=64,
+        le=1_000_000,
+        description="connections to the broker; 16384, or what the system's limit of open files allows, when not set",
+    )
     free_mb: int | None = Field(
         default=None,
         ge=0,
@@ -393,11 +405,12 @@ def _tables(value: Any) -> list[dict[str, Any]]:
 def _place(key: str, by_key: Mapping[str, _Source]) -> str:
     """A key as the source that set it, or a part of it, or the table around it names it."""
     source = by_key.get(key) or next((s for k, s in by_key.items() if k.startswith(f"{key}.")), None)
-    if source is None:
-        parent = key.rpartition(".")[0]
+    parent = key.rpartition(".")[0]
+    while source is None and parent:  # a list of tables was set as a whole: upwards
         source = by_key.get(parent) or next(
-            (s for k, s in by_key.items() if parent and k.startswith(parent)), None
+            (s for k, s in by_key.items() if k.startswith(f"{parent}.")), None
         )
+        parent = parent.rpartition(".")[0]
     return source.name_of(key) if source is not None else key
 
 

@@ -22,7 +22,7 @@ from .states import TaskState
 from .submitting import KeyConflict
 from .timing import LOOK_S, absence_s, beat_s, renewal_s, suspicion_s
 from .waking import Waking
-from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, Envelope, Verb
+from .wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, MAX_REQUESTS, Envelope, Verb
 
 _CODES = frozenset({"stale_epoch", "stale_token", "version"})
 _ANSWERS = {Verb.SUBMIT: Verb.ACCEPTED, Verb.RENEW: Verb.RENEWED, Verb.SNAPSHOT: Verb.SNAPSHOT}
@@ -56,6 +56,7 @@ class Core(Waking):
         self.schema = schema
         self.endpoints = endpoints or {}
         self._purging = False
+        self.round = 0  #: of messages, between two ticks
         self._verbs: dict[Verb, Callable[[Session, Envelope], dict[str, Any] | None]] = {
             Verb.RENEW: self.renew,
             Verb.OFFER: self.only_workers(self.on_offer),
@@ -174,6 +175,7 @@ class Core(Waking):
             self._error(env, "no_session", "say HELLO first: this broker does not know the connection")
             return
         session.last_seen = self.now
+        self.admit(session)
         handler = self._verbs.get(env.verb)
         if handler is None:
             self._error(env, "unsupported", f"{env.verb} is not for the broker")
@@ -183,6 +185,21 @@ class Core(Waking):
             send = Send(env.peer, _ANSWERS.get(env.verb, Verb.OK), answer, corr=env.corr)
             self._fill(send)
             self.fx.sends.append(send)
+
+    def admit(self, session: Session) -> None:
+        """One question more of a session in this round.
+
+        Raises:
+            Busy: a client asks more at once than may be unanswered; other roles say what must not be refused.
+        """
+        round_, n = session.requests
+        n = n + 1 if round_ == self.round else 1
+        session.requests = (self.round, n)
+        if n > MAX_REQUESTS and session.role == "client":
+            raise Busy(
+                "requests",
+                f"{n} questions of this client at once, {MAX_REQUESTS} are allowed: wait for answers",
+            )
 
     def _error(self, env: Envelope, code: str, message: str) -> None:
         header = {"code": code, "message": message, "verb": env.verb.value}
@@ -204,6 +221,7 @@ class Core(Waking):
         """
         self.now, self.wall = now, wall
         self.heard = now if heard is None else heard
+        self.round += 1
         while self.timers and self.timers[0][0] <= now:
             _, _, kind, ref = heapq.heappop(self.timers)
             getattr(self, f"_on_{kind}")(ref)

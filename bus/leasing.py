@@ -207,6 +207,7 @@ class Leasing(Reviving):
 
     def renew_leases(self, worker: Session, shown: Any) -> dict[str, Any]:
         """RENEW of a worker: the header of RENEWED."""
+        worker.greeted = False
         tasks, stale = self.held(worker, shown)
         if self.fences:
             self.still_runs(worker, tokens(shown))

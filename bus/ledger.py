@@ -10,6 +10,7 @@ from .bounds import Bounds, Busy
 from .durations import ENDED_KEEP_S, KEEP_S, SCOPE, Durations
 from .errors import NotFound
 from .model import PLACEMENT_ASKS, Batch, Changes, Effects, Fact, Send, Session, Task
+from .refusals import Refusals
 from .room import UNKNOWN, Room
 from .states import (
     BATCH_ENDED,
@@ -51,6 +52,7 @@ class Ledger:
         self.seq = 0
         self.channel_seq = {"p": 0, "c": 0, "a": 0}
         self.bounds = Bounds()
+        self.refusals = Refusals()  #: who was turned away of late
         self.room = UNKNOWN  #: on the state folder's disk; the shell looks
         self.durations = Durations()
         self._durations_at = float("-inf")

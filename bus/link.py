@@ -36,10 +36,21 @@ from .errors import (
     WrongThread,
 )
 from .sockets import Receive, Send, receiver, sender
-from .wire import MAX_FRAME_BYTES, PROTO_VERSION, RENEW_S, Envelope, Verb, decode, encode
+from .wire import (
+    MAX_FRAME_BYTES,
+    PROTO_VERSION,
+    RENEW_S,
+    Envelope,
+    Verb,
+    decode,
+    encode,
+    hello_of,
+    other_major,
+)
 
 log = logging.getLogger(__name__)
 
+REFUSED_S: Final = 30.0  #: to a broker of another version HELLO is said so seldom; it may be updated
 HELLO_TIMEOUT_S: Final = 3.0  #: without a WELCOME by then, a new socket
 FIRST_TRY_S: Final = 3.0  #: a question's first patience; doubles with every try, up to:
 MAX_TRY_S: Final = 15.0
@@ -80,7 +91,8 @@ def raise_error(answer: Envelope) -> NoReturn:
 
 
 class Connection:
-    """The link of one peer. States: *down* (HELLO not sent), *greeting* (WELCOME awaited), *ready*.
+    """The link of one peer. States: *down* (HELLO not sent), *greeting* (WELCOME awaited), *ready*, and
+    *refused*: the broker speaks another version; this peer stays idle and asks again every :data:`REFUSED_S`.
 
     Args:
         endpoint: the broker's ``commands`` endpoint.
@@ -113,6 +125,7 @@ class Connection:
         self.welcome: dict[str, Any] = {}
         self.generation = 0  #: WELCOMEs so far; when it grows, pushes may have been lost
         self.superseded = ""  #: reason of a BYE: the broker ended this session for good
+        self.refused = ""  #: why the broker does not speak with this version, while it is so
         self._hello_extra = hello_extra
         self._on_wait = on_wait
         self._monotonic = monotonic
@@ -265,6 +278,8 @@ class Connection:
                 "no WELCOME from %s within %s s: trying again on a new socket", self.endpoint, HELLO_TIMEOUT_S
             )
             self.reconnect()
+        if self._state == "refused" and self._monotonic() - self._greeted_at > REFUSED_S:
+            self.reconnect()
         if self._state == "down" and not self.superseded:
             self._hello()
 
@@ -357,6 +372,9 @@ class Connection:
             try:
                 envelope = decode(frames)
             except BadFrame as e:
+                if (major := other_major(frames)) is not None:
+                    self._refuse(hello_of(frames).get("message") or f"the broker speaks protocol {major}.x")
+                    continue
                 log.warning("the broker sent a message that breaks PROTOCOL %s: %s; dropped", e.rule, e)
                 continue
             self._session_matter(envelope)
@@ -372,6 +390,7 @@ class Connection:
         if envelope.verb is Verb.WELCOME:
             self.welcome = envelope.header
             self.generation += 1
+            self.refused = ""
             self._state = "ready"
         elif envelope.verb is Verb.BYE:
             reason = str(envelope.header.get("reason", ""))
@@ -385,12 +404,26 @@ class Connection:
                 if self._state == "ready":
                     log.info("the broker does not know session %s (any more): HELLO again", self.session[:8])
                     self._state = "down"
-            elif code == "version" or (self._state == "greeting" and not envelope.corr):
+            elif code == "version":
+                self._refuse(envelope.header.get("message"))
+            elif self._state == "greeting" and not envelope.corr:
                 self._refusal = envelope
         elif envelope.verb is Verb.BUSY and self._state == "greeting" and not envelope.corr:
             self._refusal = envelope  # of the HELLO; it is said again by itself
 
+    def _refuse(self, why: Any) -> None:
+        """Another version: said once, however often it is asked again."""
+        text = str(why or "the broker speaks another version of the protocol")[:1000]
+        if text != self.refused:
+            log.error(
+                "%s %s stays idle and asks again every %g s: %s", self.role, self.name or "", REFUSED_S, text
+            )
+        self.refused = text
+        self._state = "refused"
+
     def _raise_refusal(self) -> None:
+        if self._state == "refused":
+            raise Refused(self.refused)
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None
             raise_error(refusal)
@@ -428,6 +461,13 @@ class Connection:
         while True:
             answer = self._try(verb, header, body, corr, min(deadline, self._monotonic() + patience_s))
             if answer is not None:
+                if answer.verb is Verb.BUSY and answer.header.get("bound") == "requests":
+                    again_at = self._monotonic() + min(float(answer.header.get("retry_after_s") or 1.0), 5.0)
+                    if again_at < deadline:  # too many ask at this moment: nothing that the caller could mend
+                        while (left := again_at - self._monotonic()) > 0:
+                            self._receive()
+                            self._poll(left)
+                        continue
                 if answer.verb in {Verb.ERROR, Verb.BUSY, Verb.CONFLICT}:
                     raise_error(answer)
                 return answer

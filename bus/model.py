@@ -342,6 +342,7 @@ class Session:
         "credit",
         "draining",
         "epoch",
+        "greeted",
         "held",
         "id",
         "info",
@@ -354,6 +355,7 @@ class Session:
         "peer",
         "pid",
         "pools",
+        "requests",
         "role",
         "shapes",
         "slots",
@@ -373,9 +375,11 @@ class Session:
         self.pid = 0
         self.last_seen = now
         self.epoch = 0
+        self.requests = (0, 0)  #: (round, how many in it)
         self.info: dict[str, Any] = {}
         # of a worker
         self.credit = 0
+        self.greeted = False  #: a HELLO of it has renewed leases, and no RENEW has come since
         self.slots = 1
         self.lent = 0  #: of the credit: slots of handlers that wait, for the calls of handlers only
         self.types: frozenset[str] = frozenset()

@@ -11,6 +11,7 @@ from .bounds import RESERVED_SESSIONS, Busy
 from .checks import MAX_INT, owed, tokens, whole
 from .errors import BadFrame, Refused
 from .model import Send, Session
+from .refusals import who_says
 from .wire import CLIENT_SESSION_S, MAX_KEY_BYTES, PROTO_VERSION, Envelope, Token, Verb
 
 ROLES: Final = frozenset({"worker", "brain", "bridge", "client", "supervisor"})
@@ -44,9 +45,7 @@ class Seating(Asking):
         h = env.header
         proto = h.get("proto")
         if not isinstance(proto, (list, tuple)) or not proto or proto[0] != PROTO_VERSION[0]:
-            raise Refused(
-                f"version: this broker speaks protocol {PROTO_VERSION[0]}, the peer {proto!r:.40}: use the same rigbus version"
-            )
+            raise Refused(f"version: {self.turn_away(h)}")
         role, sid, name = h.get("role"), h.get("session"), h.get("name")
         if role not in ROLES or not isinstance(sid, str) or not 8 <= len(sid) <= 64:
             raise BadFrame(f"HELLO: role {role!r:.40} or session {sid!r:.80} is not valid", rule="§3")
@@ -70,6 +69,7 @@ class Seating(Asking):
         session.pid = pid
         if role == "bridge":
             session.info = {"standby": h.get("standby") is True}
+        self.refusals.forget(who_says(h, ""))
         welcome: dict[str, Any] = {
             "proto": list(PROTO_VERSION),
             "build": self.build,
@@ -90,6 +90,25 @@ class Seating(Asking):
         self.fx.sends.append(Send(env.peer, Verb.WELCOME, welcome, corr=env.corr))
         if role == "worker":
             self.hand_placement(session.name)
+
+    def turn_away(self, hello: dict[str, Any], major: int | None = None) -> str:
+        """A peer of another major version: remembered for people, and told what to do; the text for it.
+
+        ``major`` is that of its frames, where they were of another one.
+        """
+        proto = hello.get("proto")
+        if isinstance(proto, (list, tuple)) and proto:
+            spoken = ".".join(str(part)[:8] for part in proto[:2])
+        else:
+            spoken = f"{major}.x" if major is not None else f"{proto!r:.40}"
+        build = hello.get("build")
+        theirs = f"protocol {spoken}" + (f" (rigbus {build:.20})" if isinstance(build, str) and build else "")
+        own = f"{PROTO_VERSION[0]}.{PROTO_VERSION[1]}" + (f" (rigbus {self.build})" if self.build else "")
+        who = who_says(hello, "a peer")
+        why = f"{who} speaks {theirs}, this broker {own}"
+        fix = "install the same rigbus for both, and start it again"
+        self.refusals.note("version", who, why, fix, self.now, self.wall)
+        return f"{why}: {fix}"
 
     def _check_seats(self, role: str) -> None:
         """A new session's place: the last ones are not for clients, whose flood must not keep the workers out."""
@@ -150,6 +169,7 @@ class Seating(Asking):
 
     def _resume_worker(self, session: Session, resume: list[Token]) -> dict[str, Any]:
         """Leases that the worker still has go on; those that never reached it are given back; the rest is stale."""
+        session.credit = session.lent = 0  # it offers when it has heard the WELCOME
         kept: list[list[int]] = []
         stale: list[list[int]] = []
         mine = {t.token: t for t in self.leases.values() if t.session == session.id}
@@ -157,10 +177,13 @@ class Seating(Asking):
             task = mine.pop(held, None)
             if task is not None:
                 kept.append(list(held))
-                task.lease_deadline = self.now + self.lease_s
+                if not session.greeted:
+                    task.lease_deadline = self.now + self.lease_s
                 session.leases[task.token] = task
             elif held not in self.recorded:  # an answered one is asked for again by its RESULT
                 stale.append(list(held))
+        # Only one that hears says RENEW: another HELLO instead of it renews nothing more.
+        session.greeted = session.greeted or bool(kept)
         if session.leases:
             self.watch(session)
         for task in mine.values():

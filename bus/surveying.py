@@ -44,6 +44,9 @@ class Surveying(Explaining):
         worker = self.worker_named(str(ref))
         if worker is not None:
             return self._why_worker(worker, est)
+        refused = self._why_refused(str(ref))
+        if refused is not None:
+            return refused
         return self._why_batch(self.find_batch(ref), est)
 
     # -- a worker --------------------------------------------------------------------------------------------
@@ -101,6 +104,20 @@ class Surveying(Explaining):
             out["summary"] = f"fenced: {fenced}"
         else:
             out["summary"] = f"{word}, gets no new work" + (f": {fix}" if fix else "")
+        return out
+
+    def _why_refused(self, name: str) -> dict[str, Any] | None:
+        """Of a worker that was turned away: why. None of any other name."""
+        named = [r for r in self.refusals.present(self.now) if name in r.who.split()]
+        if not named:
+            return None
+        last = named[-1]
+        out = answer_of("worker", name, name, "refused")
+        out["summary"] = f"refused: {last.why}: {last.fix}"
+        out["reasons"] = [f"{last.why} ({some(last.times, 'time')})"]
+        out["predicates"] = as_dicts(
+            [Predicate("it is let in", False, last.why, "the broker's version", last.fix)]
+        )
         return out
 
     def _crashed_there(self, worker: Session) -> list[str]:
@@ -201,6 +218,10 @@ class Surveying(Explaining):
             ),
         ]
         tests += self._disk_tests()
+        tests += [
+            Predicate("nobody is refused", False, r.why, "the same version, no floods", r.fix)
+            for r in self.refusals.present(self.now)
+        ]
         if bridges:
             value = str(share.get("reason") or "away") if away and isinstance(share, dict) else "yes"
             tests.append(Predicate("share available", not away, value, "yes", "mount the share again"))

@@ -187,6 +187,18 @@ class LimitStatus(_Open):
     bound: int = Field(ge=0)
 
 
+class RefusalStatus(_Open):
+    """A peer that was turned away or cut off of late."""
+
+    kind: str = Field(description="version, flood or connections")
+    who: str
+    why: str
+    fix: str = ""
+    since_at: float = 0.0
+    last_at: float = 0.0
+    times: int = 1
+
+
 class RigStatus(_Open):
     """``rigbus status --json``."""
 
@@ -201,6 +213,9 @@ class RigStatus(_Open):
     batches: list[BatchStatus] = Field(default_factory=list)
     disk: DiskStatus | None = Field(default=None, description="of the state folder; null in file mode")
     limits: dict[str, LimitStatus] = Field(default_factory=dict, description="what may fill up, by name")
+    refused: list[RefusalStatus] = Field(
+        default_factory=list, description="peers that were turned away in the last two minutes"
+    )
 
 
 class GpuTask(_Open):

@@ -5,7 +5,7 @@ The law is PROTOCOL.md beside this file; paragraphs are named in errors as ``rul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -15,6 +15,7 @@ import msgpack
 from .errors import BadFrame
 
 PROTOCOL: Final = b"RIG1"
+_PROTOCOL_NAME: Final = b"RIG"
 #: ``major.minor``; another major is refused at HELLO, unknown fields of a newer minor are ignored.
 PROTO_VERSION: Final = (1, 0)
 
@@ -30,6 +31,9 @@ MAX_FACT_BYTES: Final = 64 << 10
 MAX_META_BYTES: Final = 16 << 10
 MAX_DEPTH: Final = 32
 MAX_ITEMS: Final = 65_536
+MAX_CONTAINERS: Final = 1 << 18  #: maps and lists in one frame
+
+MAX_REQUESTS: Final = 1000  #: questions of one client that are not answered
 
 LEASE_S: Final = 5.0
 RENEW_S: Final = 1.0
@@ -124,12 +128,27 @@ def unpack(data: bytes) -> Any:
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
             max_ext_len=0,
+            **(_counted() if len(data) > MAX_CONTAINERS else {}),
         )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as e:
         raise BadFrame(f"a header or body is not the msgpack of PROTOCOL §2: {e}", rule="§2") from None
     if _too_deep(value):
         raise BadFrame(f"a header or body is nested over {MAX_DEPTH} deep", rule="§9")
     return value
+
+
+def _counted() -> dict[str, Callable[[Any], Any]]:
+    """Hooks for a frame with more bytes than :data:`MAX_CONTAINERS`: an empty map costs one byte there, and 72 here."""
+    left = MAX_CONTAINERS
+
+    def one(container: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"over {MAX_CONTAINERS} maps and lists")
+        return container
+
+    return {"object_hook": one, "list_hook": one}
 
 
 def _too_deep(value: Any) -> bool:
@@ -193,6 +212,27 @@ def decode(frames: Sequence[bytes], *, routed: bool = False) -> Envelope:
     if not isinstance(header, dict):
         raise BadFrame(f"{verb}: the header is no map", rule="§2")
     return Envelope(verb, header, list(frames[4:]), frames[2], peer)
+
+
+def other_major(frames: Sequence[bytes]) -> int | None:
+    """The major version of a message of another one, None of any other. ``frames`` without an identity.
+
+    Of every major only this is the same for ever: frame 0, and the shape of HELLO and ERROR.
+    """
+    name = bytes(frames[0]) if frames else b""
+    digits = name[len(_PROTOCOL_NAME) :]
+    if name == PROTOCOL or not name.startswith(_PROTOCOL_NAME) or not digits.isdigit() or len(digits) > 3:
+        return None
+    return int(digits)
+
+
+def hello_of(frames: Sequence[bytes]) -> dict[str, Any]:
+    """The header of another major's message where it can be read as one of ours, else an empty one."""
+    try:
+        header = unpack(frames[3]) if len(frames) > 3 else {}
+    except BadFrame:
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def corr_of(frames: Sequence[bytes]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,15 @@ def _remove(folder: Path) -> None:
         if not os.access(path, os.W_OK | os.X_OK):
             os.chmod(path, 0o700)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports of loopback on which nobody listens now."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
 
 
 def free_endpoint(folder: Path, name: str | None = None) -> str:

@@ -33,6 +33,8 @@ def broker(state: Path | None, config: Path | None) -> int:
             bounds=Bounds(sessions=limits["sessions"], facts=limits["facts"]),
             peer_messages=limits["peer_messages"],
             peer_bytes=limits["peer_mb"] << 20,
+            inflow_bytes=limits["inflow_mb"] << 20,
+            connections=limits["connections"],
             low_mb=limits["free_mb"],
             ballast_mb=limits["ballast_mb"],
         ),

@@ -40,6 +40,7 @@ def status_object(answer: Row, mode: str) -> dict[str, Any]:
         "unrunnable": list(answer.get("unrunnable") or ()),
         "disk": answer.get("disk"),
         "limits": dict(answer.get("limits") or {}),
+        "refused": list(answer.get("refused") or ()),
     }
 
 

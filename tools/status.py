@@ -57,6 +57,7 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
         lines.append(f"broker {broker.get('state')}, last sign {render.age(shown['as_of'], now)} ago")
     lines[0] += f" · brain {brain.get('state')} · bridge {bridge.get('state')}"
     lines += [render.clean(line) for line in bound_lines(shown)]
+    lines += [render.clean(f"refused: {r['why']}; {r['fix']}") for r in shown.get("refused") or ()]
     share = bridge.get("share") or {}
     for pid in bridge.get("standby") or []:
         lines.append(f"a second bridge (pid {pid}) waits: one serves this rig already; end one of the two")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from busparts import RealBroker
-from helpers import wait_for
+from helpers import free_ports, wait_for
 from machineclocks import MachineClocks
 from workbench import T1, T2, Bench, kinds, lease, results, sent
 
@@ -256,14 +255,6 @@ _WORKER = (
     "state, commands, heartbeats = sys.argv[1:]\n"
     "sys.exit(Worker(Place('far', commands, heartbeats, Path(state))).run())\n"
 )
-
-
-def free_ports(n: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 @pytest.fixture

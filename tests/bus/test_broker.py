@@ -20,7 +20,17 @@ from helpers import wait_for
 from rigbus.bus.broker import TRIM_PART, Broker, Options
 from rigbus.bus.errors import ConfigError, Refused, StoreError
 from rigbus.bus.paths import rig_paths
-from rigbus.bus.wire import MAX_META_BYTES, PROTOCOL, Envelope, Verb, decode, encode, pack, unpack
+from rigbus.bus.wire import (
+    MAX_META_BYTES,
+    MAX_REQUESTS,
+    PROTOCOL,
+    Envelope,
+    Verb,
+    decode,
+    encode,
+    pack,
+    unpack,
+)
 
 WAIT_S = 10.0
 
@@ -268,7 +278,7 @@ def test_pages_of_large_rows_are_cut_and_say_where_to_go_on(rig: Rig) -> None:
         [b"garbage"],
         [b"", b"", b"", b""],
         [PROTOCOL, b"DANCE", b"c", b"\x80"],
-        [b"RIG9", b"HELLO", b"c", b"\x80"],
+        [b"RIGX", b"HELLO", b"c", b"\x80"],
         [PROTOCOL, b"HELLO", b"c", b"\xc1"],
         [PROTOCOL, b"HELLO", b"c", b"\x91" * 5000],
         [PROTOCOL, b"QUERY", b"c" * 60, b"\x80"],
@@ -282,6 +292,39 @@ def test_garbage_is_answered_and_the_loop_lives(rig: Rig, frames: list[bytes]) -
     assert error.header["code"] == "bad_frame" and error.header["rule"]
     assert error.corr == (b"c" if len(frames) > 2 and frames[2] == b"c" else b"")
     assert client.ask(Verb.QUERY, {"what": "status"}).verb is Verb.OK
+
+
+def test_a_peer_of_another_major_version_is_told_so_in_frames_of_its_own(rig: Rig) -> None:
+    stranger, client = rig.peer(role=""), rig.peer()
+    hello = {"proto": [2, 0], "role": "worker", "name": "gpu1", "session": "s" * 32}
+    stranger.socket.send_multipart([b"RIG2", b"HELLO", b"c", pack(hello)])
+    assert stranger.socket.poll(int(WAIT_S * 1000))
+    major, verb, corr, header = stranger.socket.recv_multipart()
+    assert (major, verb, corr) == (b"RIG2", b"ERROR", b"c")
+    assert unpack(header)["code"] == "version" and "this broker 1.0" in unpack(header)["message"]
+    (row,) = client.ask(Verb.QUERY, {"what": "status"}).header["refused"]
+    assert row["who"] == "worker gpu1"
+    stranger.socket.send_multipart([b"RIG300", b"WHATEVER", b"c"])  # not even its HELLO can be read
+    assert stranger.socket.poll(int(WAIT_S * 1000))
+    rows = client.ask(Verb.QUERY, {"what": "status"}).header["refused"]
+    assert rows[-1]["who"] == "a peer" and "protocol 300.x" in rows[-1]["why"]
+
+
+def test_questions_about_the_log_by_the_thousand_hold_up_nobody(rig: Rig) -> None:
+    client, curious = rig.peer(), rig.peer()
+    for _ in range(5):
+        client.submit(*[spec(f"t{i}") for i in range(1000)])
+    for _ in range(3 * MAX_REQUESTS):
+        try:
+            curious.socket.send_multipart(
+                encode(Verb.EVENTS, {"since": 0, "limit": 5000}, corr=b"e"), zmq.NOBLOCK
+            )
+        except zmq.Again:
+            break
+    for _ in range(3):
+        began = time.monotonic()
+        assert client.ask(Verb.QUERY, {"what": "status"}).verb is Verb.OK
+        assert time.monotonic() - began < 3.0
 
 
 def test_a_frame_over_the_limit_costs_its_sender_the_connection_only(rig: Rig) -> None:

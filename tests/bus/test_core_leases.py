@@ -106,6 +106,23 @@ def test_a_lease_of_before_a_restart_is_not_taken_for_one_of_the_same_sequence_a
     rig.check()
 
 
+def test_a_worker_that_hears_nothing_keeps_its_leases_by_no_number_of_hellos(rig: Harness) -> None:
+    """The way to the broker is open, the way back is not: it says HELLO again and again, and RENEW never."""
+    client, worker = rig.client(), rig.worker(credit=5, slots=5)
+    task = client.tasks(spec("a"))[0]
+    lease = worker.lease()
+    worker.started(lease)
+    for _ in range(4):
+        rig.wait(3.0, (client, []))
+        worker.reconnect(resume=[lease["token"]])
+    assert rig.states([task]) == ["READY"]
+    assert worker.leases() == [], "nor is it given new ones"
+    worker.renew()
+    worker.offer(credit=5, slots=5)
+    rig.wait(3.0, (client, []), (worker, []))
+    assert worker.leases(), "until it hears again"
+
+
 def test_a_silent_worker_loses_its_lease_and_its_late_result_is_stale(rig: Harness) -> None:
     silent = rig.worker(name="silent")
     (task,) = rig.client().tasks(spec("a"))

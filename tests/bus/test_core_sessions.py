@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from harness import Harness, error_of, spec
 
+from rigbus.bus.refusals import MAX_KEPT
 from rigbus.bus.states import TaskState
 from rigbus.bus.wire import CLIENT_SESSION_S, LEASE_S, Envelope, Verb
 
@@ -33,6 +34,37 @@ def test_another_major_version_is_refused_and_a_newer_minor_is_not(rig: Harness)
     assert error_of(hello(rig, proto=[2, 0])) == "version"
     assert not rig.core.sessions
     assert hello(rig, proto=[1, 99], unheard_of={"a": [1]}).verb is Verb.WELCOME
+
+
+def test_who_was_refused_for_its_version_is_named_to_people_for_two_minutes(rig: Harness) -> None:
+    client = rig.client()
+    stranger = {"proto": [2, 0], "role": "worker", "name": "gpu1", "pid": 7, "host": "rig2", "build": "9.9"}
+    for _ in range(2):
+        assert error_of(hello(rig, **stranger)) == "version"
+    (row,) = client.ask(Verb.QUERY, {"what": "status"}).header["refused"]
+    assert (row["kind"], row["who"], row["times"]) == ("version", "worker gpu1 (pid 7 on rig2)", 2)
+    assert "speaks protocol 2.0 (rigbus 9.9), this broker 1.0" in row["why"] and "same rigbus" in row["fix"]
+    why = client.ask(Verb.QUERY, {"what": "why", "id": "gpu1"}).header
+    assert why["state"] == "refused" and "protocol 2.0" in why["summary"]
+    rig_why = client.ask(Verb.QUERY, {"what": "why"}).header
+    assert any("protocol 2.0" in reason for reason in rig_why["reasons"])
+    rig.wait(130, (client, []))
+    assert client.ask(Verb.QUERY, {"what": "status"}).header["refused"] == []
+
+
+def test_who_comes_back_with_the_right_version_is_not_named_any_more(rig: Harness) -> None:
+    client = rig.client()
+    stranger = {"role": "worker", "name": "gpu1", "pid": 7, "host": "rig2"}
+    hello(rig, **stranger, proto=[2, 0])
+    assert hello(rig, **stranger, proto=[1, 0]).verb is Verb.WELCOME
+    assert client.ask(Verb.QUERY, {"what": "status"}).header["refused"] == []
+
+
+def test_the_list_of_the_refused_is_bounded(rig: Harness) -> None:
+    client = rig.client()
+    for i in range(200):
+        hello(rig, role="worker", name=f"w{i}", proto=[2, 0])
+    assert len(client.ask(Verb.QUERY, {"what": "status"}).header["refused"]) == MAX_KEPT
 
 
 @pytest.mark.parametrize("proto", [None, [], "1.0", 1, {}, [None], {"0": 1}, [[1]]])
@@ -98,6 +130,8 @@ def test_a_second_session_on_one_connection_takes_the_connection_over(rig: Harne
     rig.check()
     worker.reconnect()
     rig.check()
+    assert worker.leases() == []  # nor to one that has not offered since
+    worker.offer()
     assert worker.lease()["id"] == task.id
 
 

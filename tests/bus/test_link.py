@@ -26,7 +26,7 @@ from rigbus.bus.errors import (
     WrongThread,
 )
 from rigbus.bus.link import Connection, new_session
-from rigbus.bus.wire import MAX_FRAME_BYTES, Verb
+from rigbus.bus.wire import MAX_FRAME_BYTES, Verb, encode
 
 
 @pytest.fixture
@@ -235,6 +235,51 @@ def test_a_broker_with_too_many_sessions_is_busy_and_is_greeted_again(
     assert caught.value.retry_after_s == 6.0
     del broker.answers[Verb.HELLO]
     assert link.connect(5)["incarnation"] == 1
+
+
+def test_a_question_among_too_many_is_asked_again(broker: ScriptedBroker, link: Connection) -> None:
+    answers = iter(
+        [(Verb.BUSY, {"bound": "requests", "retry_after_s": 0.1, "message": "too many"}), (Verb.OK, {"x": 1})]
+    )
+    broker.answers[Verb.QUERY] = lambda e: [(*next(answers), [])]
+    assert link.request(Verb.QUERY, {"what": "status"}, timeout_s=10).header == {"x": 1}
+    busy = {"bound": "requests", "retry_after_s": 60.0, "message": "too many"}
+    broker.answers[Verb.QUERY] = lambda e: [(Verb.BUSY, busy, [])]
+    with pytest.raises(Busy, match="too many"):
+        link.request(Verb.QUERY, {"what": "status"}, timeout_s=0.5)
+
+
+def test_a_broker_of_another_major_version_is_asked_again_seldom_and_said_once(
+    broker: ScriptedBroker,
+    link: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(link_module, "REFUSED_S", 0.3)
+    broker.answers[Verb.HELLO] = lambda e: [(Verb.ERROR, {"code": "version", "message": "speaks 2"}, [])]
+    for _ in range(2):
+        with pytest.raises(Refused, match="speaks 2"):
+            link.connect(5)
+    assert len(broker.hellos) == 1, "it knows"
+    wait_until(lambda: [link.tend(), link.recv(), len(broker.hellos) >= 3][-1], "more HELLOs")
+    assert caplog.text.count("stays idle and asks again") == 1
+    del broker.answers[Verb.HELLO]  # it was updated
+    wait_until(lambda: [link.tend(), link.recv(), link.ready][-1], "WELCOME")
+    assert link.refused == ""
+
+
+def test_frames_of_another_major_version_are_understood_as_that(
+    broker: ScriptedBroker, link: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode_as_2(*args: object, **how: object) -> list[bytes]:
+        return [b"RIG2", *encode(*args, **how)[1:]]  # type: ignore[arg-type]
+
+    monkeypatch.setattr("busparts.encode", encode_as_2)
+    broker.answers[Verb.HELLO] = lambda e: [
+        (Verb.ERROR, {"code": "whatever", "message": "use version 2"}, [])
+    ]
+    with pytest.raises(Refused, match="use version 2"):
+        link.connect(5)
 
 
 def test_a_superseded_peer_does_not_greet_again(broker: ScriptedBroker, endpoint: str) -> None:

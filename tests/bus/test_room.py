@@ -11,7 +11,7 @@ from harness import Harness, Peer, spec
 from rigbus.bus.bounds import RESERVED_SESSIONS, Bounds
 from rigbus.bus.room import MIB, UNKNOWN, Bars, Level, Room, bars, level_of
 from rigbus.bus.states import TaskState
-from rigbus.bus.wire import MAX_FRAME_BYTES, Verb
+from rigbus.bus.wire import MAX_FRAME_BYTES, MAX_REQUESTS, Envelope, Verb
 
 AMPLE = Room(Level.AMPLE, 900 * MIB, 512 * MIB, 64 * MIB, "/rig")
 LOW = replace(AMPLE, level=Level.LOW, free_bytes=300 * MIB)
@@ -230,6 +230,23 @@ def test_workers_have_a_bound_too(rig: Harness) -> None:
     rig.worker()
     rig.worker()
     assert Peer(rig, "worker", "one too many").hello().verb is Verb.BUSY
+
+
+def test_a_client_has_so_many_questions_open_and_the_work_of_others_goes_on(rig: Harness) -> None:
+    client, worker = rig.client(), rig.worker()
+
+    def ask(peer: Peer, n: int) -> list[Verb]:
+        """Messages of one round, as a flood brings them."""
+        for _ in range(n):
+            rig.core.step(Envelope(Verb.RENEW, {}, [], b"c", peer.address), rig.now, rig.wall)
+        return [s.verb for s in rig.core.fx.sends if s.peer == peer.address]
+
+    assert ask(client, MAX_REQUESTS + 5) == [Verb.RENEWED] * MAX_REQUESTS + [Verb.BUSY] * 5
+    busy = rig.core.fx.sends[-1].header
+    assert busy["bound"] == "requests" and "wait for answers" in busy["message"]
+    assert Verb.BUSY not in ask(worker, MAX_REQUESTS + 5)
+    rig.settle()
+    assert client.ask(Verb.RENEW, {}).verb is Verb.RENEWED, "the next round is another one"
 
 
 def test_facts_of_the_brain_and_tokens_are_bounded_and_old_ones_can_be_rewritten(rig: Harness) -> None:
