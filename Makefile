@@ -38,15 +38,15 @@ smoke: $(VENV)/.test ## quick, and the few live tests that every Python version 
 check: lint quick ## ruff, mypy --strict and the quick tests
 
 corruptions: $(VENV)/.test ## 5,000 corruptions of a database and its log: noticed, or without effect
-	@RIGBUS_TEST_CORRUPTIONS=5000 $(BIN)/python -m pytest -s tests/bus/test_losses.py -k corruption $(ARGS)
+	@RIGBUS_TEST_CORRUPTIONS=5000 $(BIN)/python -m pytest -s tests/bus/store/test_losses.py -k corruption $(ARGS)
 
 orders: $(VENV)/.test ## all 24 orders in which broker, brain, worker and bridge can start
 	@RIGBUS_TEST_ORDERS=24 $(BIN)/python -m pytest -s tests/live/test_orders.py $(ARGS)
 prefixes: $(VENV)/.test ## a state folder, repair, backup, spool cut off behind each system call, over longer runs
-	@RIGBUS_TEST_PREFIXES=$(or $(LONGER),6) $(BIN)/python -m pytest -s --timeout 3600 tests/bus/test_crash_prefixes.py -k behind $(ARGS)
+	@RIGBUS_TEST_PREFIXES=$(or $(LONGER),6) $(BIN)/python -m pytest -s --timeout 3600 tests/bus/store/test_crash_prefixes.py -k behind $(ARGS)
 
 fail-at-n: $(VENV)/.test ## each system call of broker, backup, repair, spool, staging and intake fails, in each way
-	@RIGBUS_TEST_FAILING=all $(BIN)/python -m pytest -s --timeout 3600 tests/bus/test_fail_at_n.py $(ARGS)
+	@RIGBUS_TEST_FAILING=all $(BIN)/python -m pytest -s --timeout 3600 tests/bus/store/test_fail_at_n.py $(ARGS)
 
 kill-at-steps: $(VENV)/.test ## kill -9 of broker, worker, brain and bridge at each named step of a plan
 	@RIGBUS_TEST_STEPS=all $(BIN)/python -m pytest -s --timeout 600 tests/live/test_kill_at_steps.py $(ARGS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents.base import Agent, handler, on
-    from .bus.client import Client, Result, Task
+    from .bus.client.client import Client, Result, Task
 
 __version__ = "0.1.0"
 __all__ = ["Agent", "Client", "Result", "Task", "__version__", "handler", "on"]
@@ -20,9 +20,9 @@ _HOME = {
     "Agent": ".agents.base",
     "handler": ".agents.base",
     "on": ".agents.base",
-    "Client": ".bus.client",
-    "Result": ".bus.client",
-    "Task": ".bus.client",
+    "Client": ".bus.client.client",
+    "Result": ".bus.client.client",
+    "Task": ".bus.client.client",
 }
 
 

@@ -26,8 +26,8 @@ from .context import Buses, TaskContext, current_task
 from .handlers import Spec, events_of, handler, on, specs_of
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
-    from ..bus.follow import Event
+    from ..bus.client.client import Client
+    from ..bus.client.follow import Event
 
 __all__ = ["Agent", "agent_ref", "handler", "load_agent", "on"]
 
@@ -110,7 +110,7 @@ class Agent:
         self._buses = Buses(self._open_client)
 
     def _open_client(self, task: TaskContext | None) -> Client:
-        from ..bus.client import Client
+        from ..bus.client.client import Client
 
         if task is None:
             return Client(self._endpoint, self._state, ctx=self._ctx)
@@ -130,7 +130,7 @@ class Agent:
 
         Without ``--thermal`` its cards have the limits of ``[thermal]`` in the configuration. Never returns.
         """
-        from .main_parent import run_alone
+        from .worker.parent import run_alone
 
         sys.exit(run_alone(agent_ref(cls), argv, program=Path(sys.argv[0]).name or cls.__name__))
 
@@ -142,7 +142,7 @@ def event_methods(agent: Agent) -> list[tuple[tuple[str, ...], Any]]:
 
 def dispatch(methods: list[tuple[tuple[str, ...], Any]], event: Event) -> list[Any]:
     """The methods that want this event."""
-    from ..bus.follow import topic_filter
+    from ..bus.client.follow import topic_filter
 
     return [method for patterns, method in methods if topic_filter(patterns)(event.topic)]
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..bus.errors import DefinitionError
 from ..bus.paths import log_path
 from ..bus.wire import Token
-from .output import MAX_LOG_BYTES
-from .values import pack_value
-from .worker_events import Lease, legible
+from .attempts.output import MAX_LOG_BYTES
+from .attempts.values import pack_value
+from .worker.events import Lease, legible
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
 
 NOTE_CHARS = 2000
 CHUNK_BYTES = 512 << 10  #: of one `progress`

@@ -82,7 +82,7 @@ class ModelAgent(ModelTasks):
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> None:
         """Run the model as a process of its own: ``--model FILE`` and the options of every agent. Never returns."""
-        from .main_parent import run_alone
+        from .worker.parent import run_alone
 
         parser = argparse.ArgumentParser(
             prog="rigbus.agents.llm",

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
     from .base import Agent
 
 READY_S = 20.0
 _BROKER = """\
 import logging, sys
 from pathlib import Path
-from rigbus.bus.broker import main
+from rigbus.bus.broker.broker import main
 from rigbus.bus.paths import rig_paths
 logging.basicConfig(level=logging.INFO)
 sys.exit(main(rig_paths(Path(sys.argv[1]))))
@@ -201,18 +201,18 @@ class Rig:
         return f"{stem}-{self._named[stem]}"
 
     def _connect(self, timeout_s: float) -> Client:
-        from ..bus.client import Client
+        from ..bus.client.client import Client
         from ..bus.paths import endpoints, rig_paths
 
         # By its sockets, not by run.json: the broker may not have them yet, the link waits for it.
         return Client(endpoints(rig_paths(self.state))["commands"], self.state, timeout_s=timeout_s)
 
     def _worker(self, name: str, options: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        words = ["-m", "rigbus.agents.worker", "--state", str(self.state), "--name", name, *options]
+        words = ["-m", "rigbus.agents.worker.main", "--state", str(self.state), "--name", name, *options]
         self._start(name, words, env)
 
     def _start(self, name: str, words: Sequence[str], more: Mapping[str, str] | None = None) -> None:
-        from .lifeline import Lifeline
+        from .supervisor.lifeline import Lifeline
 
         if self._lifeline is None:
             self._lifeline = Lifeline()  # when the test dies, its rig ends with it
@@ -231,8 +231,8 @@ class Rig:
             )
 
     def _thread(self, cls: type[Agent], name: str, slots: int | None) -> None:
-        from .serve import AgentWorker
-        from .worker import place_of
+        from .worker.main import place_of
+        from .worker.serve import AgentWorker
 
         started: list[Any] = []
         ready = threading.Event()
@@ -283,10 +283,10 @@ class Rig:
             self._lifeline.close()
 
     def _gone(self, session: str) -> None:
-        from ..bus.link import Connection
+        from ..bus.client.link import Connection
         from ..bus.paths import endpoints, rig_paths
         from ..bus.wire import Verb
-        from .spool import Estate
+        from .worker.spool import Estate
 
         link = Connection(endpoints(rig_paths(self.state))["commands"], role="supervisor")
         try:
@@ -298,7 +298,7 @@ class Rig:
 
     def _sweep(self, session: str = "") -> None:
         """End the processes of this rig's attempts, or of one worker's session."""
-        from .process import processes
+        from .process.linux import processes
 
         try:
             state_id = (self.state / "id").read_text().strip()

@@ -1,7 +1,7 @@
 """The two pipes between the supervisor and the rig's processes, as those processes hold them. Standard library only.
 
-The *lifeline* is read: it ends with the supervisor, whose end is in `agents/lifeline.py`. The *alive pipe* is written: a
-process whose loop turns says so once a second; one that lives and says nothing is killed and started again.
+The *lifeline* is read: it ends with the supervisor, whose end is in `agents/supervisor/lifeline.py`. The *alive pipe* is
+written: a process whose loop turns says so once a second; one that lives and says nothing is killed and started again.
 """
 
 from __future__ import annotations

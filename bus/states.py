@@ -2,7 +2,7 @@
 
 Rule 1: every state change of a task goes through :func:`after`. Nothing else assigns a state.
 Rule 2: terminal states absorb every machine event; only a person's REQUEUE and REVIVE leave them.
-Rule 3: the CHECK constraints in ``schema.sql`` say the same again; a test compares the two.
+Rule 3: the CHECK constraints in ``store/schema.sql`` say the same again; a test compares the two.
 
     WAITING -MET-> READY -LEASE-> LEASED -OK-> DONE | -OK_REVIEW-> REVIEW
     LEASED -RETRY-> READY, -ESCALATE-> FAILED, -BURY-> DEAD, -RETURN-> READY

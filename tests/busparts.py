@@ -16,9 +16,9 @@ from typing import Any
 import zmq
 from helpers import wait_for
 
-from rigbus.bus.broker import Options
+from rigbus.bus.broker.broker import Options
+from rigbus.bus.client.link import Connection
 from rigbus.bus.errors import BadFrame, RigbusError
-from rigbus.bus.link import Connection
 from rigbus.bus.paths import endpoints, rig_paths
 from rigbus.bus.wire import Envelope, Verb, decode, encode, pack, unpack
 
@@ -110,8 +110,8 @@ class ScriptedBroker:
 
 _BROKER = (
     "import json, sys; from pathlib import Path\n"
-    "from rigbus.bus.bounds import Bounds\n"
-    "from rigbus.bus.broker import Broker, Options\n"
+    "from rigbus.bus.core.bounds import Bounds\n"
+    "from rigbus.bus.broker.broker import Broker, Options\n"
     "from rigbus.bus.paths import rig_paths\n"
     "options, addresses = json.loads(sys.argv[2])\n"
     "paths = rig_paths(Path(sys.argv[1]))\n"

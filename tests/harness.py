@@ -7,8 +7,8 @@ from collections import defaultdict, deque
 from typing import Any
 
 from rigbus.agents.brain import core
-from rigbus.bus.core import Core
-from rigbus.bus.model import Changes, Effects, Send, Task, task_id
+from rigbus.bus.core.core import Core
+from rigbus.bus.core.model import Changes, Effects, Send, Task, task_id
 from rigbus.bus.states import TERMINAL, TaskState
 from rigbus.bus.wire import Envelope, Verb, pack, unpack
 

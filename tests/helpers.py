@@ -124,7 +124,7 @@ class Processes:
         return process
 
     def python(self, *args: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """``start`` of the Python that runs the tests: ``processes.python("-m", "rigbus.bus.broker")``."""
+        """``start`` of the Python that runs the tests: ``processes.python("-m", "rigbus.bus.broker.broker")``."""
         return self.start([sys.executable, *args], env=env)
 
     def output(self, process: subprocess.Popen[bytes]) -> str:

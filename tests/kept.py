@@ -6,9 +6,9 @@ from pathlib import Path
 
 from harness import STATE_ID, WALL, Harness
 
-from rigbus.bus.core import Core
-from rigbus.bus.model import Effects
-from rigbus.bus.store import Store
+from rigbus.bus.core.core import Core
+from rigbus.bus.core.model import Effects
+from rigbus.bus.store.store import Store
 
 
 class Kept(Harness):

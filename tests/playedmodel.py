@@ -13,8 +13,8 @@ from rigs import LiveRig
 from rigbus.agents.llm import ModelAgent
 from rigbus.agents.models.protocol import GenerateRequest, Model
 from rigbus.agents.models.scripted import ScriptedGeneration, ScriptedModel
-from rigbus.agents.serve import AgentWorker
-from rigbus.agents.worker import place_of
+from rigbus.agents.worker.main import place_of
+from rigbus.agents.worker.serve import AgentWorker
 
 
 class HeldModel(ScriptedModel):

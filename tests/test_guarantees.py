@@ -100,7 +100,7 @@ def test_a_name_that_is_none_is_found_out(named: str, fault: str) -> None:
 
 def test_functions_and_methods_are_tests() -> None:
     assert fault_of("test_guarantees.py::test_functions_and_methods_are_tests") == ""
-    assert any("::" in name for name in names_in(TESTS / "agents/test_placing.py"))
+    assert any("::" in name for name in names_in(TESTS / "agents/brain/test_placing.py"))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -126,8 +126,8 @@ def test_help_loads_neither_the_bus_nor_the_models():
 @pytest.mark.parametrize(
     ("module", "later"),
     [
-        ("rigbus.bus.broker", {"pydantic", "asyncio"}),
-        ("rigbus.agents.worker", {"pydantic", "asyncio"}),
+        ("rigbus.bus.broker.broker", {"pydantic", "asyncio"}),
+        ("rigbus.agents.worker.main", {"pydantic", "asyncio"}),
         ("rigbus.bridge.folder.service", {"pydantic", "markdown_it", "asyncio"}),
     ],
 )

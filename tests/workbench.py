@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rigbus.agents import worker_events as ev
-from rigbus.agents.worker_core import WorkerCore
-from rigbus.agents.worker_run import WorkerConfig
+from rigbus.agents.worker import events as ev
+from rigbus.agents.worker.core import WorkerCore
+from rigbus.agents.worker.run import WorkerConfig
 from rigbus.bus.timing import renewal_s
 from rigbus.bus.wire import LEASE_S, Verb
 

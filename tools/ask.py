@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from ..bus.client.work import decode_value, task_id
 from ..bus.errors import NotFound, RigbusError
-from ..bus.work import decode_value, task_id
 from .rows import plain, task_object
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
 
 PAGE: Final = 500
 

@@ -19,7 +19,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.argument("folder", type=_FOLDER)
 def backup(state: Path | None, config: Path | None, as_json: bool, folder: Path) -> int:
     """Copy the state of a rig, up or down, to a new FOLDER: database, results, staged plans; not the share, no logs."""
-    from ..bus.backup import backup as run
+    from ..bus.store.backup import backup as run
 
     manifest = run(where(state, None, config), folder.absolute())
     missing = manifest["missing_results"]
@@ -45,7 +45,7 @@ def restore(state: Path | None, config: Path | None, as_json: bool, folder: Path
 
     All that the rig has done since then is unknown to the new one: what it had ended runs again.
     """
-    from ..bus.backup import restore as run
+    from ..bus.store.backup import restore as run
 
     done = run(folder.absolute(), where(state, None, config))
     if as_json:

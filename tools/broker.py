@@ -14,8 +14,8 @@ from .common import config_option, process_log, settings_of, state_option, where
 @config_option
 def broker(state: Path | None, config: Path | None) -> int:
     """Run the broker alone: it owns all durable state. The others may start before or after it."""
-    from ..bus.bounds import Bounds
-    from ..bus.broker import Options, main
+    from ..bus.broker.broker import Options, main
+    from ..bus.core.bounds import Bounds
 
     settings = settings_of(config)
     limits = settings["limits"]

@@ -18,7 +18,7 @@ from .render import clean, clean_lines
 from .rows import plain
 
 if TYPE_CHECKING:
-    from ..bus.client import Client, Progress, Result
+    from ..bus.client.client import Client, Progress, Result
 
 
 @click.command()
@@ -60,7 +60,7 @@ def call(
     """
     payload = pairs(fields, "call")
     with reach_bus(state, config) as rig:
-        from ..bus.work import Result
+        from ..bus.client.work import Result
 
         _say_if_nobody_runs(rig.bus, type_)
         shower = _Shower(quiet=as_json)

@@ -86,7 +86,7 @@ def settings_of(config: Path | None, **flags: Any) -> dict[str, Any]:
     if handed and config is None and not any(flags.values()):
         settings: dict[str, Any] = json.loads(handed)
         return settings
-    from ..bus.config import load
+    from ..bus.config.settings import load
 
     loaded = load(flags, config)
     for warning in loaded.warnings:

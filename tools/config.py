@@ -21,7 +21,7 @@ def config() -> None:
 @rig_options
 def show(state: Path | None, shared: Path | None, config: Path | None, as_json: bool) -> int:
     """Every setting with its value and its origin."""
-    from ..bus.config import load
+    from ..bus.config.settings import load
     from ..bus.paths import config_files
 
     loaded = load({"state": state, "shared": shared}, config)

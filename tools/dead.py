@@ -16,7 +16,7 @@ from .common import config_option, json_option, print_json, state_option, talk
 from .reach import reach_bus
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
 
 SHOWN: Final = 100
 _AT_ONCE: Final = 500  #: ids in one question

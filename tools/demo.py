@@ -19,7 +19,7 @@ from ..bus.errors import ConfigError, RigbusError, TaskFailed, WaitTimeout
 from .common import json_option, print_json, talk
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
     from .demo_rig import DemoRig
     from .demo_story import Story
     from .demo_view import View
@@ -88,7 +88,7 @@ def _signals_as_interrupt() -> Iterator[None]:
 
 
 def _tell(rig: DemoRig, view: View, model: Path | None) -> dict[str, Any]:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
     from .demo_rig import EXAMPLE
     from .demo_story import Story
     from .demo_tap import Tap

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from ..agents.lifeline import Lifeline
+from ..agents.supervisor.lifeline import Lifeline
 from ..bus.errors import RigbusError
 
 START_S: Final = 30.0

@@ -9,8 +9,8 @@ from typing import Final
 import zmq
 
 from ..bus.errors import BadFrame
-from ..bus.sniff import Record, Sniffer
-from ..bus.sniffview import Follow, step_line
+from ..bus.sniff.records import Record, Sniffer
+from ..bus.sniff.view import Follow, step_line
 
 KEPT: Final = 100_000
 #: Questions of the mirror and of the demo itself are no part of a task's life.

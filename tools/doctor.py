@@ -25,7 +25,7 @@ from .doctor_checks.children import Answer, Asked, within
 from .doctor_checks.findings import Finding, exit_code, lines_of, report
 
 if TYPE_CHECKING:
-    from ..bus.config import Loaded
+    from ..bus.config.settings import Loaded
 
 #: How long a folder may take to answer.
 FOLDER_S: Final = 5.0
@@ -139,7 +139,7 @@ def _read(config: Path | None) -> list[Path]:
 def _settings(found: list[Finding], config: Path | None) -> tuple[list[Finding], Loaded | None]:
     """With every setting checked, where a rig is: that loads pydantic, which a machine with only the share is spared."""
     try:
-        from ..bus.config import load
+        from ..bus.config.settings import load
 
         return found, load({}, config)
     except ConfigError as e:

@@ -50,7 +50,7 @@ def stop(state: Path, *, now: bool = False, timeout_s: float = 60.0) -> int:
         Unreachable: no rig is up there.  WaitTimeout: it has not ended in ``timeout_s`` seconds.
         Refused: it belongs to another user.
     """
-    from ..agents.rigfolder import lock_holder
+    from ..agents.supervisor.folder import lock_holder
 
     pid = lock_holder(state)
     if pid is None:
@@ -97,7 +97,7 @@ def _signal(pid: int, handle: int | None) -> None:
 def _ended(state: Path, handle: int | None, timeout_s: float) -> bool:
     if handle is not None:
         return bool(select.select([handle], [], [], timeout_s)[0])
-    from ..agents.rigfolder import lock_holder
+    from ..agents.supervisor.folder import lock_holder
 
     until = time.monotonic() + timeout_s
     while lock_holder(state) is not None:

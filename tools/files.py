@@ -290,7 +290,7 @@ class Folder:
 
 
 def _file_name(key: str) -> str:
-    """How a task's key stands in the name of its log (``agents/values.py`` writes it so)."""
+    """How a task's key stands in the name of its log (``agents/attempts/values.py`` writes it so)."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else _escape(c) for c in key)
     return f"%2E{plain[1:]}" if plain.startswith(".") else plain
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..agents.proctree import read_proc
+from ..agents.process.tree import read_proc
 from ..bus.errors import Refused, RigbusError, Unreachable
 from .common import talk
 from .files import Folder

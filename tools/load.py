@@ -12,8 +12,8 @@ from .common import config_option, json_option, print_json, state_option, talk
 from .reach import reach_bus
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
-    from ..bus.work import Result
+    from ..bus.client.client import Client
+    from ..bus.client.work import Result
 
 _CANCEL_S: Final = 5.0
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,8 +72,8 @@ def unload(
 def _ask(
     op: str, model: str, worker: str, state: Path | None, config: Path | None, as_json: bool, timeout_s: float
 ) -> int:
+    from ..bus.client.work import Task
     from ..bus.errors import TaskFailed
-    from ..bus.work import Task
 
     for text in (model, worker):
         if not text.isprintable() or len(text) > 200:

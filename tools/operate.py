@@ -12,7 +12,7 @@ from .reach import Reach
 from .requests import receipt_of, write_request
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
 
 
 def find(rig: Reach, ref: str) -> tuple[str, str, str]:

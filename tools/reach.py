@@ -17,7 +17,7 @@ from ..bus.paths import RigPaths, read_run_json
 from .common import talk, where
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
+    from ..bus.client.client import Client
 
 #: How long a broker whose socket is there may take to answer.
 ANSWER_S: Final = 2.0
@@ -126,7 +126,7 @@ def _look(paths: RigPaths, *, chosen: bool) -> Reach:
         return Reach(paths, None, f"the rig on {paths.state} serves another folder")
     if not _may_answer(served, run):
         return Reach(served, None, f"no broker answers on the state folder {served.state}")
-    from ..bus.client import Client
+    from ..bus.client.client import Client
 
     try:
         return Reach(served, Client(state=served.state, timeout_s=ANSWER_S))

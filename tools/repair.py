@@ -22,8 +22,8 @@ def repair(state: Path | None, config: Path | None, as_json: bool, dry_run: bool
 
     A batch that misses tasks ends failed, with the reason; `rigbus retry` runs what is left of it.
     """
-    from ..bus.premises import lock
-    from ..bus.repairing import repair as run
+    from ..bus.broker.premises import lock
+    from ..bus.store.repairing import repair as run
 
     paths = where(state, None, config)
     if not paths.state.is_dir():

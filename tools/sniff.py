@@ -19,9 +19,9 @@ from .reach import reach_bus
 from .rows import TASK_ENDED
 
 if TYPE_CHECKING:
-    from ..bus.client import Client
-    from ..bus.sniff import Record
-    from ..bus.sniffview import Filter, Step
+    from ..bus.client.client import Client
+    from ..bus.sniff.records import Record
+    from ..bus.sniff.view import Filter, Step
 
 _QUIET_S: Final = 0.2  #: after so long without a message nothing is held back any more
 _PAGE: Final = 2000
@@ -68,7 +68,7 @@ def sniff(
     filters: tuple[str, ...],
 ) -> int:
     """Every message on the bus, as it passes. One JSON object a line when piped."""
-    from ..bus.sniffview import Filter
+    from ..bus.sniff.view import Filter
 
     wanted = Filter(filters)
     until = _NO_END if for_s is None else time.monotonic() + _seconds(for_s, "--for")
@@ -105,13 +105,13 @@ class _Printer:
 
     def record(self, record: Record) -> bool:
         """One message."""
-        from ..bus.sniffview import line
+        from ..bus.sniff.view import line
 
         return self._put(record, {}, line(record))
 
     def step(self, step: Step) -> bool:
         """One step of a task's life."""
-        from ..bus.sniffview import step_line
+        from ..bus.sniff.view import step_line
 
         return self._put(step.record, {"after_s": round(step.after_s, 6), "why": step.why}, step_line(step))
 
@@ -135,7 +135,7 @@ class _Printer:
 
 def _life(records: Iterator[Record | None], task: str, printer: _Printer) -> None:
     """The life of a task until its end; a None among the records is a moment of silence."""
-    from ..bus.sniffview import Follow
+    from ..bus.sniff.view import Follow
 
     follow = Follow(task)
     seen = ended = False
@@ -167,7 +167,7 @@ def _over(record: Record, before: bool) -> bool:
 
 
 def _from_file(file: Path) -> Iterator[Record]:
-    from ..bus.sniff import record_of
+    from ..bus.sniff.records import record_of
 
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, text in enumerate(lines, 1):
@@ -186,7 +186,7 @@ def _from_bus(
     import zmq
 
     from ..bus.errors import BadFrame
-    from ..bus.sniff import Sniffer
+    from ..bus.sniff.records import Sniffer
 
     topics = wanted.subscriptions()
     if since is not None or follow is not None:

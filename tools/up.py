@@ -17,8 +17,8 @@ from ..bus.paths import default_state
 from .common import HANDED_ON, attempt_words, print_json, rig_options, settings_of, talk, thermal_text, where
 
 if TYPE_CHECKING:
-    from ..agents.cards import Seats
-    from ..agents.supervisor_core import ChildSpec
+    from ..agents.supervisor.cards import Seats
+    from ..agents.supervisor.core import ChildSpec
     from ..bus.paths import RigPaths
 
 
@@ -58,8 +58,8 @@ def up(
 def _foreground(
     paths: RigPaths, config: Path | None, workers: int | None, model: Path | None, as_json: bool
 ) -> int:
-    from ..agents import rigfolder
-    from ..agents.supervisor import Supervisor
+    from ..agents.supervisor import folder as rigfolder
+    from ..agents.supervisor.supervisor import Supervisor
 
     began = time.monotonic()
     settings = settings_of(config, workers=workers, model=model)
@@ -130,8 +130,8 @@ def specs_of(settings: dict[str, Any]) -> list[ChildSpec]:
     Raises:
         ConfigError: two of them have one name, or the model's file is not there.
     """
-    from ..agents.cards import card_uuids, present_cards, seats
-    from ..agents.supervisor_children import agent_spec, rig_specs
+    from ..agents.supervisor.cards import card_uuids, present_cards, seats
+    from ..agents.supervisor.children import agent_spec, rig_specs
 
     uuids = card_uuids()
     seated = seats(settings, present_cards(), uuids)
@@ -160,8 +160,8 @@ def _model_workers(settings: dict[str, Any], seated: Seats, uuids: dict[str, str
     Raises:
         ConfigError: --model names no file.
     """
-    from ..agents.cards import model_seats
-    from ..agents.supervisor_children import model_worker_spec
+    from ..agents.supervisor.cards import model_seats
+    from ..agents.supervisor.children import model_worker_spec
 
     model = settings["model"]
     if model is not None and not Path(model).is_file():
@@ -200,7 +200,7 @@ def _detached(
     paths: RigPaths, config: Path | None, workers: int | None, model: Path | None, as_json: bool
 ) -> int:
     """Start the same command in a session of its own and wait for its word that it is ready."""
-    from ..agents.rigfolder import last_line, rotate_log, said_since
+    from ..agents.supervisor.folder import last_line, rotate_log, said_since
 
     paths.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_file = paths.logs / "up.log"

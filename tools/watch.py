@@ -140,7 +140,7 @@ def _ask_why(rig: Reach, frame: Frame) -> None:
 
 def _decisions(rig: Reach, seq: int, batch: str | None) -> list[dict[str, Any]]:
     """What the rig decided lately, from its numbered log."""
-    from ..bus.follow import event_of
+    from ..bus.client.follow import event_of
     from ..bus.wire import Verb
 
     answer = rig.bus.request(Verb.EVENTS, {"since": max(0, seq - _LOOK_BACK), "limit": _LOOK_BACK + 1})

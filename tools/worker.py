@@ -49,11 +49,11 @@ def worker(
     settings = settings_of(config)
     words += ["--thermal", thermal_text(settings)]
     if agent is not None and SUPERVISED not in os.environ:
-        from ..agents.main_parent import run_alone
+        from ..agents.worker.parent import run_alone
 
         words += ["--log-bytes", str(settings["logs"]["task_bytes"])]
         return run_alone(agent, words, program="rigbus worker")
-    from ..agents.worker import main
+    from ..agents.worker.main import main
 
     if agent is not None:
         words += ["--agent", agent]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from ...bus.model import PLACEMENT_ASKS
+from ...bus.core.model import PLACEMENT_ASKS
 from ...bus.tags import BRAIN_ROLE, MODEL_TYPES, ROLE, wanted_tags
 from ...plans.environment import encode_value, lookup
 from ...plans.model import Plan, PlanTask

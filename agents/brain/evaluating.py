@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+from ...bus.core.model import task_id
 from ...bus.errors import NotFound
-from ...bus.model import task_id
 from ...bus.wire import MAX_KEY_BYTES
 from ...plans.model import Plan
 from .core import Judge

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from ...bus.core.model import task_id
 from ...bus.errors import NotFound
-from ...bus.model import task_id
 from ...plans.items import Counterparts
 from ...plans.keys import ItemsError
 from ...plans.model import Plan, PlanTask

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ...bus.model import task_id
+from ...bus.core.model import task_id
 from ...plans.model import Plan
 from .class_questions import (
     ASKED_AT_ONCE,

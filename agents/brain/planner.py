@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from ...bus.model import PLACEMENT_ASKS
+from ...bus.core.model import PLACEMENT_ASKS
 from ...bus.tags import MODEL_TYPES
 from ...bus.wire import MAX_BATCH, MAX_PAYLOAD_BYTES, pack
 from ...plans.check import check_plan

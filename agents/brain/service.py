@@ -19,10 +19,10 @@ import msgpack
 import zmq
 
 from ... import __version__
+from ...bus.client.follow import Cursor, Event, event_of
+from ...bus.client.link import Connection
 from ...bus.errors import BadFrame, Busy, NotFound, Refused, RigbusError, Unreachable
-from ...bus.follow import Cursor, Event, event_of
 from ...bus.lifeline import Alive, alive_fd
-from ...bus.link import Connection
 from ...bus.paths import RigPaths, find_rig
 from ...bus.wire import Verb, unpack
 from ...plans.errors import PlanInvalid

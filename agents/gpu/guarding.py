@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ...bus.wire import Token
-from ..worker_events import Event, Held, Lease, Released, VramBudget
+from ..worker.events import Event, Held, Lease, Released, VramBudget
 from .budget import vram_budget_mb
 from .guard import Level, ThermalGuard, ThermalLimits, Verdict
 from .readings import GpuReading

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ...bus.errors import NotFound
-from ..process import default_launcher
+from ..process.linux import default_launcher
 from .readings import GpuReading, throttle_words
 
 TIMEOUT_S: Final = 5.0

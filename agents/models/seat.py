@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from ...bus.errors import RigbusError
 from ...bus.wire import Token as LeaseToken
 from ...bus.wire import Verb
-from .. import worker_events as ev
+from ..worker import events as ev
 from . import seat_core as core
 from .card_meter import CardMeter
 from .protocol import Model

@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from ...bus.client.link import raise_error
 from ...bus.errors import BadFrame
-from ...bus.link import raise_error
 from ...bus.wire import Envelope, Verb
 from .ops import Op, Result
 from .port import Fault, FolderPort, Reply

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from ...bus.follow import Cursor, Event, event_of
+from ...bus.client.follow import Cursor, Event, event_of
 from ...bus.wire import Verb
 from . import layout, rows
 from .flows import Flow, ask, share

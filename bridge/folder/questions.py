@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...bus.link import Connection
+from ...bus.client.link import Connection
 from ...bus.wire import Envelope, Verb
 
 log = logging.getLogger(__name__)

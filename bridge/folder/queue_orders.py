@@ -10,8 +10,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ...bus.core.model import task_id as public_id
 from ...bus.errors import NotFound, RigbusError
-from ...bus.model import task_id as public_id
 from ...bus.paths import RigPaths
 from ...bus.wire import Verb, pack
 from .clock import Clock

@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from ...bus.errors import NotFound, Refused
 from ...bus.paths import RigPaths
-from ...bus.repairing import LEAP
-from ...bus.store import state_id
-from ...bus.tail import sync_folder, write_durably
+from ...bus.store.repairing import LEAP
+from ...bus.store.store import state_id
+from ...bus.store.tail import sync_folder, write_durably
 from . import drafts
 from .copies import copy_in
 from .drafts import Draft, Invalid

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ...bus.checks import policy_of, shape_of
-from ...bus.model import PLACEMENT_ASKS, Batch, Changes, Task
-from ...bus.repairing import LEAP
+from ...bus.core.checks import policy_of, shape_of
+from ...bus.core.model import PLACEMENT_ASKS, Batch, Changes, Task
 from ...bus.states import BatchState, TaskState
-from ...bus.store import Store, create, mark
-from ...bus.tail import Tail
+from ...bus.store.repairing import LEAP
+from ...bus.store.store import Store, create, mark
+from ...bus.store.tail import Tail
 from ...bus.wire import MAX_META_BYTES, MAX_PAYLOAD_BYTES, pack
 from .remains import Ran, Stood
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from ...bus.model import task_id
+from ...bus.core.model import task_id
 from ...bus.states import TaskState
 from .receipts import PLAIN_NAME
 from .rows import plan_folder

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ...bus.client.follow import Event
 from ...bus.errors import BadFrame
-from ...bus.follow import Event
 from ...bus.wire import unpack
 from .layout import Row, priority_word
 from .receipts import PLAIN_NAME

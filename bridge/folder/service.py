@@ -20,13 +20,13 @@ from typing import Any, Final
 import zmq
 
 from ... import __version__
+from ...bus.client.follow import event_of
+from ...bus.client.link import Connection
 from ...bus.errors import BadFrame
-from ...bus.follow import event_of
 from ...bus.lifeline import Alive, alive_fd, lifeline_fd
-from ...bus.link import Connection
 from ...bus.mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S, mount_of
 from ...bus.paths import RigPaths, find_rig
-from ...bus.store import state_id
+from ...bus.store.store import state_id
 from ...bus.wire import Verb, pack, unpack
 from . import intake, mirror
 from .clock import Clock

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ...bus.errors import NotFound, Refused
 from ...bus.paths import RigPaths
-from ...bus.store import state_id
+from ...bus.store.store import state_id
 from .gleaning import Gleaner
 from .owner import Claim
 from .port import FolderPort

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from ...bus.follow import Event
+from ...bus.client.follow import Event
 from . import rows
 from .decisions import Decision, batch_decision, decision_line, task_decision
 

@@ -15,9 +15,9 @@ import pytest
 from rigbus import Agent, Task, handler, on
 from rigbus.agents.base import load_agent
 from rigbus.agents.testing import Rig
+from rigbus.bus.client.work import Progress, Result
 from rigbus.bus.errors import TaskFailed
 from rigbus.bus.paths import log_path
-from rigbus.bus.work import Progress, Result
 
 # Found by their file, as a worker process finds them: tests are no package.
 Apart, Hanger, Noop, Ring, Sampler = (

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rigbus import Agent, handler
+from rigbus.agents.attempts.threads import failure_of
+from rigbus.agents.attempts.values import NotKept, outcome_of, pack_value
 from rigbus.agents.base import agent_ref, load_agent
 from rigbus.agents.handlers import specs_of
-from rigbus.agents.runners import failure_of
-from rigbus.agents.values import NotKept, outcome_of, pack_value
 from rigbus.bus.errors import ConfigError, DefinitionError
 from rigbus.bus.paths import log_path
 from rigbus.bus.wire import MAX_RESULT_BYTES, pack, unpack

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from rigbus.agents.attempts.threads import run_handler
 from rigbus.agents.context import TaskContext
 from rigbus.agents.llm import ModelAgent
 from rigbus.agents.models.protocol import Chunk, GenerateRequest, Model, ModelState, Queued, Usage
 from rigbus.agents.models.scripted import ScriptedModel
-from rigbus.agents.runners import run_handler
-from rigbus.agents.worker_events import Lease, Outcome
+from rigbus.agents.worker.events import Lease, Outcome
 from rigbus.bus.errors import ConfigError
 from rigbus.bus.wire import Token, pack, unpack
 

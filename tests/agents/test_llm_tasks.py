@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from modelparts import write_tiny_gguf
 
+from rigbus.agents.attempts.threads import run_handler
 from rigbus.agents.context import TaskContext
 from rigbus.agents.llm import ModelAgent
 from rigbus.agents.models.host import ModelHost
 from rigbus.agents.models.protocol import GenerateRequest, Model
 from rigbus.agents.models.scripted import ScriptedGeneration, ScriptedModel
-from rigbus.agents.runners import run_handler
-from rigbus.agents.worker_events import Lease, Outcome
+from rigbus.agents.worker.events import Lease, Outcome
 from rigbus.bus.errors import DefinitionError
 from rigbus.bus.tags import MODEL_TYPES
 from rigbus.bus.wire import Token, pack, unpack

@@ -28,7 +28,7 @@ from rigbus.bridge.folder.receipts import Problem
 from rigbus.bridge.folder.resting import Rest
 from rigbus.bridge.folder.seal import sealed
 from rigbus.bridge.folder.taking import Taker
-from rigbus.bus.config import load
+from rigbus.bus.config.settings import load
 from rigbus.bus.errors import ConfigError
 from rigbus.bus.paths import RigPaths, rig_paths
 

@@ -21,12 +21,12 @@ from rigbus.bridge.folder.owner import OWNER, SCHEMA
 from rigbus.bridge.folder.queue_books import Books
 from rigbus.bridge.folder.rebuild import REPORT, rebuild
 from rigbus.bridge.folder.remains import NotBelieved, batch_of, task_of
+from rigbus.bus.core.model import task_id
 from rigbus.bus.errors import NotFound, Refused
-from rigbus.bus.model import task_id
 from rigbus.bus.paths import RigPaths, rig_paths
-from rigbus.bus.repairing import LEAP
 from rigbus.bus.states import BatchState, TaskState
-from rigbus.bus.store import Store
+from rigbus.bus.store.repairing import LEAP
+from rigbus.bus.store.store import Store
 
 PLAN = """# Plan: census
 

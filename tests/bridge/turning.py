@@ -9,7 +9,7 @@ from typing import Any
 
 from rigbus.bridge.folder.flows import Ask, Flow, Flows
 from rigbus.bridge.folder.port import FolderPort
-from rigbus.bus.model import task_id
+from rigbus.bus.core.model import task_id
 from rigbus.bus.wire import Envelope, Verb, unpack
 
 

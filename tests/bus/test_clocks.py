@@ -16,12 +16,12 @@ from helpers import wait_for
 from machineclocks import MachineClocks
 
 from rigbus import Client, Task
-from rigbus.bus.broker import Options
+from rigbus.bus.broker.broker import Options
+from rigbus.bus.client.link import Connection
 from rigbus.bus.clocks import Clocks
-from rigbus.bus.core import Core
-from rigbus.bus.link import Connection
-from rigbus.bus.records import update_row
+from rigbus.bus.core.core import Core
 from rigbus.bus.states import TaskState
+from rigbus.bus.store.records import update_row
 from rigbus.bus.wire import CLIENT_SESSION_S, GRACE_S, LEASE_S, Verb
 
 
@@ -189,7 +189,7 @@ def test_when_the_wall_clock_is_set_deadlines_are_written_anew() -> None:
 
 
 def test_many_deadlines_are_written_anew_a_part_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rigbus.bus.waking._AT_ONCE", 10)
+    monkeypatch.setattr("rigbus.bus.core.waking._AT_ONCE", 10)
     rig = Harness()
     tasks = rig.client().tasks(*(spec(f"t{i}", deadline_s=3600.0) for i in range(25)))
     rig.core.wall_jumped(86_400.0, rig.now, rig.wall)

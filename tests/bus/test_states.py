@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import sqlite3
 from itertools import product
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-import rigbus.bus.states as states_module
 from rigbus.bus.states import (
     BATCH_ENDED,
     BATCH_STATE_NAMES,
@@ -24,7 +23,7 @@ from rigbus.bus.states import (
     after,
 )
 
-SCHEMA = Path(states_module.__file__).with_name("schema.sql").read_text()
+SCHEMA = (ROOT / "bus" / "store" / "schema.sql").read_text()
 PERSON = {TaskEvent.REQUEUE, TaskEvent.REVIVE}
 
 

@@ -7,8 +7,8 @@ from busparts import RealBroker
 from harness import Harness
 
 from rigbus.bus import timing
-from rigbus.bus.broker import Options
-from rigbus.bus.core import Core
+from rigbus.bus.broker.broker import Options
+from rigbus.bus.core.core import Core
 from rigbus.bus.states import TaskState
 from rigbus.bus.wire import CLIENT_SESSION_S, Verb
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rigbus import Client
+from rigbus.bus.client.follow import EventStream
+from rigbus.bus.client.work import task_id
 from rigbus.bus.errors import RigbusError, Unreachable
-from rigbus.bus.follow import EventStream
-from rigbus.bus.work import task_id
 from rigbus.tools import plan_source
 
 from .history import History

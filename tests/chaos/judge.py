@@ -13,7 +13,7 @@ from typing import Final
 
 from simulator.checkers import MOST_ATTEMPTS
 
-from rigbus.bus.work import task_id
+from rigbus.bus.client.work import task_id
 
 from .history import Record
 from .seen import BATCH_ENDS, ENDS, NO_TOKEN, Seen, sort, token_of

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from helpers import end_all, processes_of, wait_for
 
-from rigbus.agents.lifeline import Lifeline
+from rigbus.agents.supervisor.lifeline import Lifeline
 from rigbus.bus.paths import endpoints, rig_paths
 
 LEASE_S: Final = 0.5

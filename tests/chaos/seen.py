@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, Final
 
-from rigbus.bus.work import task_id
+from rigbus.bus.client.work import task_id
 
 from .history import Record
 

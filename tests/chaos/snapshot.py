@@ -9,8 +9,8 @@ from typing import Any
 
 import msgpack
 
+from rigbus.bus.client.work import task_id
 from rigbus.bus.states import BATCH_STATE_NAMES, STATE_NAMES
-from rigbus.bus.work import task_id
 
 Row = tuple[str, dict[str, Any]]
 

@@ -21,9 +21,9 @@ FOLDER = os.environ.get("RIGBUS_TEST_DYING", "")
 #: Module, class, method -> what its steps are called: a verb among the arguments (or that of the message that it
 #: returns) is a part of the name.
 STEPS = {
-    "rigbus.bus.store": [("Store", "commit")],
-    "rigbus.bus.broker": [("Broker", "answer")],
-    "rigbus.bus.link": [("Connection", "send"), ("Connection", "recv"), ("Connection", "request")],
+    "rigbus.bus.store.store": [("Store", "commit")],
+    "rigbus.bus.broker.broker": [("Broker", "answer")],
+    "rigbus.bus.client.link": [("Connection", "send"), ("Connection", "recv"), ("Connection", "request")],
     "rigbus.bridge.folder.journal": [("Journal", "enter"), ("Journal", "leave")],
     "rigbus.bridge.folder.port": [("FolderPort", "request")],
 }

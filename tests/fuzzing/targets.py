@@ -17,7 +17,7 @@ from rigbus.bridge.folder.intake_core import FileRequest, drop_settings, parse_r
 from rigbus.bridge.folder.queue_core import read_order
 from rigbus.bridge.folder.receipts import Problem
 from rigbus.bridge.folder.signals_core import wish_of
-from rigbus.bus.config import load
+from rigbus.bus.config.settings import load
 from rigbus.bus.errors import BadFrame, ConfigError
 from rigbus.bus.wire import Verb, corr_of, decode, encode, hello_of, other_major
 from rigbus.plans.errors import PlanInvalid

@@ -12,8 +12,8 @@ from helpers import Processes, wait_for
 from rigbus import Client, Task
 from rigbus.agents.base import load_agent
 from rigbus.agents.testing import Rig
+from rigbus.bus.client.work import Progress, Result
 from rigbus.bus.errors import TaskFailed
-from rigbus.bus.work import Progress, Result
 
 AGENTS = Path(__file__).with_name("bad_agents.py")
 Odd, Stream, Stuck, Apart = (load_agent(f"{AGENTS}:{name}") for name in ("Odd", "Stream", "Stuck", "Apart"))

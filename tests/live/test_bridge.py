@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from helpers import Processes, wait_for
 
-from rigbus.bus.link import Connection
+from rigbus.bus.client.link import Connection
 from rigbus.bus.paths import endpoints, rig_paths
 from rigbus.bus.wire import Verb
 

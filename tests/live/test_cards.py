@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import Processes, processes_of, wait_for
 
 from rigbus import Client, Task
-from rigbus.agents.cards import card_uuids, present_cards
+from rigbus.agents.supervisor.cards import card_uuids, present_cards
 from rigbus.bus.paths import find_rig, profiles
 
 #: Three that wait for one another run at once, so each on another worker.

@@ -11,7 +11,7 @@ from drops import own_rig, run_plan, tasks_of
 from helpers import wait_for
 from rigs import LiveRig
 
-from rigbus.bus.link import Connection
+from rigbus.bus.client.link import Connection
 from rigbus.bus.paths import find_rig
 from rigbus.bus.wire import Verb
 

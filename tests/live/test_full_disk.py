@@ -14,8 +14,8 @@ from rigs import LiveRig
 from smallfs import SmallDisk, small_disk
 
 from rigbus import Client, Task
-from rigbus.bus.ballast import NAME
 from rigbus.bus.errors import Busy
+from rigbus.bus.store.ballast import NAME
 
 RUNNING, WAITING = 6, 12
 ROUNDS = int(os.environ.get("RIGBUS_TEST_ROUNDS", "2"))  #: more of them on demand

@@ -13,7 +13,7 @@ from helpers import Processes, wait_for
 from rigs import LiveRig
 
 from rigbus import Task
-from rigbus.bus.examining import examine
+from rigbus.bus.store.examining import examine
 
 
 def rigbus(*words: str | Path) -> subprocess.CompletedProcess[str]:

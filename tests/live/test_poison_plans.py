@@ -19,7 +19,7 @@ from helpers import wait_for
 from rigs import LiveRig
 
 from rigbus import Client
-from rigbus.bus.link import Connection
+from rigbus.bus.client.link import Connection
 from rigbus.bus.paths import find_rig
 from rigbus.bus.wire import Verb
 

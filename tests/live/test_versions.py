@@ -18,7 +18,7 @@ pytestmark = pytest.mark.live
 #: ``rigbus …`` whose HELLO says another version, and fields that nobody knows.
 _SKEWED = """
 import sys
-import rigbus.bus.link as link
+import rigbus.bus.client.link as link
 
 link.PROTO_VERSION = tuple(map(int, sys.argv.pop(1).split(".")))
 made = link.Connection.__init__
@@ -38,9 +38,9 @@ _SITE = """
 import sys
 
 if any(word == "worker-2" for word in sys.orig_argv):
-    import rigbus.bus.link
+    import rigbus.bus.client.link
 
-    rigbus.bus.link.PROTO_VERSION = (2, 0)
+    rigbus.bus.client.link.PROTO_VERSION = (2, 0)
 """
 
 

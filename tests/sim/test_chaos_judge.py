@@ -14,7 +14,7 @@ from chaos.schedule import plan_round
 from chaos.seen import sort
 from chaos.work import BAD, FATES, PLANS, job, plan_files, tasks_of
 
-from rigbus.bus.work import task_id
+from rigbus.bus.client.work import task_id
 from rigbus.plans.parser import load_plan
 
 BATCH = "b1"

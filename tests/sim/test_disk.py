@@ -9,8 +9,8 @@ import pytest
 from simulator.disk import Disk
 from simulator.history import History
 
-from rigbus.bus.model import Changes
-from rigbus.bus.store import Store
+from rigbus.bus.core.model import Changes
+from rigbus.bus.store.store import Store
 
 
 class Both(Disk):

@@ -11,8 +11,8 @@ import zmq
 
 from rigbus.agents.brain import service
 from rigbus.agents.brain.expanding import Expanding
+from rigbus.bus.client.link import raise_error
 from rigbus.bus.errors import Unreachable
-from rigbus.bus.link import raise_error
 from rigbus.bus.paths import rig_paths
 from rigbus.bus.wire import Envelope, Verb, pack, unpack
 from rigbus.plans.model import Plan

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from rigbus.bus.completing import Completer
-from rigbus.bus.core import Core
-from rigbus.bus.model import Effects, Send
+from rigbus.bus.broker.completing import Completer
+from rigbus.bus.core.core import Core
+from rigbus.bus.core.model import Effects, Send
 from rigbus.bus.wire import Envelope, Verb
 
 from .checkers import Checkers

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rigbus.agents.worker_events import Lease
-from rigbus.bus.core import Core
-from rigbus.bus.model import Changes, Send, Task
+from rigbus.agents.worker.events import Lease
+from rigbus.bus.core.core import Core
+from rigbus.bus.core.model import Changes, Send, Task
 from rigbus.bus.states import BATCH_ENDED, BATCH_STATE_NAMES, ENDED_BADLY, STATE_NAMES, TERMINAL, TaskState
 from rigbus.bus.wire import Envelope, Token, Verb, unpack
 

@@ -1,6 +1,6 @@
 """The store without a file: the same rows, in memory; a power loss takes the commits that were not synced.
 
-A second implementation of ``rigbus.bus.store.Store`` for the simulator's speed; `tests/sim/test_disk.py` runs one suite over
+A second implementation of the broker's ``Store`` for the simulator's speed; `tests/sim/test_disk.py` runs one suite over
 both, and some seeds run on the real one.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgpack
 
-from rigbus.bus.model import Changes, Fact
-from rigbus.bus.reading import Loaded
-from rigbus.bus.records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
+from rigbus.bus.core.model import Changes, Fact
+from rigbus.bus.store.reading import Loaded
+from rigbus.bus.store.records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
 
 #: Columns of a task's row that `update_row` gives, in its order (schema.sql).
 _UPDATED: Final = (3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 24)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from rigbus.agents import worker_events as ev
+from rigbus.agents.worker import events as ev
 from rigbus.bus.wire import pack
 
 from .brain import Brain

@@ -1,4 +1,4 @@
-"""A peer's connection: HELLO until WELCOME, sending only while it stands; what ``rigbus.bus.link`` does, without sockets."""
+"""A peer's connection: HELLO until WELCOME, sending only while it stands; what the real ``link`` does, without sockets."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from rigbus.agents.brain.expanding import Expanding
-from rigbus.agents.outbox import Outbox
-from rigbus.agents.worker_core import WorkerCore
-from rigbus.bus.checks import outcomes
-from rigbus.bus.core import Core
-from rigbus.bus.model import Batch, Session, Task
+from rigbus.agents.worker.core import WorkerCore
+from rigbus.agents.worker.outbox import Outbox
+from rigbus.bus.core.checks import outcomes
+from rigbus.bus.core.core import Core
+from rigbus.bus.core.model import Batch, Session, Task
 from rigbus.bus.wire import Envelope, Token
 
 from .history import History, Work

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rigbus.agents import worker_events as ev
-from rigbus.agents.worker_core import WorkerCore
-from rigbus.agents.worker_run import WorkerConfig
+from rigbus.agents.worker import events as ev
+from rigbus.agents.worker.core import WorkerCore
+from rigbus.agents.worker.run import WorkerConfig
 from rigbus.bus.wire import Envelope, Token, Verb, pack
 
 from .broker import Broker

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from rigbus.bus import checkpoints
+from rigbus.bus.store import checkpoints
 
 from .lives import SCENES, Life
 from .prefixes import memory_folder, void

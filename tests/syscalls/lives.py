@@ -16,8 +16,8 @@ import msgpack
 from harness import STATE_ID, WALL, Harness, spec
 from helpers import ROOT
 
-from rigbus.agents.output import OutputLog
-from rigbus.agents.spool import Spool
+from rigbus.agents.attempts.output import OutputLog
+from rigbus.agents.worker.spool import Spool
 from rigbus.bridge.folder.clock import Clock
 from rigbus.bridge.folder.drafts import Invalid
 from rigbus.bridge.folder.flows import Ask, ShareAway
@@ -26,17 +26,17 @@ from rigbus.bridge.folder.helper import run_batch
 from rigbus.bridge.folder.moves import Later, Stuck
 from rigbus.bridge.folder.port import Fault, Reply
 from rigbus.bridge.folder.taking import Taker
-from rigbus.bus import backup
-from rigbus.bus.ballast import Disk
-from rigbus.bus.core import Core
+from rigbus.bus.broker.premises import lock, make_state, open_store
+from rigbus.bus.core.core import Core
+from rigbus.bus.core.model import Changes, Effects, Fact
 from rigbus.bus.errors import RigbusError
-from rigbus.bus.examining import examine
-from rigbus.bus.model import Changes, Effects, Fact
 from rigbus.bus.paths import rig_paths
-from rigbus.bus.premises import lock, make_state, open_store
-from rigbus.bus.repairing import repair
 from rigbus.bus.states import TaskState
-from rigbus.bus.store import Store
+from rigbus.bus.store import backup
+from rigbus.bus.store.ballast import Disk
+from rigbus.bus.store.examining import examine
+from rigbus.bus.store.repairing import repair
+from rigbus.bus.store.store import Store
 from rigbus.bus.wire import Envelope, Verb
 from rigbus.plans import StageError, harvest_view, make_view, stage_plan
 

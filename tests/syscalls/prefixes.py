@@ -21,17 +21,17 @@ from typing import Any, Final
 
 from harness import WALL
 
-from rigbus.agents.spool import Spool
-from rigbus.bus import backup, checkpoints
-from rigbus.bus.ballast import Disk as StateDisk
+from rigbus.agents.worker.spool import Spool
+from rigbus.bus.broker.premises import make_state, open_store
+from rigbus.bus.core.model import Changes, Fact
 from rigbus.bus.errors import NotFound
-from rigbus.bus.examining import examine
-from rigbus.bus.model import Changes, Fact
 from rigbus.bus.paths import rig_paths
-from rigbus.bus.premises import make_state, open_store
-from rigbus.bus.repairing import repair
-from rigbus.bus.store import Store
-from rigbus.bus.tail import Tail, read_tail
+from rigbus.bus.store import backup, checkpoints
+from rigbus.bus.store.ballast import Disk as StateDisk
+from rigbus.bus.store.examining import examine
+from rigbus.bus.store.repairing import repair
+from rigbus.bus.store.store import Store
+from rigbus.bus.store.tail import Tail, read_tail
 
 from .disk import Crash, Disk, State, files_below
 from .tracing import Recorder, traced

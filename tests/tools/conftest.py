@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import Processes, short_folder, wait_for
 
-from rigbus.bus.client import Client
+from rigbus.bus.client.client import Client
 from rigbus.bus.paths import endpoints, rig_paths
 from rigbus.tools.cli import run
 
@@ -88,7 +88,7 @@ def rig() -> Iterator[VerbRig]:
             ):
                 processes.python("-P", "-m", "rigbus", *words, env=env)
             agent = ["--agent", f"{folder / 'teller.py'}:Teller", "--name", "teller"]
-            processes.python("-P", "-m", "rigbus.agents.worker", *state, *agent, env=env)
+            processes.python("-P", "-m", "rigbus.agents.worker.main", *state, *agent, env=env)
             with Client(endpoints(rig_paths(found.state))["commands"], timeout_s=20) as bus:
                 wait_for(lambda: _is_up(bus), timeout_s=20, what="brain and workers")
             yield found

@@ -11,7 +11,7 @@ from helpers import ROOT, short_folder
 
 from rigbus.agents.models.catalogue.entries import Entry
 from rigbus.agents.models.gguf.vram import Estimate
-from rigbus.bus.config import load
+from rigbus.bus.config.settings import load
 from rigbus.bus.paths import profiles
 from rigbus.tools.doctor_checks import models
 from rigbus.tools.doctor_checks.models import CardRoom, CatalogueFacts, ModelFacts

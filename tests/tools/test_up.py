@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers import ROOT
 
-from rigbus.bus.config import load
+from rigbus.bus.config.settings import load
 
 up = importlib.import_module("rigbus.tools.up")  # the package's name for it may be the command
 g: dict[str, Any] = runpy.run_path(str(ROOT / "tests/agents/models/gguf_files.py"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_for
 
-from rigbus.bus.client import Client
+from rigbus.bus.client.client import Client
 from rigbus.bus.paths import rig_paths
 from rigbus.bus.telemetry import RigStatus
 from rigbus.tools.cli import VERBS
@@ -273,7 +273,7 @@ def test_watch_once_shows_batches_workers_and_decisions(say, here):
 def test_batches_of_clients_are_listed(say, here):
     with Client() as bus:
         assert bus.call("add", {"a": 1}, timeout_s=10) == 1.5
-        from rigbus.bus.work import Task
+        from rigbus.bus.client.work import Task
 
         ids = bus.submit([Task(type="add", payload={"a": 2})], name="mine")
         assert [r.value for r in bus.results(ids, timeout_s=10)] == [2.5]

@@ -18,7 +18,7 @@ from .rig import BenchRig, Setup
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...bus.client import Client
+    from ...bus.client.client import Client
 
 ROUND_S: Final = 300.0
 RATE: Final = 6000.0  #: target, tasks/s
@@ -166,7 +166,7 @@ def run_round(client: Client, tasks: int, payload: int) -> float:
     Raises:
         RigbusError: one of them did not end well, so the figure means nothing.
     """
-    from ...bus.work import Task
+    from ...bus.client.work import Task
 
     data = "x" * payload
     began = time.perf_counter()

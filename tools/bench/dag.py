@@ -19,8 +19,8 @@ from .shell import PLAN, items_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...bus.client import Client
-    from ...bus.work import Task
+    from ...bus.client.client import Client
+    from ...bus.client.work import Task
 
 WAIT_S: Final = 300.0
 ASK_EVERY_S: Final = 0.005
@@ -109,14 +109,14 @@ def _edges(client: Client, chain: int, fan: int) -> tuple[float, float]:
 
 def chain_of(count: int) -> list[Task]:
     """Tasks each of which waits for the one before."""
-    from ...bus.work import Task
+    from ...bus.client.work import Task
 
     return [Task(type="noop", key=f"c{n}", after=[f"c{n - 1}"] if n else []) for n in range(count)]
 
 
 def fan_of(count: int) -> list[Task]:
     """One task, ``count`` that wait for it, and one that waits for all of them."""
-    from ...bus.work import Task
+    from ...bus.client.work import Task
 
     middle = [Task(type="noop", key=f"m{n}", after=["first"]) for n in range(count)]
     return [
@@ -178,7 +178,7 @@ def _expansion(
 
     What is asked meanwhile is the row of the list's join: it is held until the last task is declared.
     """
-    from ...bus.work import task_id
+    from ...bus.client.work import task_id
 
     submitted = time.time()
     batch = client.submit_plan(plan, str(uuid4()))

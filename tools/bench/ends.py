@@ -6,14 +6,14 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from ...bus.client.follow import event_of
 from ...bus.errors import BadFrame, RigbusError
-from ...bus.follow import event_of
 from ...bus.wire import unpack
 
 if TYPE_CHECKING:
     import zmq
 
-    from ...bus.client import Client
+    from ...bus.client.client import Client
     from .rig import BenchRig
 
 ENDED: Final = ("complete", "failed", "cancelled")

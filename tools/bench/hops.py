@@ -16,7 +16,7 @@ from ...bus.wire import unpack
 if TYPE_CHECKING:
     import zmq
 
-    from ...bus.client import Client
+    from ...bus.client.client import Client
 
 #: Hops in their order: the name, and the verb that ends it.
 HOPS: Final = (

@@ -15,8 +15,8 @@ from typing import Any, Final
 from ...agents.models.files import check_llama, check_model_file
 from ...agents.models.host import ModelHost
 from ...agents.models.protocol import Chunk, GenerateRequest, GenerateResult, Usage, collect
+from ...bus.client.work import Result
 from ...bus.errors import RigbusError
-from ...bus.work import Result
 from . import limits
 from .figures import Figure, Outcome, Spread
 from .llm_bare import MANY, PROMPT

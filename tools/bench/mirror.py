@@ -18,7 +18,7 @@ from .rig import BenchRig, Setup
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ...bus.client import Client
+    from ...bus.client.client import Client
 
 COMPLETE: Final = "tasks/complete"
 LOOK_MS: Final = 20  #: of the outside reader
@@ -129,7 +129,7 @@ def _all_seen(said: Path, wanted: Mapping[str, float]) -> dict[str, float]:
 
 def _steady(client: Client, rate: int, for_s: float) -> dict[str, float]:
     """Submit ``rate`` mirrored tasks a second; when each end was heard, monotonic."""
-    from ...bus.work import Task
+    from ...bus.client.work import Task
 
     ended: dict[str, float] = {}
     live: dict[str, None] = {}

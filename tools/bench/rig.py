@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ...agents.lifeline import Lifeline
-from ...agents.process import default_launcher
+from ...agents.process.linux import default_launcher
+from ...agents.supervisor.lifeline import Lifeline
 from ...bus.errors import RigbusError
 from ..common import HANDED_ON
 from . import machine
 
 if TYPE_CHECKING:
-    from ...bus.client import Client
+    from ...bus.client.client import Client
 
 START_S: Final = 60.0  #: a rig of twenty workers on a busy machine
 STOP_S: Final = 15.0
@@ -81,7 +81,7 @@ class BenchRig:
 
         A process that is handed its settings does not load what reads them, which is some memory.
         """
-        from ...bus.config import Settings
+        from ...bus.config.settings import Settings
 
         mine = {"state": self.state, "shared": self.shared, "durability": self.setup.durability}
         mine |= {"workers": self.setup.workers, "slots": self.setup.slots} if self.setup.up else {}
@@ -130,7 +130,7 @@ class BenchRig:
         kind = name.partition("-")[0]
         if kind in agents:
             agent = ["--agent", agents[kind]]
-            return ["rigbus.agents.worker", *state, "--name", name, *agent, *slots]
+            return ["rigbus.agents.worker.main", *state, "--name", name, *agent, *slots]
         if kind in ("holder", "ticker"):
             type_, many = ("hold", self.setup.hold_slots) if kind == "holder" else ("tick", self.setup.slots)
             return [HOLDER, str(self.state), name, type_, str(many), str(self.starts(name))]
@@ -184,7 +184,7 @@ class BenchRig:
         Raises:
             Unreachable: not in time.
         """
-        from ...bus.client import Client
+        from ...bus.client.client import Client
         from ...bus.paths import endpoints, rig_paths
 
         return Client(endpoints(rig_paths(self.state))["commands"], self.state, timeout_s=timeout_s)

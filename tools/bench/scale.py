@@ -15,7 +15,7 @@ from .rig import BenchRig, Setup
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...bus.client import Client, Submitted
+    from ...bus.client.client import Client, Submitted
 
 WAIT_S: Final = 300.0
 RSS_MIB: Final = 150.0
@@ -151,7 +151,7 @@ class _Run:
 
     def _submit(self, count: int) -> Submitted:
         """Queue tasks while every worker is paused. By a client of their own: nobody hears their ends."""
-        from ...bus.work import Task
+        from ...bus.client.work import Task
 
         data = {"data": "x" * self.options.payload}
         self.client.control("pause")

@@ -19,7 +19,7 @@ from .rig import BenchRig, Setup
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...bus.client import Client
+    from ...bus.client.client import Client
 
 ROUND_S: Final = 300.0
 BARE_S: Final = 1.0  #: of the bare loop in a round

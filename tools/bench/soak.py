@@ -19,7 +19,7 @@ from .rig import BenchRig, Setup
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...bus.client import Client
+    from ...bus.client.client import Client
 
 MIB: Final = 1 << 20
 MILLION: Final = 1_000_000

@@ -55,7 +55,7 @@ def gather(runtime: Path, state_id: str, rig_lives: bool, environ: Mapping[str, 
 def _bearers(state_id: str, rig_lives: bool) -> list[Bearer] | None:
     if not os.path.exists("/proc/self/environ"):
         return None
-    from ...agents import proctree
+    from ...agents.process import tree as proctree
 
     found = []
     marked = [(proc, proctree.as_orphan(proc)) for proc in proctree.bearers(lambda token: True)]
@@ -77,7 +77,7 @@ def _is_supervised(pid: int) -> bool:
 
 def _below(pid: int) -> bool:
     """Whether ``pid`` or one above it is rigbus and bears no token."""
-    from ...agents import proctree
+    from ...agents.process import tree as proctree
 
     seen: set[int] = set()
     while pid > 1 and pid not in seen:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ...bus.urls import shown_url
+from ...bus.config.urls import shown_url
 from .findings import Finding
 
 if TYPE_CHECKING:
-    from ...agents.cards import ModelSeat
     from ...agents.models.catalogue.entries import Entry
     from ...agents.models.gguf.vram import Estimate
+    from ...agents.supervisor.cards import ModelSeat
 
 GROUP: Final = "Models"
 _LIBRARIES: Final = frozenset({".so", ".dylib", ".dll"})
@@ -74,8 +74,8 @@ def gather(
     settings: Mapping[str, Any], warnings: Sequence[str], state: Path, rows: Sequence[Sequence[str]]
 ) -> CatalogueFacts:
     """Reads the header of each file. ``rows`` are nvidia-smi's (see ``gpu.py``)."""
-    from ...agents.cards import model_seats, seats
     from ...agents.models.catalogue.catalogue import Catalogue
+    from ...agents.supervisor.cards import model_seats, seats
     from ...bus.errors import ConfigError
 
     present, uuids, memory = _driver(rows)

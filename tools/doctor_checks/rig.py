@@ -57,7 +57,7 @@ def lock_of(paths: RigPaths) -> int | None:
     if not (paths.state / "up.lock").exists():
         return None
     try:
-        from ...agents.rigfolder import lock_holder
+        from ...agents.supervisor.folder import lock_holder
 
         return lock_holder(paths.state)
     except (ImportError, OSError):  # a broken install, another user's folder: both have findings of their own
@@ -94,7 +94,7 @@ def listens(endpoint: str) -> bool:
 
 def _ask(paths: RigPaths) -> tuple[Mapping[str, Any] | None, str]:
     def question() -> Mapping[str, Any]:
-        from ...bus.client import Client
+        from ...bus.client.client import Client
 
         with Client(state=paths.state, timeout_s=ANSWER_S) as bus:
             return bus.query("status")

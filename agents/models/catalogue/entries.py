@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from ....bus.config.urls import shown_url
 from ....bus.errors import BadFrame, DefinitionError
-from ....bus.urls import shown_url
 from ..gguf.model import read_gguf
 from ..gguf.vram import Estimate, estimate_vram_mb
 from ..protocol import PARALLEL, LoadOptions

@@ -19,8 +19,8 @@ from time import monotonic
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from ....bus.openai import ApiError
-from ....bus.openai_answers import to_json
+from ....bus.openai.answers import to_json
+from ....bus.openai.requests import ApiError
 
 LOOPBACK: Final = "127.0.0.1"
 _NAMES: Final = (LOOPBACK, "localhost", "::1")

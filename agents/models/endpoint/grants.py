@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import Final
 
-from ....bus.openai import ApiError, unavailable
+from ....bus.openai.requests import ApiError, unavailable
 
 REQUESTS: Final = 32  #: of one attempt at once
 

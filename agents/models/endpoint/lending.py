@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ....bus.wire import Token
-from ...worker_events import Lease
+from ...worker.events import Lease
 from .server import Endpoint, environment
 
 

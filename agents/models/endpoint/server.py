@@ -12,9 +12,10 @@ from itertools import count
 from time import time
 from typing import Final, Protocol, runtime_checkable
 
-from ....bus import ollama
 from ....bus.errors import DefinitionError, RigbusError
-from ....bus.openai import (
+from ....bus.openai import ollama
+from ....bus.openai.answers import Answer, TextAnswer, embedding_list, model_list, model_map
+from ....bus.openai.requests import (
     DEFAULT_MAX_TOKENS,
     ApiError,
     EmbedCall,
@@ -25,7 +26,6 @@ from ....bus.openai import (
     read_json,
     unavailable,
 )
-from ....bus.openai_answers import Answer, TextAnswer, embedding_list, model_list, model_map
 from ..protocol import (
     Chunk,
     Embedding,

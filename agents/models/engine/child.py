@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from ....bus.errors import DefinitionError
-from ...pipe import ChildPipe
+from ...attempts.pipe import ChildPipe
 from ..protocol import (
     Begun,
     Chunk,

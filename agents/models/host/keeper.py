@@ -18,8 +18,8 @@ from time import monotonic
 from typing import Any, Final
 
 from ....bus.errors import DefinitionError, WaitTimeout
-from ...pipe import BrokenPipeFrame
-from ...process import TOKEN_VARIABLE, ExitStatus, Processes, SpawnError, processes
+from ...attempts.pipe import BrokenPipeFrame
+from ...process.linux import TOKEN_VARIABLE, ExitStatus, Processes, SpawnError, processes
 from ..protocol import GenerateRequest, LoadOptions, ModelClosed, ModelCrashed, ModelInfo, ModelState, Usage
 from .crash_budget import CRASHES, WINDOW_S, CrashBudget
 from .generation import Hosted

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from ...pipe import PIPE_VARIABLE, Pipe
-from ...process import Child, ExitStatus, Processes, Spawn, Sweep
-from ...proctree import peak_rss_bytes
+from ...attempts.pipe import PIPE_VARIABLE, Pipe
+from ...process.linux import Child, ExitStatus, Processes, Spawn, Sweep
+from ...process.tree import peak_rss_bytes
 from ..files import check_llama, check_model_file
 from ..protocol import LoadOptions
 

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar, cast
 
 from ....bus.errors import RigbusError
-from ....bus.openai_client import MAX_ANSWER_BYTES, AnswerReader, read_vectors
+from ....bus.openai.client import MAX_ANSWER_BYTES, AnswerReader, read_vectors
 from ..protocol import Chunk, Finish, Usage, Vector
 from .httpcall import BadServer, Call, RemoteFailed, ServerRefused
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
+from ....bus.config.urls import HIDDEN, shown_url
 from ....bus.errors import DefinitionError, RigbusError
-from ....bus.openai_client import error_words
-from ....bus.urls import HIDDEN, shown_url
+from ....bus.openai.client import error_words
 
 RETRY_AFTER_MAX_S: Final = 60.0
 READ_BYTES: Final = 64 * 1024

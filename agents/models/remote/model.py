@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Final, Literal, TypeVar
 
 from ....bus.errors import DefinitionError, RigbusError, WaitTimeout
-from ....bus.openai_client import (
+from ....bus.openai.client import (
     MAX_ANSWER_BYTES,
     BadAnswer,
     chat_body,

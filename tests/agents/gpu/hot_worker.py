@@ -11,8 +11,8 @@ from pathlib import Path
 from rigbus.agents.gpu.guard import ThermalLimits
 from rigbus.agents.gpu.guarding import keeper_of
 from rigbus.agents.gpu.readings import GpuReading
-from rigbus.agents.process import processes
-from rigbus.agents.worker import Worker, WorkerOptions, place_of
+from rigbus.agents.process.linux import processes
+from rigbus.agents.worker.main import Worker, WorkerOptions, place_of
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from rigbus import Task
-from rigbus.agents import worker_events as ev
 from rigbus.agents.gpu.guard import ThermalLimits
 from rigbus.agents.gpu.guarding import LOOK_S, CardKeeper, keeper_of
 from rigbus.agents.gpu.readings import GpuReading
 from rigbus.agents.testing import Rig
-from rigbus.agents.worker import thermal_limits
-from rigbus.bus.config import Settings
-from rigbus.bus.config_models import Thermal
+from rigbus.agents.worker import events as ev
+from rigbus.agents.worker.main import thermal_limits
+from rigbus.bus.config.models import Thermal
+from rigbus.bus.config.settings import Settings
 from rigbus.bus.errors import ConfigError
 from rigbus.tools.cli import run
 

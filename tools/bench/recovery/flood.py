@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ....agents.output import MAX_LOG_BYTES
+from ....agents.attempts.output import MAX_LOG_BYTES
 from ....bus.errors import RigbusError
 from ..figures import Figure, Spread
 from ..machine import forget_peak, peak_rss_bytes, rss_bytes
@@ -15,7 +15,7 @@ from ..mirror import quantile
 from ..rig import BenchRig, Setup
 
 if TYPE_CHECKING:
-    from ....bus.client import Client
+    from ....bus.client.client import Client
 
 MIB: Final = 1 << 20
 GROWS_MIB: Final = 20.0  #: target, of the broker and of the worker
@@ -74,7 +74,7 @@ def measure(size: int, say: Callable[[str], None]) -> tuple[list[Figure], str]:
 
 
 def _flood(size: int) -> Any:
-    from ....bus.work import Task
+    from ....bus.client.work import Task
 
     command = f"yes 'a line of the flood, {'x' * 40}' | head -c {size}"
     return Task(type="shell", payload={"command": command, "env": {}}, timeout_s=WAIT_S)

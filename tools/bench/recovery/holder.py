@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ....agents import worker_events as ev
-from ....agents.lifeline import lifeline_fd
-from ....agents.loop import Loop, Peer
-from ....agents.worker_run import WorkerConfig
+from ....agents.supervisor.lifeline import lifeline_fd
+from ....agents.worker import events as ev
+from ....agents.worker.loop import Loop, Peer
+from ....agents.worker.run import WorkerConfig
 from ....bus.paths import find_rig
 from ....bus.wire import Token, pack, unpack
 

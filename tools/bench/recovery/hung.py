@@ -22,7 +22,7 @@ from ..figures import Figure, Spread
 from ..rig import BenchRig, Setup
 
 if TYPE_CHECKING:
-    from ....bus.client import Client
+    from ....bus.client.client import Client
 
 PART: Final = 0.95  #: target
 TASKS: Final = 2000  #: of one round
@@ -106,7 +106,7 @@ def _wait_share(rig: BenchRig, client: Client) -> None:
 
 def _write_much(client: Client) -> None:
     """Work for the mirror, so that somebody writes to the share now."""
-    from ....bus.work import Task
+    from ....bus.client.work import Task
 
     client.submit([Task(type="noop") for _ in range(50)], mirror=True, name="mirrored")
 

@@ -13,8 +13,8 @@ from ..mirror import quantile
 from ..rig import BenchRig, Setup
 
 if TYPE_CHECKING:
-    from ....bus.follow import Event, EventStream
-    from ....bus.work import Task
+    from ....bus.client.follow import Event, EventStream
+    from ....bus.client.work import Task
 
 UP_S: Final = 1.0  #: target, p99
 SLACK_S: Final = 1.0  #: beyond the lease, of workers that run alone
@@ -105,7 +105,7 @@ def by_themselves(kills: int, say: Say, lease_s: float) -> list[float]:
 
 
 def _task() -> Task:
-    from ....bus.work import Task
+    from ....bus.client.work import Task
 
     return Task(type="shell", payload={"command": COMMAND, "env": {}})
 

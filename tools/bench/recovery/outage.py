@@ -14,8 +14,8 @@ from ..rig import BenchRig, Setup
 from .holder import starts_in
 
 if TYPE_CHECKING:
-    from ....bus.client import Client, Submitted
-    from ....bus.work import Task
+    from ....bus.client.client import Client, Submitted
+    from ....bus.client.work import Task
 
 AGAIN_S: Final = 2.0  #: target
 WAIT_S: Final = 120.0
@@ -93,13 +93,13 @@ def _round(in_flight: int) -> Round:
 
 def _held(count: int) -> list[Task]:
     """Tasks that are let go in two parts: 0 is a tenth of them."""
-    from ....bus.work import Task
+    from ....bus.client.work import Task
 
     return [Task(type="hold", payload={"part": 0 if n % 10 == 0 else 1}) for n in range(count)]
 
 
 def _ticks() -> list[Task]:
-    from ....bus.work import Task
+    from ....bus.client.work import Task
 
     return [Task(type="tick", payload={"for_s": TICK_S}) for _ in range(TICKS)]
 

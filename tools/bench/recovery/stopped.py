@@ -18,7 +18,7 @@ from ..mirror import quantile
 from ..rig import BenchRig, Setup
 
 if TYPE_CHECKING:
-    from ....bus.client import Client
+    from ....bus.client.client import Client
 
 RATIO: Final = 1.1  #: target
 #: Events after which no queue to it has room: 10,000 with the broker, 1,000 with it, and the kernel's.
@@ -96,7 +96,7 @@ def _turn(rig: BenchRig, client: Client, tasks: int) -> float:
 
 def _run(rig: BenchRig, client: Client, tasks: int) -> list[float]:
     """Queue tasks, and ask for the last one's row until it is done; the times of the answers, ms."""
-    from ....bus.work import Task
+    from ....bus.client.work import Task
 
     with rig.open() as other:  # of its own: nobody hears the ends
         ids = other.submit(Task(type="noop", payload={"data": "x" * 200}) for _ in range(tasks))

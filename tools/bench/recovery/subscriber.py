@@ -9,8 +9,8 @@ import sys
 
 import zmq
 
+from ....bus.client.follow import event_of
 from ....bus.errors import BadFrame
-from ....bus.follow import event_of
 from ....bus.wire import unpack
 
 

@@ -8,7 +8,7 @@ import pytest
 from rigbus.agents.models.catalogue.catalogue import Card, Catalogue, Entry
 from rigbus.agents.models.catalogue.entries import estimate, key_of
 from rigbus.agents.models.catalogue.peaks import remember_peak
-from rigbus.bus.config import load
+from rigbus.bus.config.settings import load
 from rigbus.bus.errors import BadFrame, ConfigError, DefinitionError
 from rigbus.bus.paths import profiles
 

@@ -31,7 +31,7 @@ from rigbus.agents.models.protocol import (
 )
 from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.bus.errors import DefinitionError
-from rigbus.bus.sse import EventReader
+from rigbus.bus.openai.sse import EventReader
 
 HI = [{"role": "user", "content": "hi"}]
 

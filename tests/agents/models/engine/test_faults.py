@@ -15,6 +15,7 @@ import pytest
 from helpers import wait_for
 from modelparts import Make, alive, ask, first_text, usage_of, write_tiny_gguf
 
+from rigbus.agents.attempts.pipe import PIPE_VARIABLE, Pipe
 from rigbus.agents.models.engine.batching import Row
 from rigbus.agents.models.engine.context import Context, EngineBroken, Errors
 from rigbus.agents.models.host import Patience
@@ -25,7 +26,6 @@ from rigbus.agents.models.protocol import (
     ModelCrashed,
     Queued,
 )
-from rigbus.agents.pipe import PIPE_VARIABLE, Pipe
 from rigbus.bus.errors import DefinitionError
 
 llm = pytest.mark.llm

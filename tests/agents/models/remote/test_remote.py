@@ -33,7 +33,7 @@ from rigbus.agents.models.remote import BadServer, RemoteFailed, RemoteModel, Re
 from rigbus.agents.models.remote.httpcall import retry_after_s
 from rigbus.agents.models.scripted import ScriptedModel
 from rigbus.bus.errors import DefinitionError, WaitTimeout
-from rigbus.bus.openai_answers import embedding_list
+from rigbus.bus.openai.answers import embedding_list
 
 Make = Callable[..., RemoteModel]
 Script = Callable[[socket.socket, int], None]

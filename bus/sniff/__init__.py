@@ -1,0 +1,1 @@
+"""What passes on the bus, as records (``records``) and as people see it (``view``). Pure."""
