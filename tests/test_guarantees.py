@@ -81,7 +81,7 @@ def test_each_thing_that_hurt_before_is_shown_by_tests_that_exist() -> None:
 def test_what_is_not_injected_says_why_and_what_it_needs() -> None:
     _, _, section = (ROOT / PAGES[1]).read_text("utf-8").partition(NOT_INJECTED)
     cells = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")][2:]
-    assert len(cells) > 10
+    assert cells
     assert [row for row in cells if len(row) != 3 or not all(row)] == []
 
 

@@ -24,10 +24,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +222,7 @@ class Inflow:
     def _look(self) -> None:
         for name, monitor in self._monitors.items():
             while monitor.poll(0):
-                self._heard(name, recv_monitor_message(monitor))
+                self._heard(name, *_event_of(monitor.recv_multipart()))
         self._size = size = size_bytes()
         now, tasks, watch = time.monotonic(), self._tasks(), self._watch
         rose = watch.wants_connections(size, tasks)
@@ -248,9 +247,8 @@ class Inflow:
             )
         self._pending = []
 
-    def _heard(self, name: str, event: Mapping[str, Any]) -> None:
-        fd = int(event["value"])
-        if event["event"] != zmq.EVENT_ACCEPTED:
+    def _heard(self, name: str, event: int, fd: int) -> None:
+        if event != zmq.EVENT_ACCEPTED:
             self._connections.pop(fd, None)
             self._watch.scores.pop(fd, None)
             return
@@ -277,6 +275,12 @@ class Inflow:
 
 
 _EVENTS: Final = int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+
+
+def _event_of(frames: list[bytes]) -> tuple[int, int]:
+    """(event, value) of a monitor's message, zmq_socket_monitor(3). pyzmq's own reader would load asyncio."""
+    event, value = struct.unpack("=Hi", frames[0])
+    return int(event), int(value)
 
 
 def _accepted(fd: int, name: str) -> Connection:

@@ -72,8 +72,8 @@ def test_people_at_the_files_of_a_running_rig(rig_dir: Path, processes: Processe
         wait_for(log.exists, what="the log's copy")
 
         def counted() -> dict[str, Any] | None:
-            found = client.query("status")["bridge"]["mirror"]
-            return found if found["conflicts"] == 1 else None
+            found = client.query("status")["bridge"]["mirror"]  # None until the bridge's first heartbeat
+            return found if found and found["conflicts"] == 1 else None
 
         counts = wait_for(counted, what="the counts", timeout_s=12)
         assert counts["changes"] >= 4  # type: ignore[index]

@@ -289,7 +289,7 @@ def test_an_agent_is_guarded_by_the_configured_limits() -> None:
 def test_the_limits_of_a_rig_reach_its_agents(monkeypatch: pytest.MonkeyPatch) -> None:
     """``up`` hands its settings on; the verb makes words of them."""
     seen: list[list[str]] = []
-    monkeypatch.setattr("rigbus.agents.worker.main", seen.append)
+    monkeypatch.setattr("rigbus.agents.worker.main.main", seen.append)
     monkeypatch.setenv("RIGBUS_ALIVE_FD", "5")
     settings = Settings(thermal=Thermal(warn_c=70, critical_c=80, hysteresis_c=3)).model_dump(mode="json")
     monkeypatch.setenv("RIGBUS_UP_SETTINGS", json.dumps(settings))

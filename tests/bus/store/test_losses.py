@@ -372,7 +372,7 @@ def test_half_new_sums_are_right_while_the_log_holds_their_pages(
 WRITER = """\
 import sys
 from pathlib import Path
-from rigbus.bus import checkpoints
+from rigbus.bus.store import checkpoints
 from rigbus.bus.core.model import Changes, Fact
 from rigbus.bus.store.store import Store
 checkpoints.WAL_FRAMES = 40
