@@ -189,7 +189,7 @@ def test_a_thin_line_costs_no_task_a_second_run(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("way", [UP, DOWN])
-def test_corrupt_bytes_cost_a_connection_at_most(rig: Rig, way: str) -> None:
+def test_corrupt_bytes_lose_no_task_and_run_none_beside_itself(rig: Rig, way: str) -> None:
     tag = f"corrupt-{way}"
     ids = rig.submit(40, tag)
     wait_for(rig.leased_far, timeout_s=20, what="far to be at work")
