@@ -234,7 +234,7 @@ class Core(Waking):
             self.ready.push(task)
 
     def _on_deadline(self, task: Task) -> None:
-        if not task.ended and task.deadline and task.deadline <= self.now:
+        if not (task.ended or task.ending) and task.deadline and task.deadline <= self.now:
             self.cancel_task(task, DEADLINE_PASSED, expired=True)
 
     def _on_queue(self, ref: tuple[Task, float]) -> None:

@@ -294,6 +294,22 @@ def test_a_core_that_is_loaded_again_equals_the_one_that_was_killed(tmp_path: Pa
     again.store.close()
 
 
+def test_a_call_that_was_taken_up_again_is_not_ended_anew_by_a_restart(rig: Durable) -> None:
+    """Its parent is still to end: a deadline that has passed is told once, and is no news to the next broker."""
+    worker, client = rig.worker(), rig.client()
+    client.tasks(spec("p", deadline_s=LEASE_S / 2))
+    lease = worker.lease()
+    (child,) = worker.tasks(spec("p/1", parent={"id": lease["id"], "token": lease["token"]}))
+    rig.wait(LEASE_S / 2 + 0.1, (worker, [lease]))
+    assert child.state is TaskState.CANCELLED
+    client.ask(Verb.REQUEUE, {"ids": [child.id]})
+    assert child.state is TaskState.READY
+    again = rig.restart()
+    again.wait(0.1)
+    assert again.core.tasks[child.no].state is TaskState.READY
+    again.store.close()
+
+
 def test_a_clean_start_twice_is_the_same_rig(path: Path) -> None:
     rig = Durable(path)
     first = rig.core.incarnation
