@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PACKAGES := bus agents plans bridge tools
 
-.PHONY: help demo test quick smoke check corruptions prefixes fail-at-n kill-at-steps orders lint bench sim chaos fuzz bundle llm-wheel typing clean
+.PHONY: help demo test quick smoke check corruptions prefixes fail-at-n kill-at-steps power-cuts orders drops lint bench sim chaos fuzz bundle llm-wheel typing clean
 
 help: ## print this help
 	@echo "rigbus: a message bus for agents on a GPU rig"
@@ -42,6 +42,10 @@ corruptions: $(VENV)/.test ## 5,000 corruptions of a database and its log: notic
 
 orders: $(VENV)/.test ## all 24 orders in which broker, brain, worker and bridge can start
 	@RIGBUS_TEST_ORDERS=24 $(BIN)/python -m pytest -s tests/live/test_orders.py $(ARGS)
+
+drops: $(VENV)/.test ## a thousand drops by slow writers, the bridge killed and the share away at random; RIGBUS_TEST_SEED=N
+	@RIGBUS_TEST_DROPS=$${RIGBUS_TEST_DROPS:-1000} $(BIN)/python -m pytest -s --timeout 3600 tests/live/test_drops.py $(ARGS)
+
 prefixes: $(VENV)/.test ## a state folder, repair, backup, spool cut off behind each system call, over longer runs
 	@RIGBUS_TEST_PREFIXES=$(or $(LONGER),6) $(BIN)/python -m pytest -s --timeout 3600 tests/bus/store/test_crash_prefixes.py -k behind $(ARGS)
 
@@ -50,6 +54,10 @@ fail-at-n: $(VENV)/.test ## each system call of broker, backup, repair, spool, s
 
 kill-at-steps: $(VENV)/.test ## kill -9 of broker, worker, brain and bridge at each named step of a plan
 	@RIGBUS_TEST_STEPS=all $(BIN)/python -m pytest -s --timeout 600 tests/live/test_kill_at_steps.py $(ARGS)
+
+power-cuts: $(VENV)/.test ## ten power cuts of a whole rig at work
+	@RIGBUS_TEST_CUTS=10 $(BIN)/python -m pytest -s --timeout 300 tests/live/test_kill_all.py $(ARGS)
+
 fuzz: $(VENV)/.test ## what reads the bytes of others, under atheris; ARGS="--seconds 600 wire plan"
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) install --editable '.[fuzz]' || true
 	@PYTHONPATH=tests $(BIN)/python -m fuzzing $(ARGS)

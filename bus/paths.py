@@ -207,6 +207,15 @@ def folder_name(batch: str) -> str:
     return _file_name(batch, 120)
 
 
+#: What no id of a batch has: between the id and the number in the name of a later revision's view.
+OF_REVISION: Final = "@"
+
+
+def view_name(batch: str, revision: int) -> str:
+    """The folder of ``views/`` that is ``{PLAN_PATH}`` of a batch; each revision of its plan has one of its own."""
+    return batch if revision == 1 else f"{batch}{OF_REVISION}{revision}"
+
+
 def _file_name(text: str, most: int) -> str:
     if len(text) <= most and _PLAIN_NAME.fullmatch(text):
         return text
@@ -319,16 +328,24 @@ def write_atomic(file: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
         os.unlink(name)
         raise
     if durable:
-        _sync_names(file.parent)
+        try:
+            sync_path(file.parent)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+                raise
 
 
-def _sync_names(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def sync_path(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: it does not take them; it names the path.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
-            raise OSError(e.errno, e.strerror, str(folder)) from None
+        raise OSError(e.errno, e.strerror, str(path)) from None
     finally:
         os.close(fd)
 

@@ -9,6 +9,7 @@ Rule 3: the CHECK constraints in ``store/schema.sql`` say the same again; a test
     REVIEW -ACCEPT-> DONE, -REJECT-> READY, -ESCALATE-> FAILED      FAILED -RETRY-> READY, -BURY-> DEAD
     any non-final -EXPIRE-> EXPIRED, -CANCEL-> CANCELLED            WAITING -SKIP-> SKIPPED, -JOIN-> DONE
     WAITING -BURY-> DEAD: a held join whose list cannot become tasks
+    READY -AWAIT-> WAITING: by a revision of its plan, or a person's REQUEUE, others are before it again
     by a person: DEAD/EXPIRED/CANCELLED -REQUEUE-> READY, or -REVIVE-> WAITING while something before it is live
                  SKIPPED -REVIVE-> WAITING
 """
@@ -24,7 +25,7 @@ class TaskState(IntEnum):
     """Where a task is. The numbers are stored; never renumber them."""
 
     WAITING = 0  #: for its edges; the recording of the last dependency moves it on
-    READY = 1  #: for a worker; matching moves it on (not before ``not_before``)
+    READY = 1  #: for a worker; matching moves it on (not before ``not_before``), a revision of its plan may take it back
     LEASED = 2  #: held by one worker under a fencing token; its result or the lease's end moves it on
     REVIEW = 3  #: result recorded, judged by the brain (or by its verdict deadline)
     FAILED = 4  #: retries used up and escalated; a verdict (or its deadline) moves it on
@@ -54,6 +55,7 @@ class TaskEvent(IntEnum):
     CANCEL = 13  #: cancelled, and no process of it lives
     REQUEUE = 14  #: by a person only
     REVIVE = 15  #: by a person's REQUEUE, of what waits (again) for others
+    AWAIT = 16  #: by a new revision of its plan, or a person's REQUEUE, it waits for others again
 
 
 S, E = TaskState, TaskEvent
@@ -66,6 +68,7 @@ TRANSITIONS: Final[Mapping[tuple[TaskState, TaskEvent], TaskState]] = {
     (S.WAITING, E.EXPIRE): S.EXPIRED,
     (S.WAITING, E.CANCEL): S.CANCELLED,
     (S.READY, E.LEASE): S.LEASED,
+    (S.READY, E.AWAIT): S.WAITING,
     (S.READY, E.EXPIRE): S.EXPIRED,
     (S.READY, E.CANCEL): S.CANCELLED,
     (S.LEASED, E.OK): S.DONE,

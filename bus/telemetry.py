@@ -10,24 +10,23 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from .escalation import Answer, Escalation
+from .shapes import Open
 
 SCHEMA_BASE: Final = "https://rigbus.invalid/schemas/"
 FOLDER: Final = Path(__file__).parent / "schemas"
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
-
-
-class GpuProcess(_Open):
+class GpuProcess(Open):
     """A process that computes on a card, and what it takes of its memory."""
 
     pid: int
     vram_used_mb: int = Field(ge=0)
 
 
-class GpuReading(_Open):
+class GpuReading(Open):
     """One GPU as its driver reports it; a field that the driver does not know is null."""
 
     index: int | None = None
@@ -64,7 +63,7 @@ class WorkerGpu(GpuReading):
     )
 
 
-class RunningTask(_Open):
+class RunningTask(Open):
     """A task that a worker runs."""
 
     id: str
@@ -72,7 +71,7 @@ class RunningTask(_Open):
     elapsed_s: float = Field(default=0.0, ge=0)
 
 
-class PlacementReading(_Open):
+class PlacementReading(Open):
     """Which model a model worker holds, or how far it is on its way there."""
 
     generation: int = Field(default=0, ge=0, description="of the last placement that it has heard of")
@@ -89,7 +88,7 @@ class PlacementReading(_Open):
     )
 
 
-class WorkerTelemetry(_Open):
+class WorkerTelemetry(Open):
     """A worker's heartbeat, once a second on ``hb.<worker>``."""
 
     schema_: Literal["rigbus.telemetry/1"] = Field(default="rigbus.telemetry/1", alias="schema")
@@ -110,7 +109,7 @@ class WorkerTelemetry(_Open):
     placement: PlacementReading | None = None
 
 
-class TaskCounts(_Open):
+class TaskCounts(Open):
     """Tasks by state."""
 
     waiting: int = 0
@@ -125,7 +124,7 @@ class TaskCounts(_Open):
     skipped: int = 0
 
 
-class WorkerQuarantine(_Open):
+class WorkerQuarantine(Open):
     """Why a worker gets no work for a while. Times are Unix seconds."""
 
     why: str
@@ -134,7 +133,7 @@ class WorkerQuarantine(_Open):
     tasks: list[str] = Field(default_factory=list, description="ids of the tasks that crashed there")
 
 
-class WorkerStatus(_Open):
+class WorkerStatus(Open):
     """A worker as the broker sees it."""
 
     id: str
@@ -158,7 +157,7 @@ class WorkerStatus(_Open):
     placement: PlacementReading | None = None
 
 
-class BatchStatus(_Open):
+class BatchStatus(Open):
     """A batch with the counts of its tasks."""
 
     id: str
@@ -166,9 +165,11 @@ class BatchStatus(_Open):
     state: Literal["planning", "running", "complete", "failed", "cancelled"]
     tasks: TaskCounts
     progress: float = Field(ge=0, le=1)
+    escalations: int = Field(default=0, ge=0, description="that nobody has answered yet")
+    revision: int | None = Field(default=None, ge=1, description="of its plan; null where that is not known")
 
 
-class DiskStatus(_Open):
+class DiskStatus(Open):
     """Room for the rig's state. Bytes."""
 
     level: Literal["ample", "low", "full"] = Field(
@@ -180,14 +181,14 @@ class DiskStatus(_Open):
     folder: str = ""
 
 
-class LimitStatus(_Open):
+class LimitStatus(Open):
     """A bound and how far it is reached."""
 
     used: int = Field(ge=0)
     bound: int = Field(ge=0)
 
 
-class RefusalStatus(_Open):
+class RefusalStatus(Open):
     """A peer that was turned away or cut off of late."""
 
     kind: str = Field(description="version, flood or connections")
@@ -199,7 +200,39 @@ class RefusalStatus(_Open):
     times: int = 1
 
 
-class RigStatus(_Open):
+class AlertCounts(Open):
+    """Alerts that are not over, by state, and the raised ones by severity."""
+
+    raised: int = 0
+    acked: int = 0
+    info: int = 0
+    warning: int = 0
+    critical: int = 0
+
+
+class AlertFile(Open):
+    """One file of `alerts/` in the shared folder, and a row of `rigbus alerts list`. Times are naive local ISO-8601."""
+
+    schema_: Literal["rigbus.alert/1"] = Field(default="rigbus.alert/1", alias="schema")
+    key: str = Field(description="the rule and what it is about; the file's name")
+    rule: str
+    severity: Literal["info", "warning", "critical"]
+    state: Literal["raised", "acked", "cleared"]
+    title: str
+    subject: str | None = Field(default=None, description="worker, batch or card that it is about")
+    fix: str | None = Field(default=None, description="what to type, or to look at")
+    details: dict[str, Any] = Field(default_factory=dict)
+    times: int = Field(default=1, ge=1, description="how often it was raised")
+    first_at: str | None = None
+    raised_at: str | None = None
+    acked_at: str | None = None
+    cleared_at: str | None = None
+    by: str | None = Field(default=None, description="who acked it")
+    note: str | None = None
+    why: str | None = Field(default=None, description="of its end")
+
+
+class RigStatus(Open):
     """``rigbus status --json``."""
 
     schema_: Literal["rigbus.status/1"] = Field(default="rigbus.status/1", alias="schema")
@@ -213,12 +246,13 @@ class RigStatus(_Open):
     batches: list[BatchStatus] = Field(default_factory=list)
     disk: DiskStatus | None = Field(default=None, description="of the state folder; null in file mode")
     limits: dict[str, LimitStatus] = Field(default_factory=dict, description="what may fill up, by name")
+    alerts: AlertCounts | None = Field(default=None, description="null: no bridge has said any yet")
     refused: list[RefusalStatus] = Field(
         default_factory=list, description="peers that were turned away in the last two minutes"
     )
 
 
-class GpuTask(_Open):
+class GpuTask(Open):
     """A task that may be what loads a card."""
 
     id: str
@@ -234,7 +268,7 @@ class GpuCard(GpuReading):
     tasks: list[GpuTask] | None = None
 
 
-class GpuSample(_Open):
+class GpuSample(Open):
     """All cards at one moment: a line of ``rigbus gpu --json`` and of ``--log``."""
 
     schema_: Literal["rigbus.gpu/1"] = Field(default="rigbus.gpu/1", alias="schema")
@@ -247,7 +281,7 @@ class GpuSample(_Open):
     cards: list[GpuCard] = Field(default_factory=list)
 
 
-class TapRecord(_Open):
+class TapRecord(Open):
     """One line of ``rigbus sniff --json``."""
 
     ts: str = Field(description="RFC 3339, UTC, milliseconds")
@@ -269,6 +303,9 @@ MODELS: Final[dict[str, type[BaseModel]]] = {
     "rigbus.status/1": RigStatus,
     "rigbus.sniff/1": TapRecord,
     "rigbus.gpu/1": GpuSample,
+    "rigbus.escalation/1": Escalation,
+    "rigbus.answer/1": Answer,
+    "rigbus.alert/1": AlertFile,
 }
 
 

@@ -67,6 +67,7 @@ class Verb(StrEnum):
     BUSY = "BUSY"
     CANCEL = "CANCEL"
     REQUEUE = "REQUEUE"
+    REVISE = "REVISE"
     QUERY = "QUERY"
     SNAPSHOT = "SNAPSHOT"
     EVENTS = "EVENTS"
@@ -171,9 +172,13 @@ def encode(verb: Verb, header: dict[str, Any], body: Sequence[bytes] = (), corr:
     """The frames of one message, without an identity. A peer drops whatever breaks §9, so check first.
 
     Raises:
-        BadFrame: a frame is over :data:`MAX_FRAME_BYTES` or there are over :data:`MAX_FRAMES`.
+        BadFrame: a frame is over :data:`MAX_FRAME_BYTES`, there are over :data:`MAX_FRAMES`, or the header holds what no
+            msgpack can say: half a character, a number past 64 bits.
     """
-    head = msgpack.packb(header, use_bin_type=True)
+    try:
+        head = msgpack.packb(header, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise BadFrame(f"{verb}: the header cannot be sent: {e}", rule="§2") from None
     if len(head) > MAX_FRAME_BYTES or len(body) + 4 > MAX_FRAMES:
         raise BadFrame(
             f"{verb}: header of {len(head)} bytes, {len(body)} body frames: send fewer a message", rule="§9"

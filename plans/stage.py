@@ -105,6 +105,21 @@ def _taken_up(target: Path) -> bool:
     return target.is_dir()
 
 
+def hash_beside_plan(folder: Path) -> str:
+    """A hash of all files of a staged plan but its plan.md: of their names, executable bits and contents.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != "plan.md":
+            mode = bool(path.stat().st_mode & stat.S_IXUSR)
+            found.update(f"{name}\0{mode:d}{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
 def remove_tree(path: Path) -> None:
     """Remove a tree with read-only folders in it; what cannot be removed is left."""
     if os.path.isdir(path):

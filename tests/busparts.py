@@ -44,7 +44,7 @@ class ScriptedBroker:
         self._bound = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._bound.wait(5)
+        assert self._bound.wait(30)
 
     def push(self, verb: Verb, header: dict[str, Any], body: list[bytes] | None = None) -> None:
         """Send to every session."""
@@ -59,7 +59,8 @@ class ScriptedBroker:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(5)
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "it would go on beside the next test"
 
     def _run(self) -> None:
         ctx = zmq.Context()
@@ -150,20 +151,20 @@ class RealBroker:
         """What a new client is told."""
         link = Connection(self.endpoint, role="client")
         try:
-            return link.connect(10)
+            return link.connect(30)
         finally:
             link.close()
 
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(5)
+            self._process.wait(30)
             self._process = None
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(5)
+            self._process.wait(30)
             self._process = None
         self._log.close()
 
@@ -182,11 +183,12 @@ class SmallWorker:
         self._offered = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
-        assert self._offered.wait(5)
+        assert self._offered.wait(30)
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(5)
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "it would go on beside the next test"
 
     def _loop(self) -> None:
         link = Connection(

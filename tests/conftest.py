@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT, Processes, end_all, processes_of, short_folder, wait_for
@@ -16,19 +20,37 @@ from helpers import ROOT, Processes, end_all, processes_of, short_folder, wait_f
 LIVE = ROOT / "tests" / "live"
 #: Files that take longest, the longest first: with several processes none of them is to begin when all others have ended.
 LONGEST = (
-    "live/test_kill_all.py",
     "live/test_placement.py",
-    "live/test_bench.py",
+    "live/test_pi_day.py",
+    "live/test_placement_rigs.py",
+    "live/test_bridge.py",
     "live/test_up.py",
     "live/test_bad_rigs.py",
-    "live/test_bridge.py",
-    "live/test_demo.py",
-    "live/test_doctor.py",
-    "live/test_kill_one.py",
+    "live/test_bench.py",
     "live/test_model_plans.py",
+    "agents/worker/test_bad_network.py",
+    "live/test_bench_figures.py",
+    "live/test_bad_drops.py",
+    "live/test_kill_one.py",
+    "live/test_demo.py",
     "live/test_lost.py",
+    "live/test_chaos.py",
+    "live/test_bad_handlers.py",
+    "live/test_full_disk.py",
+    "live/test_escalations.py",
+    "live/test_doctor.py",
+    "live/test_batch_files.py",
     "live/test_share_troubles.py",
     "agents/models/engine/test_faults.py",
+    "agents/models/test_host.py",
+    "sim/test_simulator.py",
+    "tools/test_mcp.py",
+    "bus/store/test_losses.py",
+    "bus/store/test_fail_at_n.py",
+    "agents/models/engine/test_embedding.py",
+    "plans/test_values_bash.py",
+    "bus/store/test_crash_prefixes.py",
+    "tools/test_verbs.py",
 )
 LEAVE_TIME_S = 15.0  # a process that was told to end may need a moment; one that stays longer is a leak
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -58,16 +80,49 @@ class _RootIsNotATestPackage:
         return None
 
 
+def _hear_ctrl_c() -> None:
+    """A shell starts what runs in the background deaf for SIGINT, and all that is started there inherits it."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        and threading.current_thread() is threading.main_thread()
+    ):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _hear_ctrl_c()
     config.pluginmanager.register(_RootIsNotATestPackage(), "rigbus-root-is-not-a-test-package")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """In a fresh checkout each file is rewritten for its asserts once, and then kept as bytecode. All test processes
+    collect all files: each begins at another one of a folder, so that it does its share and finds that of the others."""
+    report = yield
+    own: dict[str, Any] | None = getattr(collector.config, "workerinput", None)  # set by pytest-xdist
+    if own is not None and isinstance(collector, pytest.Directory):
+        found = report.result
+        first = len(found) * int(own["workerid"].removeprefix("gw")) // int(own["workercount"])
+        report.result = [*found[first:], *found[:first]]
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = {item.path for item in items}  # there are far fewer of them, and to look at a path takes its time
+    live = {path for path in files if path.is_relative_to(LIVE)}
     for item in items:
-        if item.path.is_relative_to(LIVE):
+        if item.path in live:
             item.add_marker(pytest.mark.live)
-    rank = {ROOT / "tests" / name: n for n, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path, len(LONGEST) + (not item.path.is_relative_to(LIVE))))
+    rank = {path: len(LONGEST) + (path not in live) for path in files}
+    rank |= {ROOT / "tests" / name: n for n, name in enumerate(LONGEST)}
+    # By path, too: every test process is to have the same order, and within a file it stays as it is written.
+    items.sort(key=lambda item: (rank[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was collected stays: no collection of garbage is to look at it again
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

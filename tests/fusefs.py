@@ -104,7 +104,7 @@ class Passing:
     def answer(self, request: bytes) -> None:
         _, op, unique, node = struct.unpack_from("<IIQQ", request)
         if self.mode == "slow":
-            time.sleep(SLOW_S)
+            time.sleep(SLOW_S)  # nothing is waited for: this is how slow it is
         code, data = 0, b""
         try:
             if op not in ALWAYS and self.refuses(op, request[40:]):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict, deque
+from collections import defaultdict
 from typing import Any
 
-from rigbus.agents.brain import core
 from rigbus.bus.core.core import Core
 from rigbus.bus.core.model import Changes, Effects, Send, Task, task_id
 from rigbus.bus.states import TERMINAL, TaskState
@@ -188,7 +187,7 @@ class Harness:
         """What must hold between any two messages."""
         core = self.core
         for batch in core.batches.values():
-            counted = [t for t in batch.keys.values() if not t.policy.aside]
+            counted = [t for t in batch.keys.values() if t.counted]
             for state in TaskState:
                 assert batch.counts[state] == sum(t.state is state for t in counted)
             assert batch.total == len(counted)
@@ -211,37 +210,6 @@ class Harness:
 def open_edges(core: Core, task: Task) -> int:
     """Edges whose source has not ended, counted as a restart counts them."""
     return sum(no in core.tasks and not core.tasks[no].ended for no, _ in task.after)
-
-
-class BrainAtRest:
-    """A part of the brain beside the harness: what the log says becomes work, done one piece after the other."""
-
-    rig: Harness
-    brain: Peer
-    work: deque[core.Work]
-    heard: int  #: events of the log
-
-    def do_work(self, work: core.Work) -> None:
-        raise NotImplementedError
-
-    def begin(self) -> None:
-        """As a process starts: it knows what a snapshot says."""
-        page = self.brain.ask(Verb.SNAPSHOT, {"attn": True}).header
-        self.work = deque(core.work_of_snapshot(page["batches"], page["rows"]))
-        self.heard = len(self.rig.events)
-
-    def settle(self) -> None:
-        """Work until nothing is left."""
-        for _ in range(100):
-            for event in self.rig.events[self.heard :]:
-                if event[3] == "a":
-                    self.work.extend(core.work_of_event(event[4], event[5], event[6], event[7]))
-            self.heard = len(self.rig.events)
-            if not self.work:
-                self.rig.check()
-                return
-            self.do_work(self.work.popleft())
-        raise AssertionError("the brain never comes to rest")
 
 
 def spec(key: str, *after: Any, **fields: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Tests write ``from helpers import wait_for``; the fixtures built on this stand i
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -74,12 +75,30 @@ def _remove(folder: Path) -> None:
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports of loopback on which nobody listens now."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+    """Ports of loopback on which nobody listens, and that the kernel gives to nobody else until they are used."""
+    listeners: list[socket.socket] = []
+    try:
+        while len(listeners) < n:
+            port = random.randrange(_FIRST_GIVEN_PORT - 10_000, _FIRST_GIVEN_PORT)
+            try:
+                listeners.append(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue  # somebody has it
+        return [listener.getsockname()[1] for listener in listeners]
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def _first_given_port() -> int:
+    """From here on the kernel gives ports to connections, and to servers that ask for any."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32768  # other systems begin higher
+
+
+_FIRST_GIVEN_PORT = max(_first_given_port(), 12_000)  # none below 1024 + 10,000 is asked for
 
 
 def free_endpoint(folder: Path, name: str | None = None) -> str:

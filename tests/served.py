@@ -14,7 +14,8 @@ from rigbus.agents.models.protocol import Chunk, GenerateRequest, Model, Usage
 from rigbus.agents.models.remote import RemoteModel, RemotePatience
 from rigbus.agents.models.scripted import ScriptedModel
 
-QUICK = RemotePatience(connect_s=5, silent_s=10, retries=3, backoff_s=0.01)
+#: It waits for what a busy machine does late; between two tries it hardly does.
+QUICK = RemotePatience(connect_s=30, silent_s=60, retries=3, backoff_s=0.01)
 
 
 @contextmanager
@@ -118,7 +119,8 @@ class RawServer:
             except OSError:
                 pass
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
+            assert not thread.is_alive(), "a script that goes on beside the next test"
 
     def _run(self) -> None:
         n = 0
@@ -126,6 +128,9 @@ class RawServer:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
+                return
+            if self.ended.is_set():
+                sock.close()  # nobody plays for a connection that comes after the test
                 return
             self._sockets.append(sock)
             thread = threading.Thread(target=self._play, args=(sock, n), daemon=True)
@@ -145,13 +150,14 @@ class RawServer:
 
 
 def read_request(sock: socket.socket) -> bytes:
-    """The head and the body of a request with a Content-Length."""
+    """The head and the body of a request with a Content-Length.
+
+    Raises:
+        OSError: the connection ended before it was whole, which a server must not take for a request.
+    """
     data = b""
     while b"\r\n\r\n" not in data:
-        piece = sock.recv(65536)
-        if not piece:
-            return data
-        data += piece
+        data += _receive(sock)
     head, _, body = data.partition(b"\r\n\r\n")
     length = 0
     for line in head.split(b"\r\n"):
@@ -159,8 +165,15 @@ def read_request(sock: socket.socket) -> bytes:
         if name.lower() == b"content-length":
             length = int(value)
     while len(body) < length:
-        body += sock.recv(65536)
+        body += _receive(sock)
     return head + b"\r\n\r\n" + body
+
+
+def _receive(sock: socket.socket) -> bytes:
+    piece = sock.recv(65536)
+    if not piece:
+        raise ConnectionResetError("ended in the middle of a request")
+    return piece
 
 
 def answer(status: str, body: bytes, *headers: str, content_type: str = "application/json") -> bytes:

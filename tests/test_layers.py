@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,17 +32,26 @@ def sources(layer: str) -> list[Path]:
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    package = ("rigbus", *path.parent.relative_to(ROOT).parts)
-    return imports_in(path.read_bytes(), package)
+    return names_in(nodes_of(path), ("rigbus", *path.parent.relative_to(ROOT).parts))
 
 
-def imports_in(text: bytes | str, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of each import, lazy ones and TYPE_CHECKING ones included."""
-    for node in ast.walk(ast.parse(text)):
+@cache
+def nodes_of(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return nodes_in(path.read_bytes())
+
+
+def nodes_in(text: bytes | str) -> list[ast.Import | ast.ImportFrom]:
+    """Each import, lazy ones and TYPE_CHECKING ones included."""
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def names_in(nodes: list[ast.Import | ast.ImportFrom], package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of each."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield node.lineno, module
@@ -70,12 +81,12 @@ def test_inside_the_package_imports_are_relative():
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for layer in ALLOWED
         for path in sources(layer)
-        for node in ast.walk(ast.parse(path.read_bytes(), str(path)))
+        for node in nodes_of(path)
         for module in (
             [alias.name for alias in node.names]
             if isinstance(node, ast.Import)
             else [node.module or ""]
-            if isinstance(node, ast.ImportFrom) and not node.level
+            if not node.level
             else []
         )
         if module.partition(".")[0] in {*ALLOWED, "rigbus"}
@@ -95,7 +106,33 @@ def test_inside_the_package_imports_are_relative():
 )
 def test_the_layer_rule_sees_every_form_of_import(text):
     """The checks above are only worth something if the reader of imports misses none."""
-    assert "agents" in {layer_of(name) for _line, name in imports_in(text, ("rigbus", "bus"))}
+    assert "agents" in {layer_of(name) for _line, name in names_in(nodes_in(text), ("rigbus", "bus"))}
+
+
+FOLDER = ("rigbus", "bridge", "folder")
+#: The rooms of the bridge's folder in the order of its map: a room imports those that stand before it.
+ROOMS = re.findall(
+    r"^- `(\w+)`: ", ast.get_docstring(ast.parse((ROOT / "bridge/folder/__init__.py").read_bytes())), re.M
+)
+
+
+def test_the_map_of_the_bridges_folder_names_every_room():
+    standing = {path.parent.name for path in (ROOT / "bridge/folder").glob("*/__init__.py")}
+    assert len(ROOMS) == len(set(ROOMS))
+    assert set(ROOMS) == standing
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_before_it(room):
+    """Neither a later one, nor what wires them all."""
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: imports {name}"
+        for path in sorted((ROOT / "bridge/folder" / room).rglob("*.py"))
+        for line, name in imports_of(path)
+        if (parts := tuple(name.split(".")))[:3] == FOLDER and len(parts) > 3 and parts[3] not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -18,13 +18,15 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 @json_option
 @click.argument("folder", type=_FOLDER)
 def backup(state: Path | None, config: Path | None, as_json: bool, folder: Path) -> int:
-    """Copy the state of a rig, up or down, to a new FOLDER: database, results, staged plans; not the share, no logs."""
+    """Copy the state of a rig, up or down, to a new FOLDER: database, results, staged plans, samples; not the share, no logs."""
     from ..bus.store.backup import backup as run
 
     manifest = run(where(state, None, config), folder.absolute())
     missing = manifest["missing_results"]
     if missing:
         talk(f"warning: {len(missing)} results that the database names were not there: {missing[0]}, …")
+    if manifest["samples"]:
+        talk(f"warning: samples.db is damaged and was left out: {manifest['samples']}")
     if as_json:
         print_json({"folder": str(folder.absolute()), **manifest})
     else:

@@ -54,9 +54,16 @@ def show(state: Path | None, shared: Path | None, config: Path | None, as_json: 
     if as_json:
         shown = batch_object(row)
         counts = shown.pop("tasks")
+        shown["revised"] = row.get("revised")
         print_json({"schema": "rigbus.batch.show/1", **shown, "counts": counts, "tasks": tasks})
         return 0
     click.echo("\n".join(batch_table([batch_object(row)], time.time())))
+    if (row.get("revision") or 1) > 1:
+        said = row.get("revised") or {}
+        by = f" by {said['by']}" if said.get("by") else ""
+        why = f": {said['reason']}" if said.get("reason") else ""
+        unplanned = "; the brain plans it" if row.get("revising") else ""
+        click.echo(render.clean(f"revision {row['revision']} of its plan{by}{why}{unplanned}"))
     if row.get("error"):
         click.echo(f"error: {render.clean(str(row['error']))}")
     if tasks:

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from ..bus.errors import Refused
 from ..bus.paths import RigPaths
-from .common import (
-    config_option,
-    json_option,
-    print_json,
-    process_log,
-    settings_of,
-    shared_option,
-    state_option,
-    where,
-)
+from .common import Place, json_option, place_options, print_json, process_log, settings_of
 
 
 @click.group(invoke_without_command=True)
-@state_option
-@shared_option
-@config_option
+@place_options
 @click.pass_context
-def bridge(ctx: click.Context, state: Path | None, shared: Path | None, config: Path | None) -> int | None:
+def bridge(ctx: click.Context, place: Place) -> int | None:
     """Run the bridge alone: it takes plans from the shared folder and mirrors the rig into it."""
     if ctx.invoked_subcommand is not None:
         return None
     from ..bridge.folder.service import main
 
-    settings = settings_of(config)
+    settings = settings_of(place.config)
     folder = settings["bridge"]
     process_log("bridge", settings["logs"]["level"])
     return main(
-        where(state, shared, config),
+        place.paths(),
         settle_s=settings["settle_s"],
         path_map=folder["path_map"],
         reconcile_s=folder["reconcile_s"],
         archive_keep=folder["archive_keep"],
         archive_after_s=folder["archive_after_s"],
+        models=_model_names(settings),
+        alerting=settings["alerts"],
     )
 
 
 @bridge.command()
-@state_option
-@shared_option
-@config_option
+@place_options
 @json_option
 @click.option(
     "--from-files", is_flag=True, help="From what the shared folder still says: there is no other source."
@@ -57,23 +46,22 @@ def bridge(ctx: click.Context, state: Path | None, shared: Path | None, config: 
 @click.pass_context
 def rebuild(
     ctx: click.Context,
-    state: Path | None,
-    shared: Path | None,
-    config: Path | None,
+    place: Place,
     as_json: bool,
     from_files: bool,
     dry_run: bool,
 ) -> int:
-    """Make the state of a rig whose disk died, which must be new or empty, from its shared folder.
+    """Make a new state folder for a rig whose disk died, from its shared folder.
 
     Batches that had ended stay ended. Those that had not go on: what is known to be done is not run again, all else is.
-    With a backup, `rigbus restore` gives back more.
+    The state folder must be new or empty, the rig stopped: its folder is watched for 8 s. With a backup, `rigbus restore`
+    gives back more.
     """
     if not from_files:
         raise click.UsageError("say --from-files: a rebuild knows only what the shared folder says")
-    from ..bridge.folder.rebuild import rebuild as run
+    from ..bridge.folder.rebuilding.rebuild import rebuild as run
 
-    paths = _paths(ctx, state, shared, config)
+    paths = _paths(ctx, place)
     report = run(paths, dry_run=dry_run)
     if as_json:
         print_json(report)
@@ -83,30 +71,53 @@ def rebuild(
 
 
 @bridge.command()
-@state_option
-@shared_option
-@config_option
+@place_options
 @json_option
 @click.pass_context
-def take(
-    ctx: click.Context, state: Path | None, shared: Path | None, config: Path | None, as_json: bool
-) -> int:
-    """Give the shared folder to this rig, whichever has it. The bridge of the other one stops touching it."""
-    from ..bridge.folder.taking_over import take_over
+def take(ctx: click.Context, place: Place, as_json: bool) -> int:
+    """Give the shared folder to this rig, whichever has it. The bridge of the other one stops touching it.
 
-    before = take_over(paths := _paths(ctx, state, shared, config))
+    Only where you know better: a rig that was stopped leaves its folder free, one that died is found out after a minute.
+    """
+    from ..bridge.folder.rebuilding.taking_over import take_over
+
+    before = take_over(paths := _paths(ctx, place))
     if as_json:
         print_json({"schema": "rigbus.take/1", "shared": str(paths.shared), "before": before})
     else:
-        whose = f"it was that of the rig {before['rig'][:8]}" if before else "it was nobody's"
-        click.echo(f"{paths.shared} is this rig's now; {whose}")
+        click.echo(f"{paths.shared} is this rig's now; {_whose(before, paths)}")
     return 0
 
 
-def _paths(ctx: click.Context, state: Path | None, shared: Path | None, config: Path | None) -> RigPaths:
+def _whose(before: dict[str, Any] | None, paths: RigPaths) -> str:
+    from ..bridge.folder.share.owner import whose
+    from ..bus.store.store import state_id
+
+    if before is None:
+        return "it was nobody's"
+    return (
+        "it was before, too" if before["rig"] == state_id(paths.state) else f"it was that of {whose(before)}"
+    )
+
+
+def _model_names(settings: Mapping[str, Any]) -> list[str]:
+    """Every name that means a model of the configuration."""
+    from ..agents.models.catalogue.catalogue import Catalogue
+
+    if not settings.get("models") and not settings.get("model"):
+        return []
+    catalogue = Catalogue.from_settings(settings)
+    return [name for entry in catalogue for name in (entry.name, *catalogue.also(entry))]
+
+
+def _paths(ctx: click.Context, place: Place) -> RigPaths:
     """The rig; options may stand before the word or after it."""
     given = ctx.parent.params if ctx.parent is not None else {}
-    paths = where(state or given.get("state"), shared or given.get("shared"), config or given.get("config"))
+    paths = Place(
+        place.state or given.get("state"),
+        place.shared or given.get("shared"),
+        place.config or given.get("config"),
+    ).paths()
     if paths.state.exists() and not paths.state.is_dir():
         raise Refused(f"{paths.state} is no folder; choose another --state")
     return paths

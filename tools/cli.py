@@ -43,6 +43,7 @@ VERBS: Final[dict[str, VerbEntry]] = {
     "status": VerbEntry("status", "status", "Look", "Processes, workers, batches and tasks at a glance"),
     "watch": VerbEntry("watch", "watch", "Look", "Bars of the batches, workers, the last decisions"),
     "why": VerbEntry("why", "why", "Look", "Why a task, batch or worker is not moving"),
+    "alerts": VerbEntry("alerts", "alerts", "Look", "What needs a person, and the word that one has seen it"),
     "gpu": VerbEntry("gpu", "gpu", "Look", "The cards: heat, load, memory, and which task heats them"),
     "sniff": VerbEntry("sniff", "sniff", "Look", "Every message on the bus, as it passes"),
     "config": VerbEntry("config", "config", "Look", "The settings, and where each comes from"),
@@ -54,6 +55,9 @@ VERBS: Final[dict[str, VerbEntry]] = {
     "cancel": VerbEntry("cancel", "cancel", "Operate", "End a task or a batch"),
     "retry": VerbEntry("retry", "retry", "Operate", "Run again what has ended badly"),
     "dead": VerbEntry("dead", "dead", "Operate", "What has failed for good: list it, retry it, drop it"),
+    "escalations": VerbEntry(
+        "escalations", "escalations", "Operate", "What the rig could not settle: list, show, answer"
+    ),
     "load": VerbEntry("load", "load", "Operate", "Load a model, and wait until it answers"),
     "unload": VerbEntry("load", "unload", "Operate", "Unload a model when nothing uses it any more"),
     "pause": VerbEntry("pause", "pause", "Operate", "Give a worker no new work, until resume"),
@@ -64,10 +68,13 @@ VERBS: Final[dict[str, VerbEntry]] = {
     ),
     "backup": VerbEntry("backup", "backup", "Operate", "Copy the rig's state to a new folder"),
     "restore": VerbEntry("backup", "restore", "Operate", "A rig's state from a backup"),
+    "planner": VerbEntry("planner", "planner", "Operate", "A model or program that answers and plans"),
+    "mcp": VerbEntry("mcp", "mcp", "Operate", "An MCP server on the shared folder, over stdio"),
     "broker": VerbEntry("broker", "broker", "Processes", "The broker alone: it owns all durable state"),
     "brain": VerbEntry("brain", "brain", "Processes", "The brain alone: it turns plans into tasks"),
     "worker": VerbEntry("worker", "worker", "Processes", "One worker alone, or one agent of yours"),
     "bridge": VerbEntry("bridge", "bridge", "Processes", "The bridge alone: it serves the shared folder"),
+    "notify": VerbEntry("notify", "notify", "Processes", "On the Pi: alerts to lamps, phones and webhooks"),
 }
 
 

@@ -8,6 +8,8 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,6 +28,9 @@ LOG_CHARS: Final = 16 << 10
 WIDEST: Final = 100
 #: A word with the blanks before it; backticks keep their words together.
 _WORD: Final = re.compile(r"\s*(?:`[^`]*`|[^\s`]|`)+")
+
+#: Characters beyond ASCII's controls that do something instead of being shown.
+_ACTS: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -71,6 +76,43 @@ def rig_options(function: F) -> F:
     return state_option(shared_option(config_option(json_option(function))))
 
 
+def seconds_option(
+    *names: str, default: float, help: str, low: float = 0.0, high: float | None = None
+) -> Callable[[F], F]:
+    """An option that is a time in seconds, with its bounds."""
+    return click.option(
+        *names,
+        type=click.FloatRange(low, high),
+        default=default,
+        show_default=True,
+        metavar="S",
+        help=help,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which rig is meant, as the options say."""
+
+    state: Path | None
+    shared: Path | None
+    config: Path | None
+
+    def paths(self) -> RigPaths:
+        """See :func:`where`."""
+        return where(self.state, self.shared, self.config)
+
+
+def place_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--state``, ``--shared`` and ``--config`` as one ``place: Place``."""
+
+    @wraps(function)
+    def placed(*args: Any, state: Path | None, shared: Path | None, config: Path | None, **more: Any) -> Any:
+        return function(*args, place=Place(state, shared, config), **more)
+
+    return state_option(shared_option(config_option(placed)))
+
+
 def where(state: Path | None, shared: Path | None, config: Path | None) -> RigPaths:
     """The rig's paths from the three options, by the one order (flags, RIGBUS_*, files, defaults)."""
     return locate(state, shared, config)
@@ -114,9 +156,12 @@ def process_log(name: str, level: str = "info") -> None:
     """Log lines of a process of the rig go to stderr, which `up` sends to ``<state>/logs/<name>.log``."""
     import logging
 
+    from .render import clean_lines
+
     class Bounded(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
-            line = super().format(record)
+            # It may quote a peer, a file or a program, and stderr may be a terminal: no escape of theirs reaches it.
+            line = clean_lines(super().format(record))
             cut = len(line) - LOG_CHARS
             return line if cut <= 0 else f"{line[:LOG_CHARS]} [{cut} characters more]"
 
@@ -127,11 +172,31 @@ def process_log(name: str, level: str = "info") -> None:
 
 def print_json(value: Any, *, pretty: bool = False) -> None:
     """One JSON value on stdout: a line, or indented."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str, indent=1 if pretty else None))
+    text = json.dumps(value, ensure_ascii=False, default=str, indent=1 if pretty else None)
+    text = escaped(text)
+    # A byte of a file's name that is no UTF-8 is a lone surrogate here; inside a JSON string \udcXX is the escape for it.
+    click.echo(text.encode("utf-8", "backslashreplace").decode())
+
+
+def escaped(text: str) -> str:
+    """JSON or TOML without what those leave as it is and a terminal may obey: C1 controls, and marks that turn the
+    direction of a line. They can stand in strings only, where both know this escape."""
+    return _ACTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(text: str) -> None:
+    """Text for people on stdout, which may quote a file or a peer: controls are shown as escapes."""
+    from .render import clean_lines
+
+    click.echo(clean_lines(text))
 
 
 def talk(text: str) -> None:
-    """What is for people and not the answer: stderr. Long lines are folded in a terminal; a pipe gets them whole."""
+    """What is for people and not the answer: stderr, controls as escapes. Long lines are folded in a terminal; a pipe gets
+    them whole."""
+    from .render import clean_lines
+
+    text = clean_lines(text)
     if sys.stderr.isatty():
         columns = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
         text = "\n".join("\n".join(fold(line, columns)) for line in text.split("\n"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..bus.errors import NotFound
+from ..bus.errors import ConfigError, NotFound, Refused
 from . import render
-from .common import print_json, rig_options, talk
+from .common import json_option, print_json, rig_options, talk
 
 
 @click.group()
@@ -59,6 +60,79 @@ def profile(name: str | None) -> int:
         raise NotFound(f"there is no profile {name!r}; there are: {', '.join(sorted(found))}")
     click.echo(found[name].read_text(encoding="utf-8"), nl=False)
     return 0
+
+
+@config.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--write", is_flag=True, help="Write it to --output; it must not be there yet.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("rigbus.toml"),
+    show_default=True,
+    help="The file that --write makes.",
+)
+@json_option
+def import_(files: tuple[Path, ...], write: bool, output: Path, as_json: bool) -> int:
+    """Make a rigbus.toml of the earlier system's config.json files, the most believed first.
+
+    Prints it, and says what became of each field: what has no counterpart here, and why.
+
+    \b
+    rigbus config import ~/config.json /mnt/shared/agents/config.json --write
+    """
+    from .config_import import imported
+
+    made = imported([_old_config(file) for file in files])
+    if made.wrong:
+        raise ConfigError("nothing was imported:\n" + "\n".join(map(str, made.wrong)))
+    if write:
+        _write_new(output, made.toml)
+    if as_json:
+        notes = {name: [note._asdict() for note in getattr(made, name)] for name in ("mapped", "left")}
+        written = str(output) if write else None
+        print_json({"schema": "rigbus.config-import/1", "toml": made.toml, "written": written, **notes})
+        return 0
+    if not write:
+        click.echo(made.toml, nl=False)
+    for note in made.mapped:
+        talk(f"taken: {render.clean(str(note))}")
+    for note in made.left:
+        talk(f"left: {render.clean(str(note))}")
+    if write:
+        talk(f"{output} is written; `rigbus doctor` tries it")
+    return 0
+
+
+def _old_config(file: Path) -> tuple[str, str, Any]:
+    """A file's name, its folder and what stands in it."""
+    from .config_import import MAX_BYTES
+
+    try:
+        if not file.is_file():
+            raise NotFound(f"{file}: no such file; name the config.json of the earlier system")
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except OSError as e:
+        raise ConfigError(f"{file}: {e.strerror}; make it readable") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(
+            f"{file}: is larger than {MAX_BYTES} bytes; name the config.json of the earlier system"
+        )
+    try:
+        return str(file), str(file.absolute().parent), json.loads(data)
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"{file}: is no JSON ({e}); correct it") from None
+
+
+def _write_new(file: Path, text: str) -> None:
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        raise Refused(f"{file} is there already; move it away, or name another --output") from None
+    except OSError as e:
+        raise Refused(f"{file}: {e.strerror}; name another --output") from None
 
 
 def _plain(value: object) -> object:

@@ -1,30 +1,36 @@
-"""Mirrored files -> the rows that the broker answers, so that a verb prints one thing in both modes. Standard library."""
+"""Mirrored files -> the rows that the broker answers, so that a verb prints one thing in both modes. Standard library.
+
+Whoever can write the share can write anything into them: a row has the types that the broker's has, and its words (ids,
+states, classes) are short and printable. Free text (names, errors) is cleaned where it is shown.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ..bridge.folder.layout import COMPLETE, FAILED, PRIVATE, PROCESSING, QUEUE
+from ..bridge.folder.contract.layout import COMPLETE, FAILED, PRIVATE, PROCESSING, QUEUE
+from ..bridge.folder.share.ops import shown
 from .rows import STATES, TASK_ENDED
 
 MAX_BYTES: Final = 4 << 20
+_WORD: Final = 200  #: characters of a word
 _PRIORITY: Final = {"low": 3, "normal": 5, "high": 8, "urgent": 10}
 _STATE: Final = {PRIVATE: "waiting", QUEUE: "ready", PROCESSING: "leased", COMPLETE: "done"}
 
 
 def active_row(id_: str, fields: dict[str, Any]) -> dict[str, Any]:
     """A batch of ``brain/state.json`` in the keys of QUERY `batches`."""
-    counts = fields.get("tasks")
-    tasks = {s: int(counts.get(s) or 0) for s in STATES} if isinstance(counts, dict) else {}
-    total = int(fields.get("total_tasks") or 0)
-    ended = sum(tasks.get(s, 0) for s in TASK_ENDED)
+    tasks = _counts(fields)
+    total = whole(fields.get("total_tasks"))
+    ended = sum(tasks[s] for s in TASK_ENDED)
     return {
-        "id": id_,
-        "plan": fields.get("plan"),
-        "name": fields.get("display_name") or fields.get("plan"),
+        "id": word(id_),
+        "plan": text_or_none(fields.get("plan")),
+        "name": text_or_none(fields.get("display_name")) or text_or_none(fields.get("plan")),
         "kind": "plan",
         "state": "running" if total else "planning",
         "priority": _PRIORITY.get(str(fields.get("priority")), 5),
@@ -33,7 +39,7 @@ def active_row(id_: str, fields: dict[str, Any]) -> dict[str, Any]:
         "total": total,
         "error": None,
         "tasks": tasks,
-        "progress": ended / total if total else 0.0,
+        "progress": min(1.0, ended / total) if total else 0.0,
     }
 
 
@@ -42,20 +48,22 @@ def ended_row(id_: str, folder: Path) -> dict[str, Any] | None:
     fields = json_object(folder / "batch.json")
     if fields is None:
         return None
-    counts = fields.get("tasks")
+    config = fields.get("config")
     return {
-        "id": id_,
-        "plan": fields.get("plan"),
-        "name": fields.get("plan"),
+        "id": word(id_),
+        "plan": text_or_none(fields.get("plan")),
+        "name": text_or_none(fields.get("plan")),
         "kind": "plan",
-        "state": str(fields.get("status", "unknown")),
+        "state": word(fields.get("status"), "unknown"),
         "priority": _PRIORITY.get(str(fields.get("priority")), 5),
         "created_at": unix(fields.get("started_at")),
         "ended_at": unix(fields.get("completed_at")),
-        "total": int(fields.get("total_tasks") or 0),
-        "error": fields.get("error"),
-        "tasks": {s: int(counts.get(s) or 0) for s in STATES} if isinstance(counts, dict) else {},
-        "progress": float(fields.get("progress") or 0.0),
+        "total": whole(fields.get("total_tasks")),
+        "revision": whole(fields.get("revision")) or 1,
+        "config": config if isinstance(config, dict) else None,
+        "error": text_or_none(fields.get("error")),
+        "tasks": _counts(fields),
+        "progress": min(1.0, max(0.0, number(fields.get("progress")) or 0.0)),
     }
 
 
@@ -67,31 +75,34 @@ def task_row(lane: str, file: Path) -> dict[str, Any] | None:
     given = fields.get("result")
     result: dict[str, Any] = given if isinstance(given, dict) else {}
     state = _STATE.get(lane) or _failed_state(fields, result)
-    attempt = int(fields.get("attempts") or 0)
+    attempt = whole(fields.get("attempts"))
     started, ended = unix(fields.get("started_at")), unix(fields.get("completed_at"))
+    after = fields.get("depends_on")
     row = {
-        "id": str(fields["task_id"]),
-        "batch": fields.get("batch_id"),
-        "type": fields.get("type"),
-        "class": fields.get("task_class"),
+        "id": word(fields["task_id"]),
+        "batch": word(fields.get("batch_id")) or None,
+        "type": word(fields.get("type")) or None,
+        "class": word(fields.get("task_class")) or None,
         "pool": None,
         "priority": fields.get("priority"),
         "state": state,
-        "worker": fields.get("assigned_to"),
-        "error": result.get("error"),
+        "worker": word(fields.get("assigned_to")) or None,
+        "error": text_or_none(result.get("error")),
         "reason": None,
         "join": False,
-        "name": str(fields.get("name", fields["task_id"])),
+        "name": text_or_none(fields.get("name")) or word(fields["task_id"]),
         "created_at": unix(fields.get("created_at")),
         "started_at": started,
         "ended_at": ended,
-        "command": fields.get("command"),
-        "depends_on": list(fields.get("depends_on") or ()),
+        "command": text_or_none(fields.get("command")),
+        "fix_applied": text_or_none(fields.get("fix_applied")),
+        "depends_on": [word(one) for one in after] if isinstance(after, list) else [],
         "attempts": [],
         "result": given if lane in (COMPLETE, FAILED) else None,
     }
-    if isinstance(fields.get("evaluation"), dict):
-        row["evaluation"] = fields["evaluation"]
+    judged = _evaluation(fields.get("evaluation"))
+    if judged:
+        row["evaluation"] = judged
     if attempt and state not in ("waiting", "ready"):
         row["attempts"] = [
             {
@@ -104,6 +115,19 @@ def task_row(lane: str, file: Path) -> dict[str, Any] | None:
             }
         ]
     return row
+
+
+def _evaluation(given: Any) -> dict[str, Any] | None:
+    """A judge's words, where their numbers are numbers."""
+    if not isinstance(given, dict) or (given.get("seconds") is not None and number(given["seconds"]) is None):
+        return None
+    issues = given.get("issues")
+    return {**given, "issues": issues if isinstance(issues, list) else []} if issues is not None else given
+
+
+def _counts(fields: dict[str, Any]) -> dict[str, int]:
+    counts = fields.get("tasks")
+    return {s: whole(counts.get(s)) if isinstance(counts, dict) else 0 for s in STATES}
 
 
 def _failed_state(fields: dict[str, Any], result: dict[str, Any]) -> str:
@@ -127,7 +151,11 @@ def gpu(beat: dict[str, Any]) -> dict[str, Any] | None:
         "vram_used_mb": "vram_used_mb",
         "vram_total_mb": "vram_total_mb",
     }
-    found = {ours: beat[theirs] for ours, theirs in names.items() if beat.get(theirs) is not None}
+    found: dict[str, Any] = {}
+    for ours, theirs in names.items():
+        value = number(beat.get(theirs))
+        if value is not None:
+            found[ours] = beat[theirs]
     cards = beat.get("gpus")
     if isinstance(cards, dict):
         found["cards"] = [
@@ -136,6 +164,28 @@ def gpu(beat: dict[str, Any]) -> dict[str, Any] | None:
             if index.isdecimal() and isinstance(card, dict)
         ]
     return found or None
+
+
+def word(value: Any, default: str = "") -> str:
+    """An id or a state: printable, on one line, not too long."""
+    return shown(str(value))[:_WORD] if isinstance(value, str | int) and value != "" else default
+
+
+def text_or_none(value: Any) -> str | None:
+    """A text as it is."""
+    return value if isinstance(value, str) else None
+
+
+def whole(value: Any) -> int:
+    """A count; 0 for whatever is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else 0
+
+
+def number(value: Any) -> float | None:
+    """A finite number; None for whatever is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e15:
+        return None
+    return None if math.isnan(value) else float(value)
 
 
 def json_object(file: Path) -> dict[str, Any] | None:

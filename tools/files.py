@@ -1,6 +1,6 @@
 """The rig as its shared folder shows it, for machines that have nothing but the folder. Standard library only.
 
-The bridge writes these files (``bridge/folder/layout.py``); here they become the same rows that the broker answers, so
+The bridge writes these files (``bridge/folder/contract/layout.py``); here they become the same rows that the broker answers, so
 that a verb prints one thing in both modes. A file may vanish or be half-written between two looks: it is left out.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ..bridge.folder.layout import (
+from ..bridge.folder.contract.layout import (
     ARCHIVE,
     COMPLETE,
     DECISIONS_LOG,
@@ -22,7 +24,11 @@ from ..bridge.folder.layout import (
     STATE_FILE,
 )
 from ..bus.errors import NotFound, Unreachable
-from .file_rows import active_row, ended_row, gpu, json_object, task_row, unix
+from . import alert_rows
+from .common import talk
+from .escalation_rows import UNANSWERED, Escalations, source_of
+from .file_rows import active_row, ended_row, gpu, json_object, number, task_row, unix, whole, word
+from .rigclock import RigClock
 from .rows import STATES
 
 STALE_S: Final = 60.0  #: of files without a `stale_after_s`: as the earlier scripts, older news is no news
@@ -42,27 +48,36 @@ class Folder:
 
     # -- the whole -------------------------------------------------------------------------------------------
 
+    def now(self) -> float:
+        """Unix seconds by the rig's clock, for methods that take ``now``; may wait for some seconds (`RigClock`)."""
+        return time.time() if self.state().get("status") == "stopped" else _clock_of(self.root).now()
+
     def status(self, now: float) -> dict[str, Any]:
         """The answer to QUERY `status`. ``now`` is Unix seconds, for ages; ``as_of`` is the last sign of the rig."""
-        state = self.state()
         workers = self.workers(now)
         batches = self.batches()
         tasks: Counter[str] = Counter()
         for batch in batches:
             tasks.update(batch["tasks"])
-        as_of = self.as_of()
-        fresh = self.stale_for(now) is None
-        seen = "stopped" if state.get("status") == "stopped" else "as mirrored" if fresh else "stale"
         return {
-            "as_of": as_of,
-            "seq": _whole(state.get("seq")),
-            "broker": {"state": seen},
-            "brain": {"state": str(state.get("status", "unknown")) if fresh else "unknown"},
-            "bridge": {"state": seen, "pid": state.get("pid"), "host": state.get("hostname")},
+            "as_of": self.as_of(),
+            "seq": whole(self.state().get("seq")),
+            **self.processes(now),
             "workers": workers,
             "tasks": {s: tasks[s] for s in STATES},
             "batches": batches,
             "unrunnable": [],
+            "alerts": alert_rows.counts(alert_rows.of_share(self.root)),
+        }
+
+    def processes(self, now: float) -> dict[str, dict[str, Any]]:
+        """``broker``, ``brain`` and ``bridge``, by what the last of them wrote and how old that is."""
+        state, fresh = self.state(), self.stale_for(now) is None
+        seen = "stopped" if state.get("status") == "stopped" else "as mirrored" if fresh else "stale"
+        return {
+            "broker": {"state": seen},
+            "brain": {"state": word(state.get("status"), "unknown") if fresh else "unknown"},
+            "bridge": {"state": seen, "pid": state.get("pid"), "host": state.get("hostname")},
         }
 
     def state(self) -> dict[str, Any]:
@@ -71,8 +86,12 @@ class Folder:
 
     def as_of(self) -> float | None:
         """When the rig last said how it is, by its own clock; None when it never did."""
-        stamps = [self._stamp(), *(_stamp(beat) for beat in self._beats())]
-        return max((stamp[0] for stamp in stamps if stamp is not None), default=None)
+        return max((at for at, _ in self.stamps()), default=None)
+
+    def stamps(self) -> list[tuple[float, float]]:
+        """(as of when, for how many seconds that may be believed), of each file that a living rig renews."""
+        found = (self._stamp(), *(_stamp(beat) for beat in self._beats()))
+        return [stamp for stamp in found if stamp is not None]
 
     def stale_for(self, now: float) -> float | None:
         """How old the last news is where nobody should believe it any more, None while it is fresh.
@@ -80,7 +99,7 @@ class Folder:
         The bridge renews ``state.json`` three times in its ``stale_after_s``, whatever happens: an older one means
         that it is dead, or that the mount shows old things.
         """
-        stamps = [stamp for stamp in (self._stamp(), *map(_stamp, self._beats())) if stamp is not None]
+        stamps = self.stamps()
         if not stamps:
             return float("inf")
         if any(now - at <= limit for at, limit in stamps):
@@ -102,18 +121,19 @@ class Folder:
             if beat is None or stamp is None or "gone" in (beat.get("state"), slow.get("state")):
                 continue
             at, limit = stamp
-            word = str(beat.get("state", "unknown"))
-            state = {"running": "busy", "hot": "idle", "cold": "idle"}.get(word, word)
+            said = word(beat.get("state"), "unknown")
+            state = {"running": "busy", "hot": "idle", "cold": "idle"}.get(said, said)
+            classes, tasks = slow.get("classes"), beat.get("active_tasks")
             out.append(
                 {
-                    "id": str(beat.get("name", file.parent.name)),
+                    "id": word(beat.get("name")) or word(file.parent.name),
                     "state": state if now - at <= limit else "stale",
-                    "classes": list(slow.get("classes") or ()),
-                    "model": beat.get("model"),
+                    "classes": [word(c) for c in classes] if isinstance(classes, list) else [],
+                    "model": word(beat.get("model")) or None,
                     "heartbeat_age_s": round(max(0.0, now - at), 3),
-                    "tasks": [
-                        str(t.get("task_id")) for t in beat.get("active_tasks") or () if isinstance(t, dict)
-                    ],
+                    "tasks": [word(t.get("task_id")) for t in tasks if isinstance(t, dict)]
+                    if isinstance(tasks, list)
+                    else [],
                     "gpu": gpu(beat),
                     "pid": beat.get("pid"),
                 }
@@ -124,6 +144,10 @@ class Folder:
 
     def batches(self, ended: int | None = ENDED_SHOWN) -> list[dict[str, Any]]:
         """The live batches and the last ``ended`` others (None: all), oldest first."""
+        counts = self._unanswered()
+        return [{**row, "escalations": counts[row["id"]]} for row in self._batch_rows(ended)]
+
+    def _batch_rows(self, ended: int | None) -> list[dict[str, Any]]:
         active = self.state().get("active_batches")
         live = (
             {str(k): v for k, v in active.items() if isinstance(v, dict)} if isinstance(active, dict) else {}
@@ -137,13 +161,18 @@ class Folder:
                 rows[name] = row
         return [rows[name] for name in sorted(rows)]
 
+    def _unanswered(self) -> Counter[str]:
+        """How many escalations of each batch nobody has answered, by their files: the broker counts them so."""
+        found = (one for one in Escalations(self.root).all() if one.get("status") in UNANSWERED)
+        return Counter(word(source_of(one).get("batch_id")) for one in found)
+
     def batch(self, ref: str) -> dict[str, Any]:
         """One batch by its id, or the start of one.
 
         Raises:
             NotFound: none, or several.
         """
-        rows = {row["id"]: row for row in self.batches(ended=0)}
+        rows = {row["id"]: row for row in self._batch_rows(ended=0)}
         paths = dict(self._batch_folders())
         names = sorted({*rows, *paths})
         hits = [ref] if ref in names else [n for n in names if len(ref) >= MIN_PREFIX and n.startswith(ref)]
@@ -154,7 +183,11 @@ class Folder:
         row = rows.get(hits[0]) or ended_row(hits[0], paths[hits[0]])
         if row is None:
             raise NotFound(f"batch {hits[0]}: its batch.json is not there (yet)")
-        return row
+        return {**row, "escalations": self._unanswered()[hits[0]]}
+
+    def batch_folder(self, id_: str) -> Path | None:
+        """``plans/<plan>/batches/<id>`` of a batch, by its whole id; None where there is none."""
+        return next((path for name, path in self._batch_folders() if name == id_), None)
 
     def _batch_folders(self) -> Iterator[tuple[str, Path]]:
         for plan in self._plan_folders(self.root / "plans", PLAN_DEPTH):
@@ -248,6 +281,8 @@ class Folder:
         for folder in [path / "logs" for id_, path in self._batch_folders() if id_ == task["batch"]]:
             for entry in _entries(folder):
                 number = entry.name.removeprefix(f"{name}.").removesuffix(".log")
+                if not entry.is_file(follow_symlinks=False):
+                    continue
                 if entry.name == f"{name}.{number}.log" and number.isdecimal():
                     out.setdefault(int(number), Path(entry.path))
         return out
@@ -265,7 +300,7 @@ class Folder:
         for line in lines:
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 out.append(value)
@@ -289,6 +324,18 @@ class Folder:
             )
 
 
+def is_silent(root: Path) -> bool:
+    """Whether no rig answers there: its news is older than may be believed, or there is none."""
+    folder = Folder(root)
+    return folder.stale_for(folder.now()) is not None
+
+
+@cache
+def _clock_of(root: Path) -> RigClock:
+    """One a process: what was found out by waiting need not be found out again."""
+    return RigClock(Folder(root).stamps, talk)
+
+
 def _file_name(key: str) -> str:
     """How a task's key stands in the name of its log (``agents/attempts/values.py`` writes it so)."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else _escape(c) for c in key)
@@ -304,10 +351,8 @@ def _stamp(file: Path) -> tuple[float, float] | None:
     fields, mtime = json_object(file), _mtime(file)
     if fields is None or mtime is None:
         return None
-    limit = fields.get("stale_after_s")
-    if not isinstance(limit, int | float) or isinstance(limit, bool) or limit <= 0:
-        limit = STALE_S
-    return _moment(mtime, unix(fields.get("as_of"))), float(limit)
+    limit = number(fields.get("stale_after_s")) or 0.0
+    return _moment(mtime, unix(fields.get("as_of"))), limit if limit > 0 else STALE_S
 
 
 def _moment(mtime: float, as_of: float | None) -> float:
@@ -318,10 +363,6 @@ def _moment(mtime: float, as_of: float | None) -> float:
     return (
         mtime if as_of is None or (abs(apart - zone) < 2 and abs(zone) <= ZONE_MAX_S) else min(mtime, as_of)
     )
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _mtime(file: Path) -> float | None:

@@ -90,7 +90,8 @@ class RigEye:
 
 def _now(rig: Reach) -> RigNow:
     if rig.client is None:
-        folder, at = Folder(rig.paths.shared), time.time()
+        folder = Folder(rig.paths.shared)
+        at = folder.now()
         by_worker: dict[str, list[dict[str, Any]]] = {}
         for task in folder.tasks():
             if task["state"] == "leased":

@@ -73,7 +73,7 @@ def settings_beside(folder: Path | None) -> Beside:
     """``config.json`` in the folder of a plan, read as the bridge reads that of a drop; empty where there is none."""
     if folder is None:
         return Beside()
-    from ..bridge.folder.intake_core import MAX_SETTINGS_BYTES, Settings, drop_settings
+    from ..bridge.folder.intake.core import MAX_SETTINGS_BYTES, Settings, drop_settings
     from ..plans.errors import PlanFault
 
     file = folder / "config.json"
@@ -96,10 +96,15 @@ def folder_of(path: Path) -> Path | None:
     return file.parent if file.name.lower() == "plan.md" else None
 
 
-def check(path: Path, config: Mapping[str, Any], priority: str | None = None) -> Checked:
+def check(
+    path: Path,
+    config: Mapping[str, Any],
+    priority: str | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Checked:
     """Read and check a plan with its configuration: what the bridge would say of it, before anything is written.
 
-    What is given goes before what a config.json in its folder says.
+    What is given goes before what a config.json in its folder says, and both before ``base``.
 
     Raises:
         PlanError: with every fault as ``file:line: what; fix``.
@@ -116,7 +121,7 @@ def check(path: Path, config: Mapping[str, Any], priority: str | None = None) ->
     beside = settings_beside(folder_of(path))
     if beside.fault is not None:
         raise _invalid([str(beside.fault)])
-    given = {**beside.config, **config}
+    given = {**(base or {}), **beside.config, **config}
     values, faults = check_plan(plan, given)
     faults += unused_keys(plan, config) + unused_keys(plan, set(beside.config) - set(config), near_only=True)
     errors = [str(f) for f in faults if f.severity == "error"] + problems_of(plan)

@@ -91,6 +91,19 @@ def rig_folders(state: Path | None, shared: Path | None, config: Path | None) ->
     return _served(paths, read_run_json(paths), chosen=state is not None) or paths
 
 
+def shared_folder(paths: RigPaths) -> RigPaths:
+    """``paths``, when their shared folder is there.
+
+    Raises:
+        Unreachable: it is not, or is none of a rig.
+    """
+    if not is_share(paths.shared):
+        raise Unreachable(
+            f"{paths.shared} is no shared folder of a rig: mount it, or name it with --shared DIR"
+        )
+    return paths
+
+
 def is_share(folder: Path) -> bool:
     """Whether the folder has what a bridge makes in every share."""
     return (folder / "inbox").is_dir() or (folder / "tasks").is_dir()
@@ -152,11 +165,12 @@ def _may_answer(paths: RigPaths, run: dict[str, Any] | None) -> bool:
         return True
     except OSError:
         # A broker that is being restarted is worth the wait; a socket left by a rig that is gone is not.
-        return _lives((run or {}).get("pid"))
+        return lives((run or {}).get("pid"))
     return True
 
 
-def _lives(pid: object) -> bool:
+def lives(pid: object) -> bool:
+    """Whether a process of this number is there; False for what is no number of one."""
     if not isinstance(pid, int) or pid <= 1:
         return False
     try:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from ..bridge.folder.ops import shown as clean
+from ..bridge.folder.share.ops import shown as clean
 from .common import WIDEST
 
 __all__ = [

@@ -7,12 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from ..bus.errors import PlanError, Refused
+from ..bus.errors import NotFound, PlanError, Refused
 from ..bus.paths import write_atomic
+from .file_rows import json_object
 from .plan_source import require_share
 
 LOOK_S: Final = 0.25
@@ -53,7 +55,7 @@ def wait_receipt(request: Path, until: float | None) -> dict[str, Any] | None:
     """The answer, or None when there is none at ``until`` (monotonic seconds; None waits for ever).
 
     Raises:
-        PlanError, Refused: the rig refused it; the message has its reasons.
+        PlanError, NotFound, Refused: the rig refused it; the message has its reasons.
     """
     file = receipt_of(request)
     while True:
@@ -67,27 +69,28 @@ def wait_receipt(request: Path, until: float | None) -> dict[str, Any] | None:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    try:
+    with suppress(OSError):
         os.listdir(file.parent)  # an NFS client shows a new file only after it has read the folder again
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+    return json_object(file)
 
 
 def _accepted(receipt: dict[str, Any]) -> dict[str, Any]:
     if receipt.get("state") != "refused":
         return receipt
-    problems = [p for p in receipt.get("problems") or () if isinstance(p, dict)]
-    lines = [_line(p) for p in problems] or [
+    given = receipt.get("problems")
+    problems = [p for p in given if isinstance(p, dict)] if isinstance(given, list) else []
+    lines = [problem_line(p) for p in problems] or [
         str(receipt.get("note") or "the rig refused it without a reason")
     ]
     if any(p.get("line") for p in problems):
         raise PlanError("the plan is invalid", lines)
+    if receipt.get("exit_code") == NotFound.exit_code:
+        raise NotFound("; ".join(lines))
     raise Refused("; ".join(lines))
 
 
-def _line(problem: Mapping[str, Any]) -> str:
+def problem_line(problem: Mapping[str, Any]) -> str:
+    """A problem of a receipt as `place: what; fix`."""
     place = str(problem.get("file") or "")
     if problem.get("line"):
         place += f":{problem['line']}"

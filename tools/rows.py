@@ -6,22 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..bus.states import STATE_NAMES, TERMINAL
+
 Row = Mapping[str, Any]
 
 ENDED: Final = frozenset({"complete", "failed", "cancelled"})
-TASK_ENDED: Final = frozenset({"done", "dead", "cancelled", "expired", "skipped"})
-STATES: Final = (
-    "waiting",
-    "ready",
-    "leased",
-    "review",
-    "failed",
-    "done",
-    "dead",
-    "cancelled",
-    "expired",
-    "skipped",
-)
+STATES: Final = STATE_NAMES
+TASK_ENDED: Final = frozenset(STATE_NAMES[state] for state in TERMINAL)
 
 
 def status_object(answer: Row, mode: str) -> dict[str, Any]:
@@ -41,6 +32,7 @@ def status_object(answer: Row, mode: str) -> dict[str, Any]:
         "disk": answer.get("disk"),
         "limits": dict(answer.get("limits") or {}),
         "refused": list(answer.get("refused") or ()),
+        "alerts": answer.get("alerts") or (answer["bridge"] or {}).get("alerts"),
     }
 
 
@@ -66,6 +58,8 @@ def batch_object(row: Row) -> dict[str, Any]:
     keys = ("id", "plan", "name", "kind", "state", "priority", "created_at", "ended_at", "total", "error")
     out: dict[str, Any] = {key: row.get(key) for key in keys}
     out["ended_at"] = out["ended_at"] or None
+    out["escalations"] = int(row.get("escalations") or 0)
+    out["revision"] = row.get("revision")
     out["tasks"] = {state: row["tasks"].get(state, 0) for state in STATES}
     out["progress"] = round(float(row.get("progress") or 0.0), 4)
     eta = row.get("eta_s")
@@ -140,9 +134,11 @@ def attempt_list(row: Row, failed: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can carry it: bytes as text, keys as text, no NaN."""
+    """A value as JSON can carry it: bytes as text, keys as text, no NaN, no half of a character."""
     if isinstance(value, Mapping):
-        return {k if isinstance(k, str) else str(plain(k)): plain(v) for k, v in value.items()}
+        return {str(plain(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if isinstance(value, bytes):

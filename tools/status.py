@@ -34,7 +34,9 @@ def status(state: Path | None, shared: Path | None, config: Path | None, as_json
 
             shown = status_object(ask.status(rig.client), "bus")
         else:
-            shown = status_object(Folder(rig.paths.shared).status(now), "file")
+            folder = Folder(rig.paths.shared)
+            now = folder.now()
+            shown = status_object(folder.status(now), "file")
         if as_json:
             print_json(shown)
         else:
@@ -57,6 +59,7 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
         lines.append(f"broker {broker.get('state')}, last sign {render.age(shown['as_of'], now)} ago")
     lines[0] += f" · brain {brain.get('state')} · bridge {bridge.get('state')}"
     lines += [render.clean(line) for line in bound_lines(shown)]
+    lines += _alert_line(shown.get("alerts") or {})
     lines += [render.clean(f"refused: {r['why']}; {r['fix']}") for r in shown.get("refused") or ()]
     share = bridge.get("share") or {}
     for pid in bridge.get("standby") or []:
@@ -78,10 +81,24 @@ def lines_of(shown: Mapping[str, Any], now: float) -> list[str]:
         lines.append("no worker is attached: `rigbus up`, or `rigbus worker`")
     if shown["batches"]:
         lines += ["", *batch_table(shown["batches"], now)]
+        lines += [
+            f"{render.clean(b['id'])} is escalated: `rigbus why {render.clean(b['id'])}` names the file to answer"
+            for b in shown["batches"]
+            if b.get("escalations")
+        ]
     for shape in shown["unrunnable"]:
         what = ", ".join(f"{key} {value}" for key, value in shape.items() if value)
         lines.append(f"nobody can run ready tasks of {render.clean(what)}: `rigbus why` says more")
     return lines
+
+
+def _alert_line(count: Mapping[str, Any]) -> list[str]:
+    """How many alerts are raised; none where none is."""
+    raised = count.get("raised") or 0
+    if not raised:
+        return []
+    critical = f", {count['critical']} of them critical" if count.get("critical") else ""
+    return [f"{raised} alert{'s are' if raised > 1 else ' is'} raised{critical}: `rigbus alerts list`"]
 
 
 def bound_lines(shown: Mapping[str, Any]) -> list[str]:

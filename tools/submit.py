@@ -12,11 +12,12 @@ from uuid import uuid4
 
 import click
 
-from ..bus.errors import TaskFailed, WaitTimeout
-from . import plan_source, render
-from .common import json_option, print_json, shared_option, state_option, talk
-from .files import Folder
+from ..bus.errors import NotFound, TaskFailed, WaitTimeout
+from . import plan_source, render, revising, submit_batch
+from .common import json_option, print_json, say, shared_option, state_option, talk
+from .files import Folder, is_silent
 from .keyvalue import json_object, pairs
+from .operate import ANSWER_S
 from .reach import Reach, reach, rig_folders
 from .requests import LOOK_S, pause, receipt_of, wait_receipt, write_request
 from .rows import ENDED, batch_object
@@ -41,10 +42,20 @@ _WORDS: Final = ("low", "normal", "high", "urgent")
 )
 @click.option("--config", "config_json", metavar="JSON", help="Variables of the plan as one JSON object.")
 @click.option("--priority", type=click.Choice(_WORDS), help="Of all its tasks that name none.")
+@click.option(
+    "--revise",
+    metavar="BATCH",
+    help="As a new revision of this batch: what is done stays done, the rest is what the plan says now.",
+)
+@click.option("--reason", default="", metavar="TEXT", help="With --revise: why, for people.")
 @click.option("--dry-run", is_flag=True, help="Check it and print what would run.")
 @click.option("--wait", is_flag=True, help="Wait for its end: 0 all ended well, 6 not, 7 timeout.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="S", help="With --wait: how long."
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="With --wait: how long; in file mode also for the rig's answer.",
 )
 @click.argument("plan")
 def submit(
@@ -55,6 +66,8 @@ def submit(
     sets: tuple[str, ...],
     config_json: str | None,
     priority: str | None,
+    revise: str | None,
+    reason: str,
     dry_run: bool,
     wait: bool,
     timeout_s: float | None,
@@ -63,8 +76,23 @@ def submit(
     """Run a plan: a folder with a plan.md, a plan.md, or the name of a plan in the shared folder.
 
     A config.json in its folder counts, as it does for a dropped plan; --set and --config go before it.
+
+    Or a NAME.jsonl of OpenAI Batch lines: its results come to stand beside it in the inbox, NAME.results.jsonl and
+    NAME.errors.jsonl. Its priority is low where none is given.
     """
+    if submit_batch.is_batch_file(plan):
+        if sets or config_json is not None:
+            raise click.UsageError("a batch file has no variables: leave --set and --config out")
+        places = (state, shared, rig_config)
+        return _submit_batch(places, as_json, priority, dry_run, wait, _until(timeout_s), plan)
     config = (json_object(config_json, "--config") if config_json is not None else {}) | pairs(sets, "--set")
+    if revise is not None:
+        with reach(state, shared, rig_config) as rig:
+            new = revising.new_plan(rig, plan, config, priority, revise, reason)
+            _warn(new.checked)
+            if dry_run:
+                return revising.show(rig, new, as_json)
+            return _run(_Run(rig, new.checked, _until(timeout_s), new), wait, as_json)
     if dry_run:
         folders = rig_folders(state, shared, rig_config)
         checked = plan_source.check(plan_source.find_plan(plan, folders.shared), config, priority)
@@ -75,9 +103,37 @@ def submit(
         plan_source.find_plan(plan, rig_folders(state, shared, rig_config).shared), config, priority
     )
     _warn(checked)
-    until = None if timeout_s is None else time.monotonic() + timeout_s
     with reach(state, shared, rig_config) as rig:
-        run = _Run(rig, checked, until)
+        return _run(_Run(rig, checked, _until(timeout_s)), wait, as_json)
+
+
+def _until(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _run(run: _Run, wait: bool, as_json: bool) -> int:
+    run.hand_over(wait)
+    try:
+        return run.wait() if wait else 0
+    finally:
+        run.tell(as_json)
+
+
+def _submit_batch(
+    folders: tuple[Path | None, Path | None, Path | None],
+    as_json: bool,
+    priority: str | None,
+    dry_run: bool,
+    wait: bool,
+    until: float | None,
+    given: str,
+) -> int:
+    checked = submit_batch.check(given)
+    submit_batch.warn(checked)
+    if dry_run:
+        return submit_batch.dry_run(checked, as_json)
+    with reach(*folders) as rig:
+        run = submit_batch.BatchSubmit(rig, checked, priority, until)
         run.hand_over(wait)
         try:
             return run.wait() if wait else 0
@@ -93,8 +149,11 @@ class _Run:
         rig: Reach,
         checked: plan_source.Checked,
         until: float | None,
+        new: revising.NewPlan | None = None,
     ) -> None:
         self.rig = rig
+        self.new = new
+        self.revision: int | None = None
         self.checked = checked
         self.config = checked.config
         self.priority = checked.priority
@@ -110,9 +169,12 @@ class _Run:
             self._by_bus()
         else:
             self._by_file()
+            if not wait:
+                self._hear_answer()
         if self.batch_id:
             number = render.counted(len(self.checked.plan.tasks), "task")
-            talk(f"submitted {self.batch_id}: {self.checked.plan.name}, {number}")
+            done = f"revision {self.revision} of" if self.revision else "submitted"
+            talk(f"{done} {self.batch_id}: {self.checked.plan.name}, {number}")
             if not wait:
                 talk(f"follow it with `rigbus watch {self.batch_id}`")
         elif self.request is not None:
@@ -134,7 +196,11 @@ class _Run:
         if level is not None:
             spec["priority"] = level
         self.seq = int(bus.welcome.get("seq") or 0)
-        self.batch_id = bus.submit_plan(spec, str(uuid4()), level)
+        if self.new is None:
+            self.batch_id = bus.submit_plan(spec, str(uuid4()), level)
+            return
+        done = bus.revise(self.new.batch, spec, str(uuid4()), reason=self.new.reason, priority=level)
+        self.batch_id, self.revision = str(done["batch"]), int(done["revision"])
 
     def _by_file(self) -> None:
         shared, plan = self.rig.paths.shared, self.checked.plan
@@ -152,7 +218,29 @@ class _Run:
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-        self.request = write_request(shared, "submit", args, id_=id_)
+        if self.new is None:
+            self.request = write_request(shared, "submit", args, id_=id_)
+            return
+        args["reason"] = self.new.reason
+        self.request = write_request(shared, "revise", args, self.new.batch, id_=id_)
+
+    def _hear_answer(self) -> None:
+        """The rig's answer, where it is there and answers soon: who asked may be gone when it comes later.
+
+        Raises:
+            PlanError, Refused: the rig refused it.
+        """
+        if self.request is None or is_silent(self.rig.paths.shared):
+            return
+        until = time.monotonic() + ANSWER_S
+        receipt = wait_receipt(self.request, until if self.until is None else min(until, self.until))
+        if receipt is not None:
+            self._accepted(receipt)
+
+    def _accepted(self, receipt: dict[str, Any]) -> None:
+        self.batch_id = str(receipt.get("batch_id") or "")
+        if self.new is not None:
+            self.revision = int(receipt.get("revision") or 0) or None
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
@@ -192,14 +280,21 @@ class _Run:
             receipt = wait_receipt(self.request, self.until)
             if receipt is None:
                 raise WaitTimeout(f"the rig has not answered {self.request}; is it up (`rigbus status`)?")
-            self.batch_id = str(receipt.get("batch_id") or "")
+            self._accepted(receipt)
             talk(f"accepted as {self.batch_id}")
         folder = Folder(self.rig.paths.shared)
         while True:
-            rows = [row for row in folder.batches(ended=None) if row["id"] == self.batch_id]
-            self.row = rows[0] if rows else self.row
-            if rows and rows[0]["state"] in ENDED:
-                return rows[0]
+            try:
+                row = self.row = folder.batch(self.batch_id)
+            except NotFound:  # the mirror has not drawn it yet
+                row = None
+            # The file may still show how the batch ended before it was revised.
+            if (
+                row is not None
+                and row["state"] in ENDED
+                and (row.get("revision") or 1) >= (self.revision or 1)
+            ):
+                return row
             if self._left() <= 0:
                 raise self._too_late()
             pause(min(2 * LOOK_S, self._left()))
@@ -238,7 +333,7 @@ class _Run:
         if not as_json:
             if self.batch_id:
                 state = f"  {self.row['state']}, {render.counts(self.row['tasks'])}" if self.row else ""
-                click.echo(f"{self.batch_id}{state}")
+                say(f"{self.batch_id}{state}")
             return
         out: dict[str, Any] = {
             "schema": "rigbus.submit/1",
@@ -246,6 +341,8 @@ class _Run:
             "plan": plan.name,
             "tasks": len(plan.tasks),
         }
+        if self.revision is not None:
+            out["revision"] = self.revision
         if self.request is not None:
             out |= {"request": str(self.request), "receipt": str(receipt_of(self.request))}
         if self.row is not None:

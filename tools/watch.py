@@ -95,11 +95,12 @@ def look(rig: Reach, batch: str | None) -> Frame:
     now = time.time()
     if rig.client is None:
         folder = Folder(rig.paths.shared)
+        now = folder.now()
         rows = folder.batches() if batch is None else [folder.batch(batch)]
         workers, decisions = folder.workers(now), [logged_decision(d) for d in folder.decisions(_SHOWN)]
         running = [t for t in folder.tasks(batch) if t["state"] == "leased"]
         names = [_running(t["id"], t["name"], t["worker"], t["started_at"], t["batch"]) for t in running]
-        parts: dict[str, Any] = {}
+        parts: dict[str, Any] = folder.processes(now)
     else:
         answer = rig.client.query("status")
         rows = answer["batches"] if batch is None else [rig.client.query("batch", id=batch)]

@@ -28,6 +28,8 @@ _STYLES: Final = {
     "suspect": "red",
     "stale": "red",
     "absent": "red",
+    "stopped": "yellow",
+    "unknown": "yellow",
     "cancelled": "yellow",
     "skipped": "yellow",
     "paused": "yellow",
@@ -109,7 +111,8 @@ def _worker_line(worker: Row, frame: Frame) -> str:
     state = str(worker["state"])
     text = f"{render.clean(str(worker['id'])):<16.16} {render.colour(state, f'{state:<9}')}"
     runs = "  ".join(word for word in (gpu_view.short(worker.get("gpu")), _runs(worker, frame)) if word)
-    return f"{text} {render.clean(runs)}"[:_COLUMNS].rstrip() if not render.colourful() else f"{text} {runs}"
+    line = f"{text} {render.clean(runs)}"
+    return line if render.colourful() else line[:_COLUMNS].rstrip()
 
 
 def _runs(worker: Row, frame: Frame) -> str:

@@ -8,9 +8,12 @@ from typing import Any, Final
 
 import click
 
+from ..bus.errors import NotFound, RigbusError
 from . import render
-from .common import config_option, json_option, print_json, state_option
-from .reach import reach_bus
+from .common import print_json, rig_options
+from .files import Folder
+from .operate import answer_option, answered, only_asked
+from .reach import Reach, reach
 from .rows import evaluation_text
 
 Answer = Mapping[str, Any]
@@ -19,35 +22,36 @@ _WORKERS: Final = 8  #: whose first failing test is shown besides the sum of all
 
 
 @click.command()
-@state_option
-@config_option
-@json_option
+@rig_options
+@answer_option
 @click.argument("id_", metavar="[ID]", required=False)
-def why(state: Path | None, config: Path | None, as_json: bool, id_: str | None) -> int:
+def why(
+    state: Path | None,
+    shared: Path | None,
+    config: Path | None,
+    as_json: bool,
+    answer_s: float,
+    id_: str | None,
+) -> int:
     """Why a task, a batch or a worker is not moving, and which command would change it.
 
     ID is a task's or batch's id (the start of one is enough), BATCH/TASK or a worker's name. Without it, or with
     `all`: everything that does not move.
     """
-    with reach_bus(state, config) as rig:
-        from ..bus.errors import NotFound
-        from . import ask
-
-        if id_ is not None and "/" in id_:
-            id_ = ask.find_task(rig.bus, id_)["rows"][0]["id"]
-        try:
-            answer = rig.bus.query("why", id=id_)
-        except NotFound as e:
-            if "fits" in str(e):
-                raise
-            workers = ", ".join(sorted(str(w["id"]) for w in rig.bus.query("workers")["workers"])) or "none"
-            raise NotFound(
-                f"no task, batch or worker {id_!r}; `rigbus task list` and `rigbus batch list` show the former, "
-                f"the workers are: {workers}"
-            ) from None
-        if answer["kind"] == "task":
-            for row in rig.bus.query("rows", ids=[answer["id"]])["rows"]:
-                answer |= {"evaluation": row["evaluation"]} if row.get("evaluation") else {}
+    with reach(state, shared, config) as rig:
+        if rig.client is None:
+            if id_ is not None and "/" in id_:
+                id_ = str(Folder(rig.paths.shared).task(id_)["id"])
+            # Only the rig knows: the folder shows what is, not what each test of the scheduler says.
+            folder = Folder(rig.paths.shared)
+            folder.must_be_fresh(folder.now())
+            found, places = answered(rig, "why", {"id": id_}, None, answer_s)
+            if found is None:
+                return only_asked("why", places, as_json)
+            answer: dict[str, Any] = found
+            _require_whole(answer, places)
+        else:
+            answer = _asked(rig, id_)
     if as_json:
         print_json({"schema": "rigbus.why/1", **answer})
     else:
@@ -55,10 +59,49 @@ def why(state: Path | None, config: Path | None, as_json: bool, id_: str | None)
     return 0
 
 
+def _require_whole(answer: Answer, places: Mapping[str, str]) -> None:
+    """
+    Raises:
+        RigbusError: what the file says is no answer of a rig, or of one of another version.
+    """
+    try:
+        lines_of(answer)
+    except (LookupError, TypeError, AttributeError):
+        raise RigbusError(
+            f"{places['receipt']} is no answer that this version understands; compare `rigbus version` here and on the rig"
+        ) from None
+
+
+def _asked(rig: Reach, id_: str | None) -> dict[str, Any]:
+    """The broker's answer.
+
+    Raises:
+        NotFound: nothing has this id.
+    """
+    from . import ask
+
+    if id_ is not None and "/" in id_:
+        id_ = ask.find_task(rig.bus, id_)["rows"][0]["id"]
+    try:
+        answer = rig.bus.query("why", id=id_)
+    except NotFound as e:
+        if "fits" in str(e):
+            raise
+        workers = ", ".join(sorted(str(w["id"]) for w in rig.bus.query("workers")["workers"])) or "none"
+        raise NotFound(
+            f"no task, batch or worker {id_!r}; `rigbus task list` and `rigbus batch list` show the former, "
+            f"the workers are: {workers}"
+        ) from None
+    if answer["kind"] == "task":
+        for row in rig.bus.query("rows", ids=[answer["id"]])["rows"]:
+            answer |= {"evaluation": row["evaluation"]} if row.get("evaluation") else {}
+    return answer
+
+
 def lines_of(answer: Answer, width: int = 100) -> list[str]:
     """The answer for people: a line that sums it up, then reasons and tests, none longer than ``width``."""
     parts = {"task": _task, "batch": _batch, "rig": _rig}
-    name = render.clean(str(answer.get("name") or answer["id"]))
+    name = render.clean(str(answer.get("name") or answer.get("id")))
     head = f"{answer['kind']} {name}" if answer["kind"] != "rig" else name
     summary = render.clean(str(answer["summary"]))
     state = (

@@ -12,6 +12,7 @@ from ...plans.items import Counterparts
 from ...plans.keys import ItemsError, item_groups, item_id, task_keys
 from ...plans.model import Plan, PlanTask
 from ...plans.values import Rewritten
+from .definitions import definition
 from .planner import (
     Message,
     Run,
@@ -67,7 +68,7 @@ class Children:
         spec["feeds"] = [[template, "end" if self.task.on_failure == "continue" else "success"]]
         spec["meta"]["template"] = template
         self._spec = spec
-        self._head = len(pack(spec)) + 64
+        self._head = len(pack(spec)) + 96
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], int]]:
         """(spec, payload, about the packed bytes of the spec) of each task."""
@@ -87,7 +88,7 @@ class Children:
             if "prompt" in spec["meta"]:
                 show_prompt(spec["meta"], payload)
                 head += len(spec["meta"]["prompt"]) * 4
-            yield spec, payload, head
+            yield spec | {"definition": definition(spec, payload, self._run)}, payload, head
 
     def _payload(self, chosen: list[Any]) -> dict[str, Any]:
         made = None

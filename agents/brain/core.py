@@ -38,7 +38,7 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class CheckAbort:
-    """A task of a plan ended badly: its failure policy may abort the batch."""
+    """A task of a plan ended badly: its failure policy may abort the batch, and others may have to hear of it."""
 
     batch: str
     task: str
@@ -68,7 +68,14 @@ class PlaceModels:
     batch: str = ""
 
 
-Work = PlanBatch | ExpandTemplate | Judge | CheckAbort | Unblock | LookAgain | PlaceModels
+@dataclass(frozen=True, slots=True)
+class LookAtWorkers:
+    """Look whether one of them is in order. Of no batch."""
+
+    batch: str = ""
+
+
+Work = PlanBatch | ExpandTemplate | Judge | CheckAbort | Unblock | LookAgain | PlaceModels | LookAtWorkers
 
 _ABORTING = frozenset({"dead", "expired"})
 _BAD = frozenset({"dead", "expired", "cancelled", "skipped"})
@@ -99,8 +106,8 @@ def work_of_event(topic: str, id_: str, batch: str, data: Mapping[str, Any]) -> 
     key = str(data.get("key"))
     if kind == "batch":
         if state == "reopened":
-            return [LookAgain(batch)]
-        return [PlanBatch(batch)] if state == "planning" else []
+            return [PlanBatch(batch)] if data.get("unplanned") else [LookAgain(batch)]
+        return [PlanBatch(batch)] if state in ("planning", "revised") else []
     if data.get("asks"):
         return [PlanBatch(batch)]
     if data.get("judges"):

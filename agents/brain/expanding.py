@@ -30,6 +30,8 @@ MAX_CHUNK: Final = 300
 SLOW_S: Final = 0.1
 FAST_S: Final = 0.05
 _BAD_ENDS: Final = frozenset({"dead", "expired", "cancelled", "skipped"})
+#: Of a join whose items may yet be declared; leased: until its plan was revised it was a task, which is being ended.
+_OPEN: Final = frozenset({"waiting", "skipped", "leased"})
 EMPTY_NOTE: Final = "FOREACH_EMPTY: the list is empty, nothing was to be done"
 
 
@@ -61,6 +63,7 @@ class _Progress:
     join: str
     count: int
     children: Iterator[tuple[dict[str, Any], dict[str, Any], int]]
+    revision: int = 1
     most: int = FIRST_CHUNK
     pending: tuple[Message, bool] | None = None
 
@@ -72,28 +75,42 @@ class Expanding:
         self._bus = bus
         self._clock = clock
         self._under_way: dict[ExpandTemplate, _Progress] = {}
+        self._revision = 0  #: of the plan by which the last list was begun
+
+    def forget(self, batch: str) -> None:
+        """Its plan was revised: lists are expanded by the new one, from the first element."""
+        for work in [work for work in self._under_way if work.batch == batch]:
+            del self._under_way[work]
 
     def clear(self) -> None:
         """Forget them: another snapshot tells what is due."""
         self._under_way.clear()
 
-    def step(self, work: ExpandTemplate) -> list[Work]:
+    def step(self, work: ExpandTemplate, *, planning: bool = False) -> list[Work]:
         """Declare some more children of a foreach; what is to be done after other work.
+
+        ``planning``: for the planning of a revision, by which lists of that batch wait for it otherwise.
 
         The last message releases the join. A list that cannot become tasks ends its join, not the batch.
         """
+        self._revision = 0
         try:
-            progress = self._under_way.get(work) or self._begin(work)
+            progress = self._under_way.get(work) or self._begin(work, planning=planning)
             if progress is None:
                 return []
+            self._revision = progress.revision
             if progress.pending is None:
                 progress.pending = next_message(progress.children, progress.most)
         except Unplannable as e:
             return self._fail(work, str(e))
         message, more = progress.pending
         sent_at = self._clock()
-        answer = self._bus.tell({} if more else self._last(work, progress), message, work.batch)
+        header = {} if more else self._last(work, progress)
+        answer = self._bus.tell({**header, "revision": progress.revision}, message, work.batch)
         progress.pending = None
+        if answer.get("superseded"):
+            self._under_way.pop(work, None)
+            return []  # the new revision's planning expands it anew
         if more and answer.get("ids"):
             progress.most = _paced(progress.most, self._clock() - sent_at)
             return [work]
@@ -112,7 +129,7 @@ class Expanding:
 
     # -- beginning -------------------------------------------------------------------------------------------
 
-    def _begin(self, work: ExpandTemplate) -> _Progress | None:
+    def _begin(self, work: ExpandTemplate, *, planning: bool) -> _Progress | None:
         """Everything that the children need; None when there is nothing to do, or not yet.
 
         Raises:
@@ -124,15 +141,19 @@ class Expanding:
         if join not in rows or work.expand_id not in rows or not _due(rows[join], rows[work.expand_id]):
             return None
         batch = self._bus.batch_row(work.batch)
-        if batch["state"] not in ("planning", "running"):
+        if batch["state"] not in ("planning", "running") or (batch["revising"] and not planning):
             return None
         run, plan = self._bus.run_of(batch)
-        before = self._before(work.batch, plan, plan.by_id()[template])
+        self._revision = run.revision
+        task = plan.by_id().get(template)
+        if task is None or task.foreach is None:
+            return None  # the plan has it no more
+        before = self._before(work.batch, plan, task)
         if before is None:
             return None
         items = self._bus.value(work.expand_id)["items"]
         children = Children(plan, run, template, items, before)
-        progress = self._under_way[work] = _Progress(join, len(items), iter(children))
+        progress = self._under_way[work] = _Progress(join, len(items), iter(children), run.revision)
         return progress
 
     def _before(self, batch: str, plan: Plan, task: PlanTask) -> Mapping[str, Counterparts | None] | None:
@@ -212,7 +233,8 @@ class Expanding:
                 if name not in dict(fails):
                     fails.append((name, why))
                     todo += _behind(plan, name)
-        self._bus.tell({"fail": [{"task": task_id(work.batch, name), "error": e} for name, e in fails]})
+        told = [{"task": task_id(work.batch, name), "error": e} for name, e in fails]
+        self._bus.tell({"fail": told, "revision": self._revision}, None, work.batch)
         return [Unblock(work.batch, template)]
 
 
@@ -226,7 +248,7 @@ def _due(join: Mapping[str, Any], expand: Mapping[str, Any]) -> bool:
 
     A join may be skipped before that, for a failed child of the part that came first; its other items still run.
     """
-    return bool(join["hold"]) and join["state"] in ("waiting", "skipped") and expand["state"] == "done"
+    return bool(join["hold"]) and join["state"] in _OPEN and expand["state"] == "done"
 
 
 def _paced(most: int, took_s: float) -> int:

@@ -35,6 +35,7 @@ TYPE: Final = "decide"
 CLASS: Final = "llm"
 #: No task of a plan has a colon in its id.
 _KEY: Final = "plan:classes.{0}"
+_KEY_OF_REVISION: Final = "plan:classes@{1}.{0}"
 NO_MODEL: Final = "no model is configured, and no worker offers one"
 OFF: Final = "[brain] infer_wait_s is 0"
 MORE: Final = f"{ASKED_AT_ONCE * MAX_ASKS} other commands of the plan were asked about"
@@ -85,7 +86,10 @@ class Inferring:
             return Classes({})
         if not self._asking.wait_s:
             return Classes({}, OFF)
-        asks = {_KEY.format(number): asked for number, asked in enumerate(asks_of(questions), 1)}
+        key_of = _KEY if run.revision == 1 else _KEY_OF_REVISION
+        asks = {
+            key_of.format(number, run.revision): asked for number, asked in enumerate(asks_of(questions), 1)
+        }
         found = {row["key"]: row for row in self._bus.rows([task_id(run.batch, key) for key in asks])}
         missing = {key: asked for key, asked in asks.items() if key not in found}
         if missing and not (self._asking.expected or self._is_offered()):

@@ -24,6 +24,7 @@ from ...plans.placeholders import ValueFault, is_item
 from ...plans.values import Rewritten, rewrite_argv, rewrite_batch, rewrite_command, variables_in
 from ...plans.variables import find_variables, substitute
 from .asking import agent_payload, asked_texts, model_name, model_needs, needs_view
+from .definitions import definition
 
 #: Bounds of one message: its payloads, and its header, which is one frame (PROTOCOL §9: 1 MiB).
 CHUNK_BYTES: Final = 2 << 20
@@ -51,6 +52,8 @@ class Run:
     batch_path: str
     config: Mapping[str, Any]
     priority: int | None = None
+    revision: int = 1
+    files: str = ""  #: a hash of what the staged copy has beside its plan.md
 
     def plan_part(self) -> dict[str, str]:
         """What a worker needs to make the plan's view."""
@@ -125,11 +128,16 @@ def declare(plan: Plan, run: Run) -> list[Message]:
             spec = spec_of(plan, task, run, task.id, values) | {"after": after}
             payload = payload_of(task, run, values, ())
             show_prompt(spec["meta"], payload)
-            messages[-1].add(spec, payload)
+            messages[-1].add(_defined(spec, payload, run), payload)
             continue
-        messages[-1].add(*_expand_task(plan, task, run, after, values))
-        messages[-1].add(_join(plan, task, run), {})
+        spec, payload = _expand_task(plan, task, run, after, values)
+        messages[-1].add(_defined(spec, payload, run), payload)
+        messages[-1].add(_defined(_join(plan, task, run), {}, run), {})
     return messages
+
+
+def _defined(spec: dict[str, Any], payload: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    return spec | {"definition": definition(spec, payload, run)}
 
 
 def _expand_task(

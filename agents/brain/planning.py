@@ -17,6 +17,7 @@ from .class_questions import Classes, classes_from
 from .inferring import Asking, Inferring
 from .placing_view import Entry
 from .planner import Run, Unplannable
+from .revising import Revising
 
 log = logging.getLogger(__name__)
 
@@ -45,39 +46,49 @@ class Planning:
     def __init__(
         self,
         bus: Bus,
+        revising: Revising,
         asking: Asking | None = None,
         models: Callable[[], Mapping[str, Entry]] = dict,
     ) -> None:
         self._bus = bus
+        self.revising = revising
         self._models = models
         self._inferring = Inferring(bus, asking)
 
-    def step(self, batch_id: str) -> None:
+    def step(self, batch_id: str) -> bool:
         """Declare a batch's tasks, then close it; the last message does both. Or ask a model for what the plan leaves open.
+
+        Whether there is more to do: a revision is planned a message at a time.
 
         Raises:
             Unplannable: the plan cannot become tasks.
         """
         row = self._bus.batch_row(batch_id)
-        if row["closed"] or row["kind"] != "plan":
-            return
+        if row["closed"] or row["kind"] != "plan" or row["cancelled"] or row["error"]:
+            return False
         run, plan = self._bus.run_of(row)
         facts: list[dict[str, Any]] = []
-        if self._fact(batch_id) is None:
+        rev, kept = self._fact(batch_id)
+        if kept is None or kept.get("revision", 1) != run.revision:
             values = planner.values_of(plan, run)  # a plan that cannot run is not asked about
             self._check_models(plan, values)
             classes = self._inferring.step(row, run, plan)
             if classes is None:
-                return  # the end of the question brings the batch back
+                return False  # the end of the question brings the batch back
             plan = classes.settle(plan)
-            facts = [{"scope": SCOPE, "key": batch_id, "rev": 0, "value": _kept(plan, classes)}]
+            value = _kept(plan, classes) | ({"revision": run.revision} if run.revision > 1 else {})
+            facts = [{"scope": SCOPE, "key": batch_id, "rev": rev, "value": value}]
+        if run.revision > 1:
+            return self.revising.step(run, plan, facts)
         messages = planner.declare(plan, run)
         for number, message in enumerate(messages, 1):
             header: dict[str, Any] = {"facts": facts} if number == 1 else {}
+            header["revision"] = run.revision
             if number == len(messages):
                 header["close"] = [batch_id]
             self._bus.tell(header, message, batch_id)
         log.info("planned %s: %s, %d tasks", batch_id, plan.name, len(plan.tasks))
+        return False
 
     def _check_models(self, plan: Plan, values: Mapping[str, Any]) -> None:
         """Every model that the plan asks for must be in the catalogue, or with a worker that somebody has started by hand.
@@ -99,12 +110,17 @@ class Planning:
         """The plan with the classes that were found for this batch."""
         if not any(task.task_class_unsure for task in plan.tasks):
             return plan
-        kept = self._fact(batch_id)
-        return classes_from(kept.get("classes")).settle(plan) if kept and kept.get("classes") else plan
+        return settled_by(plan, self._fact(batch_id)[1])
 
-    def _fact(self, batch_id: str) -> dict[str, Any] | None:
+    def _fact(self, batch_id: str) -> tuple[int, dict[str, Any] | None]:
+        """(its revision as a fact, its value)."""
         facts = self._bus.query("facts", scope=SCOPE, key=batch_id)["facts"]
-        return facts[0]["value"] if facts else None
+        return (int(facts[0]["rev"]), facts[0]["value"]) if facts else (0, None)
+
+
+def settled_by(plan: Plan, kept: Mapping[str, Any] | None) -> Plan:
+    """The plan with the classes that the fact of its batch has."""
+    return classes_from(kept.get("classes")).settle(plan) if kept and kept.get("classes") else plan
 
 
 def _kept(plan: Plan, classes: Classes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,25 +24,29 @@ from ...bus.client.follow import Cursor, Event, event_of
 from ...bus.client.link import Connection
 from ...bus.errors import BadFrame, Busy, NotFound, Refused, RigbusError, Unreachable
 from ...bus.lifeline import Alive, alive_fd
-from ...bus.paths import RigPaths, find_rig
+from ...bus.paths import RigPaths, find_rig, view_name
 from ...bus.wire import Verb, unpack
 from ...plans.errors import PlanInvalid
 from ...plans.model import Plan
 from ...plans.parser import parse_plan
+from ...plans.stage import hash_beside_plan
 from . import core, planner
 from .catalogue import ModelFiles
 from .doing import Doing
+from .escalating import AFTER_S, Escalating
 from .evaluating import NO_MODELS, Evaluating, Judging, judging_of
 from .expanding import Expanding
 from .inferring import Asking
 from .placements import Placements, placing_of
 from .placing import Placing
 from .planning import Planning
+from .revising import Revising
 
 log = logging.getLogger(__name__)
 
 _CACHED_PLANS: Final = 64
 _PLACE: Final = core.PlaceModels()
+_LOOK: Final = core.LookAtWorkers()
 _REQUEST_S: Final = 30.0
 
 
@@ -63,8 +68,10 @@ class Brain:
         *,
         link: Connection | None = None,
         clock: Callable[[], float] = time.monotonic,
+        workers_after_s: float = AFTER_S,
     ) -> None:
-        """``link``: to be used instead of one to ``endpoint``. ``clock``: monotonic seconds."""
+        """``link``: to be used instead of one to ``endpoint``. ``clock``: monotonic seconds. ``workers_after_s``: the
+        setting of that name."""
         self.paths = paths
         self.alive = Alive(alive_fd())
         self.link = link or Connection(
@@ -72,13 +79,16 @@ class Brain:
         )
         self._clock = clock
         self.work: deque[core.Work] = deque()
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, tuple[Plan, str]] = {}  #: by sha256, with the hash of the files beside it
         self.doing = Doing(self)
         self.placements = Placements(self, placing or Placing({}), files)
-        self.planning = Planning(self, asking, lambda: self.placements.catalogue)
         self.expanding = Expanding(self, clock=clock)
+        self.revising = Revising(self, self.expanding)
+        self.planning = Planning(self, self.revising, asking, lambda: self.placements.catalogue)
         self.evaluating = Evaluating(self, judging)
+        self.escalating = Escalating(self, workers_after_s)
         self.epoch = 0
+        self._revision = 0  #: of the plan that the present work has read
         self._events: zmq.Socket[bytes] | None = None
         self._generation = 0
         self._cursor = Cursor(("a",), 0)
@@ -131,6 +141,8 @@ class Brain:
         self._hear_events()
         if self.epoch and self.placements.due(self._clock()):
             self.work.appendleft(_PLACE)
+        if self.epoch and not self.work and self.escalating.due(self._clock()):
+            self.work.append(_LOOK)
         if self.work and self.epoch:
             self.do(self.work.popleft())
 
@@ -158,7 +170,9 @@ class Brain:
         self.work.clear()
         self.doing.forget()
         self.expanding.clear()
+        self.revising.clear()
         self.placements.forget()
+        self.escalating.forget()
 
     def _subscribe(self, endpoint: str) -> None:
         if self._events is not None:
@@ -271,6 +285,7 @@ class Brain:
         Raises:
             Busy, Unreachable, NotFound, Refused: what the broker said to the work, or to its end.
         """
+        self._revision = 0
         try:
             self.doing.begin(work)
             if not self._begin(work):
@@ -291,12 +306,15 @@ class Brain:
             log.warning("%s", why)
             return
         log.warning("batch %s fails: %s", work.batch, why)
-        self.tell({"fail": [{"batch": work.batch, "error": why}]})
+        header: dict[str, Any] = {"fail": [{"batch": work.batch, "error": why}], "revision": self._revision}
+        if raised := self.escalating.of_plan(work.batch, why):
+            header["escalate"] = raised
+        self.tell(header, None, work.batch)
 
     def _begin(self, work: core.Work) -> bool:
         """Do it, or a step of it; whether more steps of it follow."""
         if isinstance(work, core.PlanBatch):
-            self.planning.step(work.batch)
+            return self._plan(work)
         elif isinstance(work, core.ExpandTemplate):
             more = self.expanding.step(work)
             self.work.extend(more)
@@ -310,10 +328,21 @@ class Brain:
             self.work += [w for w in due if isinstance(w, core.ExpandTemplate) and w.batch == work.batch]
         elif isinstance(work, core.PlaceModels):
             self.placements.turn(self._clock())
+        elif isinstance(work, core.LookAtWorkers):
+            self.escalating.look(self._clock())
         elif isinstance(work, core.Judge):
             self.evaluating.step(work)
         else:
-            self.check_abort(work)
+            self.check_end(work)
+        return False
+
+    def _plan(self, work: core.PlanBatch) -> bool:
+        """Plan a batch, or a message of its new revision."""
+        if self.planning.step(work.batch):
+            self.work.append(work)
+            return True
+        if self._revision > 1:
+            self.work.append(core.LookAgain(work.batch))  # lists that were recorded meanwhile
         return False
 
     def _pause(self, pause_s: float) -> None:
@@ -326,8 +355,10 @@ class Brain:
         """One atomic BRAIN message; the broker's answer."""
         header = {"epoch": self.epoch, "upto_seq": self._cursor.since, **header}
         body: list[bytes] = []
+        if batch is not None:
+            header["batch"] = batch
         if message is not None:
-            header |= {"batch": batch, "tasks": message.specs}
+            header["tasks"] = message.specs
             body = message.payloads
         declared = len(message.specs) if message is not None else 0
         over = any(name in header for name in ("close", "release", "fail"))
@@ -351,14 +382,22 @@ class Brain:
         """SUBMIT of the brain's own tasks."""
         self.link.request(Verb.SUBMIT, {"batch": batch, "tasks": specs}, payloads, timeout_s=_REQUEST_S)
 
-    def check_abort(self, work: core.CheckAbort) -> None:
-        """Apply a plan's `on_failure: abort`."""
+    def check_end(self, work: core.CheckAbort) -> None:
+        """Apply a plan's `on_failure: abort`, and raise what is beyond the rig; both in one message."""
         rows = self.rows([work.task])
-        if rows and rows[0]["state"] == work.state and core.aborts(rows[0].get("meta") or {}):
+        if not rows or rows[0]["state"] != work.state or rows[0]["dropped"]:
+            return
+        header: dict[str, Any] = {}
+        if core.aborts(rows[0].get("meta") or {}):
             reason = f"aborted: {work.key} ended {work.state}" + (
                 f" ({rows[0]['error'][:500]})" if rows[0].get("error") else ""
             )
-            self.tell({"cancel": [{"batch": work.batch, "reason": reason}]})
+            header["cancel"] = [{"batch": work.batch, "reason": reason}]
+        if raised := self.escalating.of_task(rows[0]):
+            header["escalate"] = raised
+            log.warning("batch %s: escalated: %s", work.batch, raised[0]["title"])
+        if header:
+            self.tell({**header, "revision": rows[0]["revision"]}, None, work.batch)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -378,18 +417,28 @@ class Brain:
             sha256=sha,
             staged=str(staged),
             original=str(spec.get("path")),
-            view=str(self.paths.views / row["id"]),
+            view=str(self.paths.views / view_name(row["id"], row["revision"])),
             batch_path=f"{spec.get('batch_root')}/{row['id']}",
             config=spec.get("config") or {},
             priority=spec.get("priority"),
+            revision=row["revision"],
         )
-        plan = self.plans.get(sha)
-        if plan is None:
-            plan = self._parse(staged, run.name)
+        self._revision = run.revision
+        known = self.plans.get(sha)
+        if known is None:
+            known = self._parse(staged, run.name), self._files(staged)
             if len(self.plans) >= _CACHED_PLANS:
                 del self.plans[next(iter(self.plans))]
-            self.plans[sha] = plan
+            self.plans[sha] = known
+        plan, run = known[0], replace(run, files=known[1])
         return run, self.planning.settled(plan, run.batch)
+
+    @staticmethod
+    def _files(staged: Path) -> str:
+        try:
+            return hash_beside_plan(staged)
+        except OSError as e:
+            raise planner.Unplannable(f"{e.filename}: {e.strerror}; submit the plan again") from None
 
     @staticmethod
     def _parse(staged: Path, name: str) -> Plan:
@@ -415,6 +464,18 @@ class Brain:
         answer = self.link.request(Verb.QUERY, {"what": "rows", "ids": ids}, timeout_s=_REQUEST_S)
         rows: list[dict[str, Any]] = answer.header["rows"]
         return rows
+
+    def batch_rows(self, batch_id: str) -> list[dict[str, Any]]:
+        """All tasks of a batch, without what is in the store only."""
+        rows: list[dict[str, Any]] = []
+        cursor = None
+        while True:
+            question = {"what": "tasks", "batch": batch_id, "cursor": cursor}
+            page = self.link.request(Verb.QUERY, question, timeout_s=_REQUEST_S).header
+            rows += page["rows"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return rows
 
     def workers(self) -> list[dict[str, Any]]:
         """The workers as QUERY shows them."""
@@ -485,6 +546,8 @@ def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -
     judging = judging_of(placing.catalogue.values())
     wait_s = float(settings["brain"]["infer_wait_s"]) if settings is not None else 0.0
     asking = Asking(judging.expected, wait_s)
-    code = Brain(rig.paths, rig.endpoints["commands"], placing, judging, asking, files).run()
+    after_s = float(settings["escalation"]["workers_after_s"]) if settings is not None else AFTER_S
+    endpoint = rig.endpoints["commands"]
+    code = Brain(rig.paths, endpoint, placing, judging, asking, files, workers_after_s=after_s).run()
     log.info("brain ended after %.1f s", time.monotonic() - started)
     return code

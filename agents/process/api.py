@@ -2,7 +2,7 @@
 
 The caller is one long-lived thread with one poller. It makes every fork (the parent death signal follows
 the *thread* that forked), and nothing here blocks it: a child is three descriptors to register (``fds``),
-the end of an attempt is a ``Sweep`` to step. ``process.py`` and ``process_portable.py`` implement it.
+the end of an attempt is a ``Sweep`` to step. ``linux.py`` and ``portable.py`` implement it.
 """
 
 from __future__ import annotations

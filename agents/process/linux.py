@@ -27,8 +27,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, cached_property
 
-from ..attempts.environment import task_environment
-from ..supervisor.lifeline import Lifeline, lifeline_fd
 from .api import (
     ENTER_TIMEOUT_S,
     TOKEN_VARIABLE,
@@ -61,7 +59,6 @@ __all__ = [
     "TOKEN_VARIABLE",
     "Child",
     "ExitStatus",
-    "Lifeline",
     "LinuxProcesses",
     "Orphan",
     "PortableProcesses",
@@ -70,10 +67,8 @@ __all__ = [
     "SpawnError",
     "Sweep",
     "SweepReport",
-    "lifeline_fd",
     "processes",
     "shell_argv",
-    "task_environment",
 ]
 
 log = logging.getLogger(__name__)
@@ -163,6 +158,7 @@ class LinuxSweep:
         self._child = child
         self._known: set[tuple[int, int]] = set()
         self._left: list[Proc] = []
+        self._said: set[str] = set()
         child.sweeping = True
 
     @property
@@ -181,10 +177,9 @@ class LinuxSweep:
     def step(self) -> bool:
         try:
             return self.done or self._step()
-        except (
-            OSError
-        ) as error:  # out of descriptors or memory: nobody is taken for dead that could not be seen
-            log.warning("a look at the processes of an attempt failed (%s); looking again", error.strerror)
+        except OSError as error:
+            # Out of descriptors or memory: nobody is taken for dead that could not be seen.
+            self._say("a look at the processes of an attempt failed (%s); looking again", error)
             return False
 
     def _step(self) -> bool:
@@ -225,19 +220,24 @@ class LinuxSweep:
         token = read_token(proc.pid)
         return token == self._child.token or self._owner.is_stray(proc, token)
 
-    @staticmethod
-    def _kill(proc: Proc) -> bool:
+    def _kill(self, proc: Proc) -> bool:
         """False for a process of another user (sudo in a command): only a person can end that."""
         try:
             fd = kill_exactly(proc)
         except PermissionError:
             return False
         except OSError as error:
-            log.warning("process %d could not be killed (%s); trying again", proc.pid, error.strerror)
+            self._say("a process of an attempt could not be killed (%s); trying again", error)
             return True
         if fd is not None:
             os.close(fd)
         return True
+
+    def _say(self, text: str, error: OSError) -> None:
+        """Once a sweep: it steps twenty times a second."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning(text, error.strerror)
 
 
 class LinuxProcesses:

@@ -167,7 +167,7 @@ def kill_exactly(proc: Proc, number: int = signal.SIGKILL) -> int | None:
     Returns its pidfd, readable when it has ended (the caller closes it), or None when it is gone already.
 
     Raises:
-        PermissionError: it belongs to another user.
+        PermissionError: it belongs to another user.  OSError: we have no descriptor or memory for it.
     """
     try:
         fd = os.pidfd_open(proc.pid)
@@ -190,35 +190,52 @@ def kill_exactly(proc: Proc, number: int = signal.SIGKILL) -> int | None:
 def sweep_bearers(
     match: Callable[[str], bool], timeout_s: float, after_pass: Callable[[], object]
 ) -> SweepReport:
-    """Kills all bearers and their descendants until none is left or ``timeout_s`` has passed (blocking)."""
+    """Kills all bearers and their descendants until none is left or ``timeout_s`` has passed (blocking).
+
+    Raises:
+        OSError: at the end of that time there was still no descriptor or memory to look.
+    """
     deadline = monotonic() + timeout_s
     killed: set[tuple[int, int]] = set()
     clean_passes = 0  # two: a pid that wrapped around may be born behind the first look
     while True:
-        spared = _ancestry()
-        victims = [proc for proc in descendants(bearers(match)) if proc.alive and proc.pid not in spared]
-        watched: list[int] = []
         try:
-            for proc in victims:
-                killed.add((proc.pid, proc.start))
-                try:
-                    fd = kill_exactly(proc)
-                except PermissionError:
-                    continue
-                if fd is not None and len(watched) < _MAX_WATCHED:
-                    watched.append(fd)
-                elif fd is not None:
-                    os.close(fd)
-            left_s = deadline - monotonic()
-            if victims and left_s > 0:
-                _await_deaths(watched, left_s)
-        finally:
-            for fd in watched:
-                os.close(fd)
+            victims = _kill_bearers(match, killed, deadline)
+        except OSError as error:
+            if error.errno not in _SHORT or monotonic() >= deadline:
+                raise
+            clean_passes = 0
+            _await_deaths([], deadline - monotonic())  # others give some back meanwhile
+            continue
         after_pass()
         clean_passes = 0 if victims else clean_passes + 1
-        if clean_passes == 2 or left_s <= 0:
+        if clean_passes == 2 or monotonic() >= deadline:
             return SweepReport(len(killed), tuple(as_orphan(proc) for proc in victims))
+
+
+def _kill_bearers(match: Callable[[str], bool], killed: set[tuple[int, int]], deadline: float) -> list[Proc]:
+    """One pass: those that lived, killed now, added to ``killed``, and waited for a moment."""
+    spared = _ancestry()
+    victims = [proc for proc in descendants(bearers(match)) if proc.alive and proc.pid not in spared]
+    watched: list[int] = []
+    try:
+        for proc in victims:
+            killed.add((proc.pid, proc.start))
+            try:
+                fd = kill_exactly(proc)
+            except PermissionError:
+                continue
+            if fd is not None and len(watched) < _MAX_WATCHED:
+                watched.append(fd)
+            elif fd is not None:
+                os.close(fd)
+        left_s = deadline - monotonic()
+        if victims and left_s > 0:
+            _await_deaths(watched, left_s)
+    finally:
+        for fd in watched:
+            os.close(fd)
+    return victims
 
 
 def _await_deaths(pidfds: list[int], timeout_s: float) -> None:

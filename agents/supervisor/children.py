@@ -1,6 +1,6 @@
 """The rig's child processes as the supervisor holds them: how one is started, read and ended with its tree.
 
-It decides nothing: supervisor_core says what is to happen, supervisor.py when.
+It decides nothing: ``core.py`` says what is to happen, supervisor.py when.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `up` runs: it starts the rig's processes, watches them, and leaves none behind. The shell of supervisor_core.
+"""What `up` runs: it starts the rig's processes, watches them, and leaves none behind. The shell of ``core.py``.
 
 One thread, one poller: the children's pidfds, their alive pipes, the broker, signals. It is the outer subreaper:
 what a dead worker leaves becomes its child, so the end of a child is the end of its whole tree. When this process is
@@ -32,7 +32,6 @@ from .core import (
     ChildSpec,
     Finish,
     Gone,
-    Obituaries,
     Phase,
     Say,
     Stage,
@@ -44,6 +43,7 @@ from .core import (
 )
 from .folder import known_state_id
 from .lifeline import lifeline_fd
+from .obituaries import Obituaries
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Supervisor:
     """Runs the rig of one state folder until it is stopped.
 
     Args:
-        paths: of a folder that :func:`rigfolder.prepare` has locked.
+        paths: of a folder that :func:`.folder.prepare` has locked.
         specs: what to run.
         say: gets each line for people.
         on_ready: called once, when all have reported, with run.json's content and the broker's status.
@@ -207,7 +207,8 @@ class Supervisor:
                 case Sweep(name):
                     self._sweep(name)
                 case Gone(name, why, stuck, undying):
-                    self._gone.add(name, why, stuck, undying=undying)
+                    pid = self.core.children[name].pid
+                    self._gone.add(name, why, stuck, pid=pid, undying=undying)
                     self._tell_gone()
                 case Say(text):
                     self._say(text)

@@ -1,6 +1,6 @@
 """The worker's books: which leases it holds, where each one is, and the moves between. Pure.
 
-``worker_core.py`` is told what happens and decides; here is what it decides with.
+``core.py`` is told what happens and decides; here is what it decides with.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class WorkerBooks:
         self._renew_s, self._lease_s = RENEW_S, LEASE_S
         self._renew_at = now
         self._renewals = Renewals(now)
+        self._newest: Token = (0, 0)  #: the youngest lease that came
         self._heard_at = now
         self._spool_at = now  #: not before then, after the disk has refused
         self._leave_by: float | None = None
@@ -129,7 +130,8 @@ class WorkerBooks:
             due = min(due, self._moved_at + self.config.busy_s)
         if self._leave_by is not None:
             due = min(due, self._leave_by)
-        due = min([due, *map(self._fence_at, self._unfenced())])
+        for run in self._unfenced():
+            due = min(due, self._fence_at(run))
         streams = self._progress.next_at()
         return max(now, due if streams is None else min(due, streams))
 
@@ -139,7 +141,7 @@ class WorkerBooks:
     def _unfenced(self) -> list[Run]:
         """What runs, or may begin at any moment, on leases that the broker could give away; nothing where no fence is
         needed. What only waits here does no harm: it does not begin before its lease is renewed."""
-        if not self.config.fence:
+        if not self.config.fence or not (self.runs or self.stuck):
             return []
         runs = [*self.runs.values(), *(r for r in self.stuck.values() if not r.reported)]
         return [r for r in runs if not r.fenced and r.why is not Why.STALE and r.phase is not Phase.QUEUED]

@@ -3,6 +3,7 @@
 Laws
 - A result or return is owed until RECORDED or STALE (``outbox.py``); duplicate and late messages do nothing. A result
   that is old or in danger lies on disk, too: it outlives this process.
+- Leases come in the order of their tokens: one that came before, or that a younger one has overtaken, does not begin.
 - RENEW names every lease that is held, in one message; what the broker calls stale is killed and forgotten.
 - A cancelled attempt is reported when its tree is dead: Terminate, ``kill_grace_s``, Kill, Ended, RESULT.
 - A lease that has not begun never waits behind a long task: after ``busy_s`` without movement it is returned.
@@ -81,6 +82,8 @@ class WorkerCore(WorkerHolds):
         self._heard_at = now
         self._renewals.welcomed(now if e.greeted_at is None else e.greeted_at, e.lease_s)
         self._prolong(e.kept)
+        if 0 < e.incarnation < self._newest[0]:
+            self._newest = (0, 0)  # another database: its tokens begin anew
         self._offered = None
         self._offer_now = True
         for run in self.runs.values():
@@ -92,11 +95,17 @@ class WorkerCore(WorkerHolds):
     def _leases(self, e: ev.Leases, now: float) -> list[Action]:
         self._heard_at = now
         refuse: list[Token] = []
+        old: list[Token] = []
+        newest = self._newest
         for lease in e.leases:
             if lease.token in self.runs or lease.token in self.outbox or lease.token in self.stuck:
                 continue
             if lease.token in self.unkillable:
                 continue
+            if lease.token <= newest:
+                old.append(lease.token)
+                continue
+            self._newest = max(self._newest, lease.token)
             if self.refusing or self.stuck or self._unserved(lease):
                 refuse.append(lease.token)
                 continue
@@ -108,6 +117,8 @@ class WorkerCore(WorkerHolds):
             if self._is_doubtful(self.runs[lease.token], now):
                 # The first word after a long silence: it begins when the broker has said that it still stands.
                 self._renew_at = self._moved_at = now
+        if old:
+            self.outbox.give_back(old, "a younger lease came before it")
         if refuse:
             self.outbox.give_back(
                 refuse, self.refusing or ("worker busy" if self.stuck else "not offered any more")

@@ -123,6 +123,7 @@ class Welcome:
     """HELLO was answered: a (new) session stands. ``stale`` must be killed, ``kept`` goes on.
 
     ``greeted_at``: when the HELLO was sent; None: just now. The broker renewed ``kept`` at that time at the earliest.
+    ``incarnation`` is the broker's, 0 where that is not said.
     """
 
     kept: Sequence[Token] = ()
@@ -130,6 +131,7 @@ class Welcome:
     renew_s: float = RENEW_S
     lease_s: float = LEASE_S
     greeted_at: float | None = None
+    incarnation: int = 0
 
 
 @dataclass(slots=True)

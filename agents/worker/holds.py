@@ -1,6 +1,6 @@
 """What takes slots from a worker for a while: a hot card, a card's memory, processes that cannot be killed. Pure.
 
-The books are ``worker_books.py``; ``worker_core.py`` hears all other events.
+The books are ``books.py``; ``core.py`` hears all other events.
 """
 
 from __future__ import annotations

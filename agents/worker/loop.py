@@ -378,6 +378,7 @@ class Loop:
         # Read now: the broker has made it by the time it answers.
         core.state_id = core.state_id or read_state_id(self._state)
         event = ev.Welcome(tokens_of(h.get("kept")), tokens_of(h.get("stale")))
+        event.incarnation = int(h.get("incarnation") or 0)
         event.renew_s = float(h.get("renew_s") or event.renew_s)
         event.lease_s = float(h.get("lease_s") or event.lease_s)
         event.greeted_at = self._link.greeted_at

@@ -147,6 +147,8 @@ class Outbox:
 
     def flush(self, now: float) -> list[Send]:
         """The messages that carry everything fresh; RETURN one per reason."""
+        if not self._fresh and not self._fresh_returns:
+            return []
         return [*self._flush_results(now), *self._flush_returns(now)]
 
     def _flush_results(self, now: float) -> list[Send]:
@@ -237,6 +239,8 @@ class ProgressBook:
         return [self._send(t, s, now) for t, s in self._streams.items() if s.pending and now >= s.next_at]
 
     def next_at(self) -> float | None:
+        if not self._streams:
+            return None
         return min((s.next_at for s in self._streams.values() if s.pending), default=None)
 
     @staticmethod

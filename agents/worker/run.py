@@ -1,4 +1,4 @@
-"""What a worker offers, and where each of its leases is. Plain data of ``worker_core.py``."""
+"""What a worker offers, and where each of its leases is. Plain data of ``core.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inward doors beside the inbox: ``tasks/queue`` and ``signals``, as the bridge runs them."""
+"""The inward doors beside the inbox: ``tasks/queue``, ``signals`` and answers to escalations, as the bridge runs them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ...bus.paths import RigPaths
-from . import queue_files, signals
-from .clock import Clock
-from .flows import Flow, Flows
-from .journal import Journal
-from .port import FolderPort
-from .queue_books import Books
-from .queue_files import QueueFiles
-from .queue_orders import Orders
-from .signals import Signals
-from .taking import Taker
+from .control import signals
+from .control.books import ControlBooks
+from .control.signals import Signals
+from .escalations import answers
+from .escalations.answers import Answers
+from .intake.journal import Journal
+from .intake.taking import Taker
+from .loop.clock import Clock
+from .loop.flows import Flow, Flows
+from .mirror.findings import Findings
+from .queue import files as queue_files
+from .queue.books import Books
+from .queue.files import QueueFiles
+from .queue.orders import Orders
+from .share.port import FolderPort
 
-NAMES: Final = (queue_files.NAME, queue_files.TENDING, signals.NAME)
+NAMES: Final = (queue_files.NAME, queue_files.TENDING, signals.NAME, answers.NAME)
 SETTLE_S: Final = 1.0  #: a plan that is as new as its order
 PATIENCE_S: Final = 60.0  #: for a file of the queue that is no JSON (yet)
 
@@ -25,6 +30,12 @@ PATIENCE_S: Final = 60.0  #: for a file of the queue that is no JSON (yet)
 def books_of(paths: RigPaths) -> Books:
     """What is kept of the queue's files that are on their way."""
     return Books(paths.state / "doors/queue")
+
+
+def control_of(paths: RigPaths) -> tuple[ControlBooks, Findings]:
+    """What is kept of commands by edited files, and what the mirror tells their door."""
+    books = ControlBooks(paths.state / "doors/control")
+    return books, Findings(books.listing, books.keep)
 
 
 def doors(
@@ -47,4 +58,5 @@ def doors(
     )
     queue = QueueFiles(port, flows, orders, clock, drawn, patience_s=patience_s, doubt_s=doubt_s)
     signal = Signals(port, Journal(paths.state / "doors/signals"), clock, books.public_id)
-    return dict(zip(NAMES, (queue.run, queue.tend, signal.run), strict=True))
+    answer = Answers(port, Taker(paths, clock, Journal(paths.state / "doors/answers")), paths, clock)
+    return dict(zip(NAMES, (queue.run, queue.tend, signal.run, answer.run), strict=True))

@@ -1,7 +1,7 @@
 """The bridge process: the only service that touches the share, through its helpers; a peer of the broker.
 
-Outwards it mirrors, inwards it takes in (`mirror`, `intake`). It owns nothing: kill it at any moment, start it again.
-Neither the share nor the broker can make its loop wait.
+Outwards it mirrors, inwards it takes in (`mirror`, `intake` and the other rooms). It owns nothing: kill it at any moment,
+start it again. Neither the share nor the broker can make its loop wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from typing import Any, Final
 import zmq
 
 from ... import __version__
+from ...bus.alerting.rules import Policy
 from ...bus.client.follow import event_of
 from ...bus.client.link import Connection
 from ...bus.errors import BadFrame
@@ -27,20 +29,33 @@ from ...bus.lifeline import Alive, alive_fd, lifeline_fd
 from ...bus.mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S, mount_of
 from ...bus.paths import RigPaths, find_rig
 from ...bus.store.store import state_id
-from ...bus.wire import Verb, pack, unpack
-from . import intake, mirror
-from .clock import Clock
-from .doors import books_of, doors
-from .flows import Flow, Flows, Idle
-from .intake import Intake
-from .lanes import KEPT, KEPT_S
-from .mirror import Mirror
-from .owner import SILENT_S, Claim
-from .port import FolderPort
-from .questions import Questions
-from .requests import Requests
+from ...bus.wire import Verb, unpack
+from .alerts import alerts
+from .alerts.alerts import BridgeAlerts
+from .alerts.files import Book
+from .batchfiles import files as batch_files
+from .batchfiles.files import BatchFiles
+from .contract.layout import File
+from .control import control
+from .control.control import Control
+from .doors import books_of, control_of, doors
+from .escalations import escalations
+from .escalations.escalations import Escalations
+from .intake import intake
+from .intake.intake import Intake
+from .intake.requests import Requests
+from .intake.taking import Taker
+from .logs.decisions import Decision
+from .loop.clock import Clock
+from .loop.flows import Flow, Flows, Idle
+from .loop.pubsub import PubSub
+from .loop.questions import Questions
+from .mirror import mirror
+from .mirror.lanes import KEPT, KEPT_S
+from .mirror.mirror import Mirror
 from .seat import Seat
-from .taking import Taker
+from .share.owner import SILENT_S, Claim
+from .share.port import REMEMBERED, FolderPort
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +69,6 @@ AGAIN_S: Final = 5.0
 SEAT_S: Final = 0.5  #: between two looks whether the other bridge of this rig has gone
 MAX_WAIT_S: Final = 1.0
 END_S: Final = 1.5  #: for showing an orderly end
-_EVENTS_A_TURN: Final = 2000
 
 
 class Bridge:
@@ -74,18 +88,15 @@ class Bridge:
         archive_after_s: float = KEPT_S,
         path_map: Sequence[str] = (),
         silent_s: float = SILENT_S,
+        models: Sequence[str] = (),
+        alerting: Mapping[str, Any] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.paths, self.stopping = paths, False
         clock = clock or Clock()
         self._seat = Seat(paths.state / "bridge.lock")
         self._waits = False
-        self.port = FolderPort(
-            paths.shared,
-            remember=paths.state / "share.json",
-            create_root=paths.shared == paths.state / "shared",
-            claim=_claim(paths, silent_s),
-        )
+        self.port = _port(paths, silent_s)
         self.link = Connection(
             commands,
             role="bridge",
@@ -93,34 +104,52 @@ class Bridge:
             build=__version__,
             hello_extra=lambda: {"share": self._share(), "standby": self._waits},
         )
+        self._pubsub = PubSub(NAME)
         self.questions = Questions(self.link)
         self.flows = Flows(self.port, self.questions)
-        books = books_of(paths)
+        self._books = books_of(paths)
+        self._deeds, self._findings = control_of(paths)
         self.mirror = Mirror(
             paths,
             self.port,
-            self._beats,
+            self._pubsub.beats,
             clock,
-            author=books.author,
+            author=self._books.author,
             reconcile_s=reconcile_s,
             kept=archive_keep,
             kept_s=archive_after_s,
+            path_map=path_map,
+            findings=self._findings,
         )
-        taker = Taker(paths, clock)
-        rest = settle_s if settle_s is not None else self._settle_s()
-        self.intake = Intake(
-            self.port, self.flows, taker, Requests(taker, clock).answer, clock, settle_s=rest
+        self.alerts = BridgeAlerts(
+            self.port,
+            Book(paths.state),
+            clock,
+            Policy.of(alerting or {}),
+            attached=lambda: self.link.ready,
+            say=self._say,
         )
-        self._doors = doors(
-            self.port, self.flows, paths, clock, self.mirror.drawn, path_map=path_map, books=books
-        )
-        self._events: zmq.Socket[bytes] | None = None
-        self._hearts: zmq.Socket[bytes] | None = None
-        self._voice: zmq.Socket[bytes] | None = None
+        self._escalations = Escalations(self.port, paths, clock, self._draw, self.mirror.forget)
+        self.intake, self._doors = self._inward(clock, settle_s, models, path_map)
         self._generation = 0
         self._was_available: bool | None = None
         self._beat_at = self._hasty_until = 0.0
         self._begun: dict[str, float] = {}
+
+    def _inward(
+        self, clock: Clock, settle_s: float | None, models: Sequence[str], path_map: Sequence[str]
+    ) -> tuple[Intake, dict[str, Callable[[], Flow[None]]]]:
+        """The inbox, and the doors beside it: flow name -> what starts it."""
+        port, flows, paths = self.port, self.flows, self.paths
+        rest = settle_s if settle_s is not None else self._settle_s()
+        taker = Taker(paths, clock)
+        batches = BatchFiles(port, flows, taker, paths, clock, settle_s=rest, models=models)
+        answer = Requests(taker, clock, self.alerts).answer
+        inbox = Intake(port, flows, taker, answer, clock, settle_s=rest, told=batches.told)
+        redraw = partial(flows.poke, mirror.NAME)
+        edits = Control(port, self._deeds, self._findings, taker, clock, redraw)
+        beside = doors(port, flows, paths, clock, self.mirror.drawn, path_map=path_map, books=self._books)
+        return inbox, {control.NAME: edits.run, **beside, batch_files.NAME: batches.run}
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -164,7 +193,8 @@ class Bridge:
             while self.link.recv() is not None:
                 pass
             self.link.renew(RENEW_S)
-            ready = self._wait(wake, lifeline, SEAT_S)
+            # not _wait: port and flows have something to do at once, and nobody to do it
+            ready = dict(self._poller(wake, lifeline).poll(int(SEAT_S * 1000)))
             if self.stopping or (lifeline is not None and lifeline in ready):
                 return False
         if self._waits:
@@ -214,19 +244,25 @@ class Bridge:
         """Mirror, intake and doors run for ever; one that a fault of ours ended begins anew, after a pause."""
         now = time.monotonic()
         both = {mirror.NAME: self.mirror.run, intake.NAME: self.intake.run}
-        for name, run in {**both, **self._doors}.items():
+        both[escalations.NAME] = self._escalations.run
+        for name, run in {**both, **self._doors, **self.alerts.flows()}.items():
             if not self.flows.running(name) and now - self._begun.get(name, -AGAIN_S) >= AGAIN_S:
                 self._begun[name] = now
                 self.flows.start(name, run())
 
-    def _wait(self, wake: int, lifeline: int | None, most_s: float = MAX_WAIT_S) -> dict[Any, int]:
+    def _poller(self, wake: int, lifeline: int | None) -> zmq.Poller:
+        """For what wakes every wait: the broker, a signal, the supervisor's end."""
         poller = zmq.Poller()
         poller.register(self.link.socket, self.link.interest)
         poller.register(wake, zmq.POLLIN)
-        if self._events is not None:
-            poller.register(self._events, zmq.POLLIN)
         if lifeline is not None:
             poller.register(lifeline, zmq.POLLIN)
+        return poller
+
+    def _wait(self, wake: int, lifeline: int | None, most_s: float = MAX_WAIT_S) -> dict[Any, int]:
+        poller = self._poller(wake, lifeline)
+        if self._pubsub.events is not None:
+            poller.register(self._pubsub.events, zmq.POLLIN)
         for fd, writing in self.port.fds():
             poller.register(fd, zmq.POLLOUT if writing else zmq.POLLIN)
         times = [most_s, self.port.timeout_s(), self.flows.timeout_s()]
@@ -237,58 +273,43 @@ class Bridge:
     def _welcomed(self) -> None:
         """A session: subscribe anew (the broker may be another process), and compare the mirror."""
         welcome = self.link.welcome
-        context = self.link.context
-        for old in (self._events, self._hearts, self._voice):
-            if old is not None:
-                old.close(0)
-        self._events = _subscriber(context, str(welcome["events"]), (b"p.", b"tick"), 20_000)
-        # Not polled: heartbeats are looked at when their files are due, and never wake the loop.
-        self._hearts = _subscriber(context, str(welcome["events"]), (b"hb.",), 1000)
-        self._voice = context.socket(zmq.PUB)
-        self._voice.setsockopt(zmq.LINGER, 0)
-        self._voice.setsockopt(zmq.SNDHWM, 10)
-        self._voice.connect(str(welcome["heartbeats"]))
+        self._pubsub.open(self.link.context, welcome)
         self._beat_at, self._hasty_until = 0.0, time.monotonic() + HASTE_S
         if self.port.claim is not None:  # for `rebuild`: what a new rig gives out must be past it
             self.port.claim.said["incarnation"] = int(welcome.get("incarnation") or 0)
         self.mirror.welcomed()
-        self.flows.poke(mirror.NAME)
+        self._escalations.welcomed()
+        self.alerts.welcomed()
+        for name in (mirror.NAME, escalations.NAME, alerts.LOOK):
+            self.flows.poke(name)
         log.info("attached to the broker (incarnation %s)", welcome.get("incarnation"))
 
     def _hear_events(self) -> None:
-        heard = 0
-        while self._events is not None and heard < _EVENTS_A_TURN:
-            try:
-                frames = self._events.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                break
-            heard += 1
+        heard = raised = False
+        for frames in self._pubsub.heard():
+            heard = True
             try:
                 value = unpack(frames[1])
                 if frames[0] == b"tick":
                     self.mirror.tick(value.get("channels") or {})
                 else:
-                    self.mirror.event(event_of(value))
+                    event = event_of(value)
+                    self.mirror.event(event)
+                    raised = raised or event.topic.startswith("escalation.")
+                    if self.alerts.event(event):
+                        self.flows.poke(alerts.LOOK)
             except (BadFrame, AttributeError, IndexError) as e:
                 log.warning("an event that breaks PROTOCOL §6: %s; dropped", e)
         if heard and self.mirror.has_work():
             self.flows.poke(mirror.NAME)
+        if raised:
+            self._escalations.heard()
+            self.flows.poke(escalations.NAME)
 
-    def _beats(self) -> list[tuple[str, dict[str, Any]]]:
-        """The newest heartbeat of each worker since the last call."""
-        newest: dict[str, dict[str, Any]] = {}
-        while self._hearts is not None:
-            try:
-                frames = self._hearts.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                break
-            try:
-                name, beat = frames[0][3:].decode(), unpack(frames[1])
-            except (BadFrame, IndexError, UnicodeDecodeError):
-                continue
-            if name != NAME and isinstance(beat, dict):
-                newest[name] = beat
-        return list(newest.items())
+    def _draw(self, file: File) -> None:
+        """A file that another flow has drawn: the mirror writes it."""
+        self.mirror.want(file)
+        self.flows.poke(mirror.NAME)
 
     # -- the share -------------------------------------------------------------------------------------------
 
@@ -297,8 +318,13 @@ class Bridge:
         self._was_available = self.port.state.available
         self._beat_at, self._hasty_until = 0.0, time.monotonic() + HASTE_S
         self.mirror.share_is_back()
-        for name in (mirror.NAME, intake.NAME, *self._doors):
+        self._escalations.welcomed()
+        for name in (mirror.NAME, intake.NAME, escalations.NAME, *self._doors, alerts.DRAW):
             self.flows.poke(name)
+
+    def _say(self, at: float, decision: Decision) -> None:
+        self.mirror.say(at, decision)
+        self.flows.poke(mirror.NAME)
 
     def _share(self) -> dict[str, Any]:
         state = self.port.state
@@ -311,7 +337,7 @@ class Bridge:
     def _speak(self) -> None:
         """Our own heartbeat: whether the share is there, and why not."""
         now = time.monotonic()
-        if self._voice is None or now < self._beat_at:
+        if not self._pubsub.may_speak or now < self._beat_at:
             return
         self._beat_at = now + (1.0 if now < self._hasty_until else BEAT_S)
         beat = {
@@ -323,36 +349,27 @@ class Bridge:
             "share": self._share(),
             "stuck_helpers": len(self.port.stuck()),
             "mirror": self.mirror.counts(),
+            "alerts": self.alerts.counts(),
         }
-        try:
-            self._voice.send_multipart([b"hb." + NAME.encode(), pack(beat)], zmq.DONTWAIT)
-        except zmq.Again:
-            pass  # a hint may be lost
+        self._pubsub.speak(beat)
 
     def close(self) -> None:
         """End the flows, the helpers and the session."""
         self.flows.close()
         self.port.close()
-        for one in (self._events, self._hearts, self._voice):
-            if one is not None:
-                one.close(0)
-        self._events = self._hearts = self._voice = None
+        self._pubsub.close()
         self.link.close()
         self._seat.leave()
 
 
-def _subscriber(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, topics: tuple[bytes, ...], hwm: int
-) -> zmq.Socket[bytes]:
-    sub = context.socket(zmq.SUB)
-    sub.setsockopt(zmq.LINGER, 0)
-    sub.setsockopt(zmq.RCVHWM, hwm)
-    sub.setsockopt(zmq.RECONNECT_IVL, 50)
-    sub.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    for topic in topics:
-        sub.subscribe(topic)
-    sub.connect(endpoint)
-    return sub
+def _port(paths: RigPaths, silent_s: float) -> FolderPort:
+    """The way to the share, which is made only where it is the rig's own folder."""
+    return FolderPort(
+        paths.shared,
+        remember=paths.state / REMEMBERED,
+        create_root=paths.shared == paths.state / "shared",
+        claim=_claim(paths, silent_s),
+    )
 
 
 def _claim(paths: RigPaths, silent_s: float = SILENT_S) -> Claim:
@@ -392,6 +409,8 @@ def main(
     reconcile_s: float = mirror.RECONCILE_S,
     archive_keep: int = KEPT,
     archive_after_s: float = KEPT_S,
+    models: Sequence[str] = (),
+    alerting: Mapping[str, Any] | None = None,
 ) -> int:
     """One bridge process on this rig; the exit code.
 
@@ -409,6 +428,8 @@ def main(
         reconcile_s=reconcile_s,
         archive_keep=archive_keep,
         archive_after_s=archive_after_s,
+        models=models,
+        alerting=alerting,
     )
     code = bridge.run()
     log.info("bridge ended after %.1f s", time.monotonic() - started)

@@ -22,9 +22,10 @@ from ... import __version__
 from ..clocks import Clocks
 from ..core.bounds import Bounds
 from ..core.core import Core
+from ..core.escalations import Guards
 from ..core.model import Effects, Send
 from ..errors import BadFrame, ConfigError
-from ..lifeline import Alive, alive_fd
+from ..lifeline import Alive, alive_fd, lifeline_fd
 from ..mounts import require_local
 from ..paths import RigPaths, endpoints, make_runtime
 from ..sockets import receiver
@@ -85,9 +86,10 @@ class Options:
     max_live: int = 1_000_000
     max_batch_tasks: int = 100_000
     bounds: Bounds = field(default_factory=Bounds)
+    guards: Guards = field(default_factory=Guards)  #: of escalations
     peer_messages: int = PEER_QUEUE
     peer_bytes: int = PEER_BYTES
-    low_mb: int | None = None  #: as :class:`.ballast.Disk`
+    low_mb: int | None = None  #: as :class:`.store.ballast.Disk`
     ballast_mb: int | None = None
     inflow_bytes: int = INFLOW_BYTES  #: memory that connections may fill with what has not ended
     connections: int | None = None  #: None: by what the system allows
@@ -128,6 +130,11 @@ class Broker:
         )
         self.core.max_live, self.core.max_batch_tasks = self.options.max_live, self.options.max_batch_tasks
         self.core.bounds = self.options.bounds
+        self.core.escalations.guards = self.options.guards
+        since = self.store.meta("escalations_since")
+        if since is None:  # what failed under an older build is not asked about now
+            since = self.core.changes.meta["escalations_since"] = int(wall)
+        self.core.escalations.since = float(since)
         self.core.durability = self.options.durability
         self.core.seq, self.core.channel_seq = seq, channels
         self.core.load(batches, tasks, edges, facts, now, wall)
@@ -232,9 +239,9 @@ class Broker:
             poller.register(socket, zmq.POLLIN)
         wake = self._install_signals()
         poller.register(wake, zmq.POLLIN)
-        lifeline = os.environ.get("RIGBUS_LIFELINE_FD")
-        if lifeline:
-            poller.register(int(lifeline), zmq.POLLIN)
+        lifeline = lifeline_fd()
+        if lifeline is not None:
+            poller.register(lifeline, zmq.POLLIN)
         alive = Alive(alive_fd())
         try:
             while not self.stopping:
@@ -245,7 +252,7 @@ class Broker:
                 woken_at, before = time.monotonic(), self._woken_at
                 overslept_s = max(0.0, woken_at - asked_at - timeout_ms / 1000)
                 self._late_s, self._woken_at = asked_at - before + overslept_s, woken_at
-                if lifeline and int(lifeline) in ready:
+                if lifeline in ready:
                     self.stopping = True  # nothing is ever written there: this is its end
                 self.round(ready)
         finally:
@@ -383,6 +390,8 @@ class Broker:
         """One transaction. If it fails the core is ahead of the disk, so the error ends the process."""
         for no, (_, _, payload, meta) in fx.changes.new_tasks.items():
             self.completer.payloads.put(no, meta, payload)
+        for no in fx.changes.respecs:
+            self.completer.payloads.pop(no)  # that of its older plan
         events = fx.changes.events
         if events and events[-1][0] - self._trim_at > self.options.retain_events // TRIM_PART:
             self._trim_at = events[-1][0]
@@ -430,8 +439,9 @@ class Broker:
     def _say_refusals(self, now: float, wall: float) -> None:
         """Who was turned away or cut off since the last tick: into `status`, and once into the log."""
         cuts = self.inflow.take()
+        floods = sum(cut.why == "flood" for cut in cuts)
         for cut in cuts:
-            self.core.refusals.note(cut.why, cut.peer, cut.words(len(cuts)), cut.fix, now, wall)
+            self.core.refusals.note(cut.why, cut.peer, cut.words(floods), cut.fix, now, wall)
         for refusal in self.core.refusals.take_news():
             log.warning("%s; %s", refusal.why, refusal.fix, extra={"action": f"refused_{refusal.kind}"})
 

@@ -93,6 +93,8 @@ class Completer:
                 row["meta"] = meta
             if row["no"] in judged:
                 row["evaluation"] = judged[row["no"]]
+            if send.history and row["attempt"]:
+                row["earlier"] = self.store.attempts(row["no"])
             if ref:
                 row["ref"] = {"sha256": ref, "bytes": ref_bytes}
             body.append(result or b"")

@@ -5,19 +5,15 @@ by nothing and shown to nobody: one peer that says MORE for ever fills the memor
 idle socket (docs/adr/0027). So the process' own memory is watched here, from a thread; libzmq's monitors tell which
 file descriptors are connections; and one that fills the memory is shut down under libzmq, which then frees what it had.
 
-The decisions are :class:`Watch`, pure; :class:`Inflow` is the thread around it.
+The decisions are :class:`Watch`, pure; :class:`Inflow` is the thread around it. What it asks of the system is in
+``connections``.
 """
 
 from __future__ import annotations
 
-import array
-import ctypes
-import fcntl
 import logging
-import os
-import socket
+import math
 import struct
-import termios
 import threading
 import time
 from collections import deque
@@ -28,11 +24,12 @@ from typing import Final
 
 import zmq
 
+from .connections import Connection, Process, allowed, trim, unread_bytes
+
 log = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
 INFLOW_BYTES: Final = 256 * MIB  #: what a message of 1,000 payloads of 256 KiB takes, the largest there is
-CONNECTIONS: Final = 16_384
 LOOK_S: Final = 0.05  #: between two looks: a local socket brings about 70 MiB in it
 SETTLE_S: Final = 0.25  #: for libzmq to free what a connection had, where memory still rises after it was cut
 PATIENCE_S: Final = 2.0  #: where it does not: a busy machine lets libzmq wait for its turn
@@ -42,9 +39,9 @@ RISE_BYTES: Final = (
     4 * MIB
 )  #: memory that grew by less in a look is nobody's flood: connections are not asked
 TASK_BYTES: Final = 1_000  #: of the core's records, a task; they are no flood
+_HEARD_AT_ONCE: Final = 1000  #: beginnings and ends of connections of one socket
 _DECAY: Final = 0.8
 _SUSPECT: Final = 0.1  #: of the fullest connection's bytes, that make another one suspect, too
-_FDS_KEPT: Final = 256  #: descriptors for everything but connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +139,6 @@ class Watch:
         return self._wait(2, now)
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """An accepted connection: its descriptor belongs to libzmq; ``inode`` tells whether it is still the same."""
-
-    fd: int
-    inode: int
-    socket: str
-    peer: str
-    pid: int
-
-
 class Inflow:
     """The thread. ``tasks`` says how many the core has; ``take`` gives what was cut since the last call.
 
@@ -171,7 +157,8 @@ class Inflow:
         self._monitors = {name: s.get_monitor_socket(_EVENTS) for name, s in sockets.items()}
         self._tasks = tasks
         self._watch = Watch(allowed_bytes)
-        self._bound = connections or min(CONNECTIONS, max(64, _descriptors() - _FDS_KEPT))
+        self._bound = allowed(connections)
+        self._process = Process()
         self._connections: dict[int, Connection] = {}
         self._cuts: deque[Cut] = deque(maxlen=256)
         self._pending: list[Connection] = []
@@ -181,7 +168,7 @@ class Inflow:
 
     def start(self) -> None:
         """Begin to watch; the memory that the process has now is explained."""
-        self._size = size_bytes()
+        self._size = self._process.size_bytes()
         self._watch.start(self._size, self._tasks())
         self._thread.start()
 
@@ -209,30 +196,48 @@ class Inflow:
         for name, s in self._sockets.items():
             s.disable_monitor()
             self._monitors[name].close(0)
+        self._process.close()
 
     # -- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_S):
+        poller = zmq.Poller()
+        for monitor in self._monitors.values():
+            poller.register(monitor, zmq.POLLIN)
+        look_at = time.monotonic() + LOOK_S
+        while not self._stopping.is_set():
+            # A new connection is heard of at once: a thousand can come between two looks, and at its last descriptor
+            # libzmq aborts the process (ipc_listener.cpp).
+            poller.poll(max(0, math.ceil((look_at - time.monotonic()) * 1000)))
+            self._hear()
+            if time.monotonic() < look_at:
+                continue
             try:
                 self._look()
             except OSError as e:  # of a descriptor that went away meanwhile
                 log.debug("a look at the connections failed: %s", e)
+            look_at = time.monotonic() + LOOK_S
+
+    def _hear(self) -> None:
+        for name, monitor in self._monitors.items():
+            for _ in range(
+                _HEARD_AT_ONCE
+            ):  # who connects without an end keeps nobody from the look at memory
+                if not monitor.poll(0):
+                    break
+                self._heard(name, *_event_of(monitor.recv_multipart()))
 
     def _look(self) -> None:
-        for name, monitor in self._monitors.items():
-            while monitor.poll(0):
-                self._heard(name, *_event_of(monitor.recv_multipart()))
-        self._size = size = size_bytes()
+        self._size = size = self._process.size_bytes()
         now, tasks, watch = time.monotonic(), self._tasks(), self._watch
         rose = watch.wants_connections(size, tasks)
         for fd in watch.look(size, tasks, self._unread() if rose else {}, now):
             connection = self._connections.get(fd)
-            if connection is not None and shut_down(connection):
+            if connection is not None and self._process.shut_down(connection):
                 self._pending.append(connection)
         if self._pending:
-            _trim()
-            self._size = size = size_bytes()
+            trim()
+            self._size = size = self._process.size_bytes()
         over = watch.over(size, tasks, now)
         if over is not None:
             self._judge(over, size)
@@ -249,18 +254,22 @@ class Inflow:
 
     def _heard(self, name: str, event: int, fd: int) -> None:
         if event != zmq.EVENT_ACCEPTED:
-            self._connections.pop(fd, None)
-            self._watch.scores.pop(fd, None)
+            known = self._connections.get(fd)
+            # Each socket tells of its own: the number may be a connection of another one by now.
+            if known is not None and known.socket == name:
+                del self._connections[fd]
+                self._watch.scores.pop(fd, None)
             return
         try:
-            connection = _accepted(fd, name)
+            connection = self._process.accepted(fd, name)
         except OSError:
             return  # it is gone again
         if len(self._connections) >= self._bound:
-            if shut_down(connection):
+            if self._process.shut_down(connection):
                 self._cuts.append(Cut(connection.peer, connection.pid, name, 0, "connections"))
             return
         self._connections[fd] = connection
+        self._watch.scores.pop(fd, None)  # of who had the number before
 
     def _unread(self) -> dict[int, int]:
         """Of each connection the most that was seen waiting in some moments."""
@@ -270,7 +279,7 @@ class Inflow:
                 break
             for fd in self._connections:
                 with suppress(OSError):
-                    unread[fd] = max(unread.get(fd, 0), _waiting(fd))
+                    unread[fd] = max(unread.get(fd, 0), unread_bytes(fd))
         return unread
 
 
@@ -281,88 +290,3 @@ def _event_of(frames: list[bytes]) -> tuple[int, int]:
     """(event, value) of a monitor's message, zmq_socket_monitor(3). pyzmq's own reader would load asyncio."""
     event, value = struct.unpack("=Hi", frames[0])
     return int(event), int(value)
-
-
-def _accepted(fd: int, name: str) -> Connection:
-    """Who is at the other end.
-
-    Raises:
-        OSError: nobody any more.
-    """
-    inode = os.fstat(fd).st_ino
-    with socket.socket(fileno=os.dup(fd)) as s:
-        if s.family != socket.AF_UNIX:
-            host, port, *_ = s.getpeername()
-            return Connection(fd, inode, name, f"{host}:{port}", 0)
-        pid = _peer_pid(s)
-    return Connection(fd, inode, name, _process(pid) if pid else "a local process", pid)
-
-
-def _peer_pid(s: socket.socket) -> int:
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return 0
-    pid, _uid, _gid = struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
-    return int(pid)
-
-
-def _process(pid: int) -> str:
-    """``pid 12 (python3)``."""
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f"pid {pid} ({file.read(32).strip()})"
-    except OSError:
-        return f"pid {pid}"
-
-
-def shut_down(connection: Connection) -> bool:
-    """End a connection under libzmq: it reads an end of file, and drops what had not ended. False: it was gone."""
-    try:
-        with socket.socket(fileno=os.dup(connection.fd)) as s:
-            if os.fstat(s.fileno()).st_ino != connection.inode:
-                return False
-            s.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return False
-    return True
-
-
-def _waiting(fd: int) -> int:
-    """Bytes that a connection's peer has sent and libzmq has not read."""
-    n = array.array("i", [0])
-    fcntl.ioctl(fd, termios.FIONREAD, n)
-    return n[0]
-
-
-def size_bytes() -> int:
-    """The memory of this process (RSS, bytes); 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read(64).split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-def _trim() -> None:
-    """Give back what was freed, so that it can be told from what was not (glibc; elsewhere it comes back or not)."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _descriptors() -> int:
-    """How many this process may open; as many as the system lets it."""
-    try:
-        import resource
-    except ImportError:
-        return 1024
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(65_536, hard) if hard != resource.RLIM_INFINITY else 65_536
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted if soft == resource.RLIM_INFINITY else soft
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return soft

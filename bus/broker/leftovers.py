@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..core.model import Batch, Changes
-from ..paths import folder_name
+from ..paths import OF_REVISION, folder_name, view_name
 
 
 @dataclass(slots=True)
@@ -33,7 +33,9 @@ class Holdings:
 
     def __init__(self, batches: Iterable[Batch], results: Iterable[tuple[int, str]]) -> None:
         """``results``: task numbers with the sha256 of the file that holds their result."""
-        self._batches: dict[int, tuple[str, str]] = {}
+        self._batches: dict[
+            int, tuple[str, tuple[str, ...]]
+        ] = {}  #: by no: id, the staged plan of each revision
         self._results: dict[int, str] = {}
         self._folders: set[str] = set()
         self._ids: set[str] = set()
@@ -51,7 +53,7 @@ class Holdings:
 
     def has_view(self, name: str) -> bool:
         """Whether a folder of ``views/`` belongs to a batch."""
-        return name in self._ids
+        return name.partition(OF_REVISION)[0] in self._ids
 
     def has_plan(self, sha256: str) -> bool:
         """Whether a batch was made from this staged plan."""
@@ -65,7 +67,7 @@ class Holdings:
         """Follow one commit; what is of nobody since."""
         gone = Gone(logs=list(changes.purge_logs))
         for no, batch in changes.batches.items():
-            if no not in self._batches:
+            if no not in self._batches or len(self._batches[no][1]) < batch.revision:
                 self._add(batch)
         # a result never comes alone: a new one in the row ends the file of the one before
         if changes.refs or self._results:
@@ -81,25 +83,26 @@ class Holdings:
         return gone
 
     def _add(self, batch: Batch) -> None:
-        sha = str((batch.plan or {}).get("sha256") or "")
-        self._batches[batch.no] = (batch.id, sha)
+        held = self._batches[batch.no][1] if batch.no in self._batches else ()
+        last = str((batch.plan or {}).get("sha256") or "")
+        # what was leased under an older revision may run yet: its copy goes with the batch
+        shas = (*(revision.replaced for revision in batch.revisions), last)
+        self._batches[batch.no] = (batch.id, shas)
         self._folders.add(folder_name(batch.id))
         self._ids.add(batch.id)
-        if sha:
-            self._plan_users[sha] += 1
+        self._plan_users.update(sha for sha in shas[len(held) :] if sha)
 
     def _drop(self, no: int, gone: Gone) -> None:
         held = self._batches.pop(no, None)
         if held is None:
             return
-        id_, sha = held
+        id_, shas = held
         name = folder_name(id_)
         self._folders.discard(name)
         self._ids.discard(id_)
         gone.folders.append(name)
-        gone.views.append(id_)
-        if sha and not _less(self._plan_users, sha):
-            gone.plans.append(sha)
+        gone.views += [view_name(id_, revision) for revision in range(1, len(shas) + 1)]
+        gone.plans += [sha for sha in shas if sha and not _less(self._plan_users, sha)]
 
     def _hold(self, no: int, sha: str | None, gone: Gone) -> None:
         before = self._results.pop(no, None)

@@ -184,23 +184,29 @@ class Client(Listener):
 
     def _accepted(self, header: dict[str, Any], body: list[bytes], deadline: float) -> dict[str, Any]:
         """The header of ACCEPTED; waits while the broker is BUSY."""
+        answer, before = self._patiently(Verb.SUBMIT, header, body, deadline)
+        if before == self._link.generation:
+            # This session hears their ends unasked; over a reconnect it has to ask.
+            for id_, state in zip(answer["ids"], answer.get("states") or (), strict=False):
+                if state in _LIVE:
+                    self._expected[id_] = before
+        return answer
+
+    def _patiently(
+        self, verb: Verb, header: dict[str, Any], body: list[bytes], deadline: float
+    ) -> tuple[dict[str, Any], int]:
+        """(the answer's header, the connection that was asked over); waits while the broker is BUSY."""
         while True:
             before = self._link.generation
             try:
-                answer = self.request(Verb.SUBMIT, header, body, max(0.1, deadline - time.monotonic())).header
+                answer = self.request(verb, header, body, max(0.1, deadline - time.monotonic()))
+                return answer.header, before
             except Busy as e:
                 until = min(deadline, time.monotonic() + e.retry_after_s)
                 if until >= deadline:
                     raise
                 while (left := until - time.monotonic()) > 0:
                     self.tend(left)
-                continue
-            if before == self._link.generation:
-                # This session hears their ends unasked; over a reconnect it has to ask.
-                for id_, state in zip(answer["ids"], answer.get("states") or (), strict=False):
-                    if state in _LIVE:
-                        self._expected[id_] = before
-            return answer
 
     def submit_plan(
         self, plan: dict[str, Any], key: str, priority: int | None = None, *, timeout_s: float = 60.0
@@ -216,6 +222,35 @@ class Client(Listener):
             head["priority"] = priority
         answer = self._accepted({"batch": head, "tasks": []}, [], time.monotonic() + timeout_s)
         return str(answer["batch"])
+
+    def revise(
+        self,
+        batch: str,
+        plan: dict[str, Any],
+        key: str | None = None,
+        *,
+        reason: str = "",
+        priority: int | None = None,
+        timeout_s: float = 60.0,
+    ) -> dict[str, Any]:
+        """Give a plan's batch a new copy of its plan, staged as for :meth:`submit_plan`: ``{batch, revision, state}``.
+
+        What is done stays done; all else becomes what the new plan says, and a batch that has ended goes on. With ``key``
+        of the sender's own the same question again is the same revision; None: one is made for this call.
+
+        Raises:
+            NotFound: no such batch.  Refused: not a plan's batch, or another plan's.  Conflict: the key was of another plan.
+            Busy: a bound of the rig was reached all the time.  DefinitionError, Unreachable: see :mod:`.errors`.
+        """
+        header: dict[str, Any] = {
+            "batch": batch,
+            "key": key or str(uuid.uuid4()),
+            "plan": plan,
+            "reason": reason,
+        }
+        if priority is not None:
+            header["priority"] = priority
+        return self._patiently(Verb.REVISE, header, [], time.monotonic() + timeout_s)[0]
 
     # --- results ------------------------------------------------------------------------------------------
 
@@ -344,7 +379,20 @@ class Client(Listener):
         if task.orphan is None:
             task.orphan = "cancel"
         head = {"key": f"calls:{self.session}", "kind": "calls", "name": "calls"}
-        return self._send_items(head, [task], build([task]), keep_open=True, timeout_s=limit_s)[0]
+        try:
+            return self._send_items(head, [task], build([task]), keep_open=True, timeout_s=limit_s)[0]
+        except KeyboardInterrupt:
+            self._take_back(head, task)
+            raise
+
+    def _take_back(self, head: dict[str, Any], task: Task) -> None:
+        """End a call whose submit was interrupted: it may have been accepted, and asked again the broker says as what."""
+        try:
+            self._send_items(head, [task], build([task]), keep_open=True, timeout_s=2.0)
+        except RigbusError as e:
+            log.info("the call %s: %s; if it was accepted, it ends with this session", task.key, e)
+            return
+        self._give_up(task)
 
     def _give_up(self, task: Task) -> None:
         # A handler's child ends with its parent: cancelling it here would record CANCELLED for the parent's rerun.

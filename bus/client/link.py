@@ -125,6 +125,7 @@ class Connection:
         self.welcome: dict[str, Any] = {}
         self.generation = 0  #: WELCOMEs so far; when it grows, pushes may have been lost
         self.superseded = ""  #: reason of a BYE: the broker ended this session for good
+        self._hellos = 0  #: said so far by this session
         self.refused = ""  #: why the broker does not speak with this version, while it is so
         self._hello_extra = hello_extra
         self._on_wait = on_wait
@@ -251,12 +252,14 @@ class Connection:
 
     def _hello(self) -> None:
         """Send HELLO if the broker is there; else it stays due."""
+        self._hellos += 1
         header: dict[str, Any] = {
             "proto": list(PROTO_VERSION),
             "build": self.build,
             "schema": SCHEMA,
             "role": self.role,
             "session": self.session,
+            "nth": self._hellos,
             "pid": os.getpid(),
             "host": gethostname(),
         }

@@ -23,7 +23,9 @@ from ..mounts import LOCAL_SETTLE_S, NETWORK_SETTLE_S
 from ..paths import RigPaths, config_files, default_state, model_file, read_toml, rig_paths
 from ..timing import LEASE_MAX_S, LEASE_MIN_S, longest_renewal_s, renewal_s
 from ..wire import LEASE_S
+from .alerts import Alerts
 from .models import Card, Gpu, Model, Placement, Table, Thermal, problems, twice
+from .notify import Notify
 from .urls import shown_url
 
 PREFIX: Final = "RIGBUS_"
@@ -57,7 +59,7 @@ class Limits(Table):
         default=None,
         ge=64,
         le=1_000_000,
-        description="connections to the broker; 16384, or what the system's limit of open files allows, when not set",
+        description="connections to the broker, at most half of the files that it may open; 16384 when not set",
     )
     free_mb: int | None = Field(
         default=None,
@@ -123,6 +125,24 @@ class Brain(Table):
         ge=0,
         le=3600,
         description="a plan waits so long for a model to say classes that a rule cannot; 0: never asked",
+    )
+
+
+class Escalation(Table):
+    """When something that the rig cannot settle goes to the planner, and when to a person at once."""
+
+    max_per_batch: int = Field(
+        default=3, ge=0, le=1000, description="asked of one batch; of the rig as a whole in 24 h"
+    )
+    cooldown_s: float = Field(
+        default=60.0, ge=0, le=86_400, description="rest after the last one of the same batch and cause"
+    )
+    per_day: int = Field(default=20, ge=0, le=1000, description="asked of all in 24 h; 0: people only")
+    workers_after_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="no worker was in order for so long while work waits; in order again for so long ends it",
     )
 
 
@@ -194,6 +214,9 @@ class Settings(BaseSettings):
     logs: Logs = Field(default_factory=Logs)
     bridge: Bridge = Field(default_factory=Bridge)
     brain: Brain = Field(default_factory=Brain)
+    escalation: Escalation = Field(default_factory=Escalation)
+    alerts: Alerts = Field(default_factory=Alerts)
+    notify: Notify = Field(default_factory=Notify)
 
     @classmethod
     def settings_customise_sources(
@@ -440,6 +463,9 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
         "logs": Logs,
         "bridge": Bridge,
         "brain": Brain,
+        "escalation": Escalation,
+        "alerts": Alerts,
+        "notify": Notify,
         "models": Model,
         "gpus": Gpu,
         "thermal": Thermal,

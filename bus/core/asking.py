@@ -39,6 +39,7 @@ class Asking(Placements):
             "why": lambda s, e: self.why(e.header.get("id")),
             "workers": lambda s, e: {"workers": [self.worker_row(w) for w in self.workers()]},
             "evaluations": self._evaluations,
+            "escalations": lambda s, e: self.escalation_rows(e.header),
             "facts": self._facts,
             "placement": self.placement_view,
             "wait": self._wait,
@@ -72,9 +73,14 @@ class Asking(Placements):
             "tasks": dict(zip(STATE_NAMES, batch.counts, strict=True)),
             "total": batch.total,
             "closed": batch.closed,
+            "cancelled": batch.cancelled,
             "progress": done / batch.total if batch.total else float(batch.state in BATCH_ENDED),
             "error": batch.error,
+            "escalations": self.open_escalations(batch.id),
             "spec": batch.plan,
+            "revision": batch.revision,
+            "revising": batch.revising,
+            "revised": batch.revisions[-1].row() if batch.revisions else None,
             "seq": batch.seq,
         }
 
@@ -160,6 +166,7 @@ class Asking(Placements):
                 "standby": [s.pid for s in bridges if s.info.get("standby")],
                 "share": self.heartbeats.get("bridge", (0.0, {}))[1].get("share") if bridges else None,
                 "mirror": self.heartbeats.get("bridge", (0.0, {}))[1].get("mirror") if bridges else None,
+                "alerts": self.heartbeats.get("bridge", (0.0, {}))[1].get("alerts") if bridges else None,
             },
             "workers": sorted((self.worker_row(w) for w in self.workers()), key=lambda r: str(r["id"])),
             "tasks": dict(zip(STATE_NAMES, self.counts, strict=True)),
@@ -267,7 +274,7 @@ class Asking(Placements):
         if len(ids) > PAGE:
             raise DefinitionError(f"rows: at most {PAGE} ids a question")
         rows = [self.ids[i].row() for i in ids if i in self.ids]
-        return {"rows": rows, "_fill": True}
+        return {"rows": rows, "_fill": True, "_history": bool(env.header.get("history"))}
 
     def _task(self, session: Session, env: Envelope) -> dict[str, Any]:
         task = self.find_task(env.header.get("id"))
@@ -356,7 +363,9 @@ class Asking(Placements):
         batch = task.batch
         if batch.kind != "plan":
             return task.state in (TaskState.REVIEW, TaskState.FAILED)
-        return batch.state not in BATCH_ENDED and (self.wants_brain(task) or task.hold)
+        if batch.state in BATCH_ENDED:
+            return task.state is TaskState.DEAD and not task.parent and self.unraised(batch)
+        return self.wants_brain(task) or task.hold
 
     def _fitting(self, batches: Iterable[Batch]) -> list[dict[str, Any]]:
         """The rows of the first batches that go into one message; at least one."""

@@ -2,14 +2,15 @@
 
 No socket, no disk, no clock, no randomness. The layers, each one file: ``ledger`` (memory) < ``fencing`` (lost cards) <
 ``quarantining`` (crashes) < ``lifecycle`` (transitions) < ``reviving`` (a person's requeue) < ``leasing`` (workers) <
-``submitting`` (tasks) < ``judging`` (the brain) < ``asking`` (queries) < ``seating`` (sessions) < ``forgetting`` (ended
-tasks) < ``operating`` (people) < ``waking`` (clocks) < this (start, dispatch, timers).
+``submitting`` (tasks) < ``revising`` (new plans) < ``escalating`` (open questions) < ``judging`` (the brain) < ``asking``
+(queries) < ``seating`` (sessions) < ``forgetting`` (ended tasks) < ``operating`` (people) < ``waking`` (clocks) < this
+(start, dispatch, timers).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import BadFrame, Conflict, DefinitionError, NotFound, Refused
@@ -20,14 +21,12 @@ from .bounds import Busy
 from .judging import Verdict
 from .lifecycle import DEADLINE_PASSED
 from .model import Batch, Fact, Send, Session, Task, called_from
-from .retaining import purgeable
+from .retaining import STEP_S, Retention, purgeable
 from .submitting import KeyConflict
 from .waking import Waking
 
 _CODES = frozenset({"stale_epoch", "stale_token", "version"})
 _ANSWERS = {Verb.SUBMIT: Verb.ACCEPTED, Verb.RENEW: Verb.RENEWED, Verb.SNAPSHOT: Verb.SNAPSHOT}
-#: tasks forgotten in one second at most: a commit that deletes more would hold up the others
-_PURGE_AT_ONCE = 5_000
 
 
 class Core(Waking):
@@ -55,7 +54,7 @@ class Core(Waking):
         self.durability = "full"
         self.schema = schema
         self.endpoints = endpoints or {}
-        self._purging = False
+        self._retention = Retention()
         self.round = 0  #: of messages, between two ticks
         self._verbs: dict[Verb, Callable[[Session, Envelope], dict[str, Any] | None]] = {
             Verb.RENEW: self.renew,
@@ -67,6 +66,7 @@ class Core(Waking):
             Verb.SUBMIT: self.submit,
             Verb.CANCEL: self.cancel,
             Verb.REQUEUE: self.requeue_asked,
+            Verb.REVISE: self.revise,
             Verb.QUERY: self._query,
             Verb.SNAPSHOT: self._snapshot,
             Verb.CONTROL: self.control,
@@ -112,10 +112,12 @@ class Core(Waking):
                 parent.children.append(task)
         self.load_fences()
         self.load_quarantine()
+        self.load_escalations()
         for task in tasks:
             self._resume(task)
         self.remember_recorded(tasks)
-        self.timer(now + self.lease_s + GRACE_S, "grace", None)
+        grace_until = now + self.lease_s + GRACE_S
+        self.timer(grace_until, "grace", grace_until)
         self.timer(now + 1.0, "second", None)
         self.timer(now + beat_s(self.lease_s), "silence", None)
 
@@ -211,6 +213,7 @@ class Core(Waking):
         rows = send.header.get("rows")
         if send.header.pop("_fill", False) and rows:
             send.rows_of = [r["no"] for r in rows]
+        send.history = bool(send.header.pop("_history", False))
         send.attempts_of = send.header.pop("_attempts", 0)
         send.evaluations_of = send.header.pop("_evaluations", 0)
 
@@ -241,7 +244,7 @@ class Core(Waking):
         task, ready_at = ref
         if task.state is TaskState.READY and task.ready_at == ready_at:
             # a hot card, or a full disk, is not its fault: the time to wait begins anew
-            if self.only_held(task) or not self.room.starts_tasks:
+            if self.only_held(task) or not self.room.starts_tasks or task.batch.revising:
                 self.timer(self.now + (task.policy.queue_timeout_s or 0.0), "queue", ref)
                 return
             self.cancel_task(
@@ -272,7 +275,10 @@ class Core(Waking):
         if task.lease_deadline > self.heard:
             self.timer(max(task.lease_deadline, self.now + LOOK_S), "orphan", task)
             return
-        self.lose_absent(task.session, "its worker did not come back after the broker's restart")
+        # not those whose result a successor owes: these have the time that its HELLO gave them
+        self.lose_absent(
+            task.session, "its worker did not come back after the broker's restart", overdue=True
+        )
 
     def _on_owed(self, task: Task) -> None:
         """A lease of a dead process whose successor said that it has the result."""
@@ -293,10 +299,10 @@ class Core(Waking):
         else:
             self.timer(max(session.last_seen + CLIENT_SESSION_S, self.now + LOOK_S), "session", session)
 
-    def _on_grace(self, _: None) -> None:
+    def _on_grace(self, until: float) -> None:
         """The grace after a start is over: what belonged to sessions that did not come back ends."""
-        if self.heard < self.now:
-            self.timer(self.now + LOOK_S, "grace", None)
+        if self.heard < until:
+            self.timer(self.now + LOOK_S, "grace", until)
             return
         self.forget_cards(but={*self.sessions, *self.fences, *(t.session for t in self.leases.values())})
         for (scope, key), fact in list(self.facts.items()):
@@ -309,7 +315,8 @@ class Core(Waking):
 
     def _on_second(self, _: None) -> None:
         """Once a second: retention."""
-        self._retain()
+        if not self._retention.purging:
+            self._retain()
         self.date_rows()
         self.keep_durations()
         self.timer(self.now + 1.0, "second", None)
@@ -326,28 +333,28 @@ class Core(Waking):
     # -- retention -------------------------------------------------------------------------------------------
 
     def _retain(self) -> None:
-        """Forget the oldest ended batches when more ended tasks are kept than the bound; none that somebody waits for.
-
-        Once over the bound it goes on, some each second, until a twentieth is free again.
-        """
+        """Forget the oldest ended tasks when more are kept than the bound; none that somebody waits for."""
         ended = len(self.tasks) - self.live
-        self._purging = self._purging or ended > self.retain_tasks
-        if not self._purging:
-            return
-        excess = min(ended - self.retain_tasks * 19 // 20, _PURGE_AT_ONCE)
-        oldest = sorted(
-            (b for b in self.batches.values() if b.ended_at or b.kind == "calls"),
-            key=lambda b: b.ended_at or self.wall,
-        )
-        before = excess
-        for batch in oldest:
-            if excess <= 0:
-                break
-            excess -= self._purge(batch, excess)
-        self._purging = before > excess and ended > self.retain_tasks * 19 // 20
+        self._retention.step(self.retain_tasks, ended, self._ended_batches, self._ended_at, self._purge)
+        if self._retention.purging:
+            self.timer(self.now + STEP_S, "retain", None)
+
+    def _on_retain(self, _: None) -> None:
+        self._retain()
+
+    def _ended_batches(self) -> Iterator[Batch]:
+        return (b for b in self.batches.values() if b.ended_at or b.kind == "calls")
+
+    def _ended_at(self, batch: Batch) -> float:
+        return batch.ended_at or self.wall
 
     def _purge(self, batch: Batch, most: int) -> int:
         """Forget at most so many ended tasks of a batch that nobody needs any more; how many."""
+        if self.batches.get(batch.no) is not batch or not (batch.ended_at or batch.kind == "calls"):
+            return 0  # gone, or reopened, since the pass began
         gone = purgeable(batch, most)
+        if gone and batch.plan is not None and "forgotten" not in batch.plan:
+            batch.plan = {**batch.plan, "forgotten": True}  # a new plan for it would do done work again
+            self.keep_batch(batch)
         self.forget_tasks(batch, gone)
         return len(gone)

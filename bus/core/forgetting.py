@@ -64,13 +64,7 @@ class Forgetting(Seating):
     def forget_tasks(self, batch: Batch, gone: Iterable[Task]) -> None:
         """Delete ended tasks of a batch, and the batch with its last one."""
         for task in gone:
-            del self.tasks[task.no], self.ids[task.id], batch.keys[task.key]
-            if not task.policy.aside:
-                batch.counts[task.state] -= 1
-                batch.total -= 1
-            self.counts[task.state] -= 1
-            self.changes.tasks.pop(task.no, None)
-            self.changes.purge_tasks.append(task.no)
+            self.drop_task(task)
             if batch.kind == "calls":  # it may never be gone as a whole
                 self.changes.purge_logs.append((batch.id, task.key, task.attempt))
         if not batch.keys and (batch.ended_at or batch.kind == "calls"):
@@ -78,6 +72,7 @@ class Forgetting(Seating):
             self.changes.batches.pop(batch.no, None)
             self.changes.purge_batches.append(batch.no)
             self.drop_fact("plan", batch.id)
+            self.forget_escalations(batch.id)
 
 
 def _with_skipped(task: Task, going: dict[Task, None], stays: dict[Task, str]) -> dict[Task, None]:

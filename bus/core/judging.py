@@ -12,18 +12,21 @@ from ..errors import DefinitionError, Refused
 from ..states import TaskEvent, TaskState
 from ..wire import MAX_FACT_BYTES, MAX_KEY_BYTES, Envelope, pack
 from .checks import MAX_INT, maps, texts, whole
+from .escalating import Escalating
+from .escalations import SCOPE as ESCALATION
+from .escalations import SPENT, Raised, Record
 from .fencing import CARDS
 from .fencing import SCOPE as FENCE
 from .model import Batch, Session, Task
 from .quarantine import CRASHED, SCOPE
-from .submitting import Made, Submitting
+from .submitting import Made
 
 VERDICTS: Final = frozenset({"accept", "reject", "retry", "dead"})
 MAX_EVALUATION_BYTES: Final = 4 << 10
 MAX_SAMPLE_BYTES: Final = 24 << 10
 _MAX_REASON: Final = 4000
 #: What the broker believes blindly when it reads it again.
-_OWN_SCOPES: Final = frozenset({SCOPE, CRASHED, FENCE, CARDS})
+_OWN_SCOPES: Final = frozenset({SCOPE, CRASHED, FENCE, CARDS, ESCALATION, SPENT})
 _NOTHING: Final[dict[str, Any]] = {}
 
 
@@ -54,9 +57,14 @@ class _Order:
     unfit: list[tuple[Task, str]]
     verdicts: list[Verdict]
     facts: list[tuple[str, str, Any]]
+    redefines: bool = False  #: known keys are what the message says of them
+    superseded: bool = False  #: it is about another revision of its batch: only its facts count
+    drops: list[Task] = field(default_factory=list)
+    raised: list[Raised] = field(default_factory=list)
+    settled: list[tuple[Record, str]] = field(default_factory=list)
 
 
-class Judging(Submitting):
+class Judging(Escalating):
     """What the brain may change."""
 
     epoch: int
@@ -74,11 +82,19 @@ class Judging(Submitting):
                 f"stale_epoch: the brain of epoch {self.epoch} acts now, not of {h.get('epoch')!r:.20}"
             )
         order = self._check_order(session, env)
+        self.apply_escalate(order.raised)  # first: what a batch's end closes is closed with it
+        self.settle_escalations(order.settled)
         ids: list[str] = []
+        if order.batch is not None and order.drops:
+            self.drop(order.batch, order.drops)
         if order.batch is not None and order.made:
-            ids, _ = self._apply_tasks(session, order.batch, order.made, watch=False)
+            if order.redefines:
+                ids = self.redefine(session, order.batch, order.made)
+            else:
+                ids, _ = self._apply_tasks(session, order.batch, order.made, watch=False)
         for batch in order.closes:
             batch.closed = True
+            self.planned(batch)
             self.keep_batch(batch)
             self.touch_batch(batch)
         for task, note in order.releases:
@@ -106,35 +122,49 @@ class Judging(Submitting):
         if order.batch is not None:
             self.keep_batch(order.batch)
             self.touch_batch(order.batch)
-        return {"seq": self.seq, "ids": ids}
+        return {"seq": self.seq, "ids": ids} | ({"superseded": True} if order.superseded else {})
 
     def _check_order(self, session: Session, env: Envelope) -> _Order:
         h = env.header
         batch = self.find_batch(h["batch"]) if h.get("batch") else None
         specs = maps(h, "tasks")
-        if specs and batch is None:
-            raise DefinitionError("BRAIN with tasks names their batch")
+        if batch is None and any(h.get(name) for name in ("tasks", "drop", "revision")):
+            raise DefinitionError("BRAIN with tasks, `drop` or `revision` names their batch")
+        revision = whole(h, "revision", 0, MAX_INT, 0)
+        over, redefines = batch is not None and _is_over(batch), revision > 1
+        # Nor does it plan a part of a revision whose batch was cancelled meanwhile: retried, it is planned from the first.
+        cut_off = over and redefines and bool(specs or h.get("drop") or h.get("close"))
+        if batch is not None and (cut_off or revision not in (0, batch.revision)):
+            facts = self._check_facts(maps(h, "facts"))
+            return _Order(batch, [], [], [], [], [], [], facts, superseded=True)
         made: list[Made] = []
         # A batch that has ended, or is about to, gets no more tasks: its end overtook the brain's message.
-        if batch is not None and specs and not _is_over(batch):
-            made = self._plan_tasks(session, batch, specs, env.body)
+        if batch is not None and specs and not over:
+            made = self._plan_tasks(session, batch, specs, env.body, redefines=redefines)
         fails = maps(h, "fail")
         unfit = [(self.find_task(f["task"]), _reason(f, "error", "failed")) for f in fails if "task" in f]
         ends = [
             (self.find_batch(f.get("batch")), _reason(f, "error", "failed")) for f in fails if "task" not in f
         ]
-        ends += [
+        aborts = [
             (self.find_batch(f.get("batch")), _reason(f, "reason", "aborted")) for f in maps(h, "cancel")
         ]
+        # what its policy says of a task that failed under the older plan does not end the new one
+        ends += [(ended, reason) for ended, reason in aborts if not ended.revising]
         return _Order(
             batch=batch,
             made=made,
             releases=self._check_releases(h),
-            closes=[self.find_batch(i) for i in texts(h, "close")],
+            # nor is it planned to its end then: a person's retry has the rest of it planned
+            closes=[b for b in map(self.find_batch, texts(h, "close")) if not _is_over(b)],
             ends=ends,
             unfit=unfit,
             verdicts=[self._check_verdict(v) for v in maps(h, "verdicts")],
             facts=self._check_facts(maps(h, "facts")),
+            raised=self.check_escalate(h),
+            settled=self.check_settle(h),
+            redefines=redefines,
+            drops=self.check_drops(batch, texts(h, "drop")) if batch is not None and not over else [],
         )
 
     def _check_releases(self, h: dict[str, Any]) -> list[tuple[Task, str]]:
@@ -216,7 +246,7 @@ class Judging(Submitting):
         elif task.state is TaskState.FAILED and verdict.word in ("retry", "dead"):
             if verdict.word == "retry":
                 self.move(task, TaskEvent.RETRY)
-                self.enter_ready(task)
+                self.ready_again(task)
                 self.announce(task, note=note)
             else:
                 self.move(task, TaskEvent.BURY)
@@ -226,12 +256,12 @@ class Judging(Submitting):
         """The result does not count: an attempt of class ``task`` that ended badly, and again while some are left."""
         task, note = verdict.task, verdict.note or "rejected"
         self.close_attempt(task, "task", note)
-        self._drop_judges(task)
+        self.drop_judges(task)
         task.error = note
         task.counts = (task.counts[0] + 1, task.counts[1], task.counts[2])
         if verdict.word == "reject" and task.counts[0] < task.policy.task:
             self.move(task, TaskEvent.REJECT)
-            self.enter_ready(task)
+            self.ready_again(task)
             self.announce(task, "rework", note=note, **data)
             return
         self.move(task, TaskEvent.ESCALATE)
@@ -249,10 +279,6 @@ class Judging(Submitting):
         row = (task.no, task.attempt, verdict.word, self.wall, pack(shown), pack(verdict.sample))
         self.changes.evaluations.append(row)
 
-    def judges_of(self, task: Task) -> list[Task]:
-        """The tasks that judge a result of ``task`` and have not ended."""
-        return [child for child in task.children or () if child.policy.aside and not child.ended]
-
     def is_being_judged(self, task: Task) -> bool:
         """Whether a judge of its result runs, or waits for workers that there are."""
         return any(
@@ -269,11 +295,6 @@ class Judging(Submitting):
             f"accepted unjudged: for {self.verdict_s:g} s no worker has offered `{waiting[0].shape.type}`, which "
             f"{waiting[0].key} needs"
         )
-
-    def _drop_judges(self, task: Task) -> None:
-        """The result is judged otherwise: what still judges it is not wanted."""
-        for judge in self.judges_of(task):
-            self.cancel_task(judge, f"the result of {task.key} has a verdict already")
 
 
 def _is_over(batch: Batch) -> bool:

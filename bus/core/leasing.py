@@ -29,7 +29,7 @@ from .checks import (
 )
 from .fencing import CARDS
 from .lifecycle import DEADLINE_PASSED
-from .model import Doubt, Send, Session, Task
+from .model import Doubt, Revised, Send, Session, Task
 from .reviving import Reviving
 
 _REMEMBERED: Final = 20_000
@@ -282,15 +282,25 @@ class Leasing(Reviving):
         self.remember(out.token, task.no, _digest(out))
         if out.wrong:
             self.fail(task, "definition", out.wrong, None)
+        elif task.void:  # whatever it says, it was another task's work
+            self.fail(task, "infra", task.error or "its plan was revised", None)
         elif out.ok:
+            # Nobody judges what is to end: rejected, it would run again after its cancel was answered.
+            ends = task.ending if task.policy.review and Revised.GOES_ON not in task.revised else 0
+            reason = task.error or "cancelled"
             task.error = None
             task.ending = 0
+            if task.revised and not ends:
+                self.mark_revised(task, Revised.NO)
             ran = self.wall - task.started_at if task.started_at else None
             self.durations.learn(task, out.extra.get("duration_s", ran))
             self.changes.results[task.no] = out.value
             if out.ref is not None:
                 self.changes.refs[task.no] = out.ref
-            if task.policy.review:
+            if ends:
+                self.move(task, TaskEvent.OK_REVIEW)
+                self.cancel_task(task, reason, expired=ends == 2)
+            elif task.policy.review:
                 self.move(task, TaskEvent.OK_REVIEW)
                 self.timer(self.now + self.verdict_s, "verdict", (task, task.attempt, task.state))
                 self.announce(task, **out.extra)
@@ -364,7 +374,7 @@ class Leasing(Reviving):
         self.move(task, TaskEvent.RETURN)
         task.attempt -= 1  # nothing ran: the next lease is the same attempt, under a new token
         task.hold_reason = reason
-        self.enter_ready(task, delay_s)
+        self.ready_again(task, delay_s)
         self.announce(task, "returned", reason=reason)
 
     def lose(self, task: Task, why: str, *, ran: bool = True, stuck: bool = False) -> None:
@@ -395,13 +405,16 @@ class Leasing(Reviving):
         for task in lost:
             self.lose(task, why, ran=task.token in oldest, stuck=stuck)
 
-    def lose_absent(self, sid: str, why: str, *, dead: bool = False) -> int:
+    def lose_absent(self, sid: str, why: str, *, dead: bool = False, overdue: bool = False) -> int:
         """Lose the leases of a session that this broker has never seen, or not since; how many.
 
         What it had begun is not known for sure: STARTED takes a moment, and a task that ends its whole machine takes less.
-        So the oldest counts as run: one that does that every time comes to its cap. ``dead``: its tree is.
+        So the oldest counts as run: one that does that every time comes to its cap. ``dead``: its tree is. ``overdue``:
+        only the leases whose time is over.
         """
         lost = [t for t in self.leases.values() if t.session == sid]
+        if overdue:
+            lost = [t for t in lost if t.lease_deadline <= self.heard]
         if not lost:
             return 0
         oldest = min(t.token for t in lost)

@@ -21,7 +21,7 @@ from ..store.room import UNKNOWN, Room
 from ..why.durations import ENDED_KEEP_S, KEEP_S, SCOPE, Durations
 from ..wire import Verb
 from .bounds import Bounds, Busy
-from .model import PLACEMENT_ASKS, Batch, Changes, Effects, Fact, Send, Session, Task
+from .model import PLACEMENT_ASKS, Batch, Changes, Effects, Fact, Revised, Send, Session, Task
 from .refusals import Refusals
 
 MIN_PREFIX: Final = 6
@@ -119,6 +119,8 @@ class Ledger:
             counts = task.batch.counts
             counts[old] -= 1
             counts[new] += 1
+            if task.dropped:
+                self._recount_dropped(task, old)
         self.counts[old] -= 1
         self.counts[new] += 1
         if new in TERMINAL:
@@ -128,6 +130,17 @@ class Ledger:
             task.ended_at = 0.0
         self.dirty(task)
         return new
+
+    @staticmethod
+    def _recount_dropped(task: Task, old: TaskState) -> None:
+        """What was dropped leaves the counts with its end, and comes back into them when it lives again."""
+        batch = task.batch
+        if old in TERMINAL:
+            batch.counts[old] += 1
+            batch.total += 1
+        if task.state in TERMINAL:
+            batch.counts[task.state] -= 1
+            batch.total -= 1
 
     def dirty(self, task: Task) -> None:
         """Its row is written by the next commit."""
@@ -163,8 +176,12 @@ class Ledger:
 
     def wants_brain(self, task: Task) -> bool:
         """Whether a plan's task is in a state that the brain has to act on."""
+        if task.dropped:
+            return False
         if task.policy.aside and not task.parent:
-            return (task.ended or task.ending > 0) and not task.batch.closed
+            batch = task.batch
+            over = batch.closed or batch.cancelled or batch.error is not None
+            return (task.ended or task.ending > 0) and not over
         if task.policy.aside:
             judged = self.tasks.get(task.parent)
             return task.ended and judged is not None and judged.state is TaskState.REVIEW
@@ -189,10 +206,10 @@ class Ledger:
         """Its row is written by the next commit (counts are not in it)."""
         self.changes.batches[batch.no] = batch
 
-    def announce_batch(self, batch: Batch, what: str | None = None) -> None:
+    def announce_batch(self, batch: Batch, what: str | None = None, **more: Any) -> None:
         """Event of a batch's state, on ``p`` for every kind but ``calls``, and on ``a`` for plans."""
         self.keep_batch(batch)
-        data = {"name": batch.name, "total": batch.total, "error": batch.error}
+        data = {"name": batch.name, "total": batch.total, "error": batch.error, **more}
         topic = f"batch.{batch.kind}.{what or BATCH_STATE_NAMES[batch.state]}"
         if batch.kind != "calls":
             batch.seq = self.emit("p", topic, "", batch.id, data)
@@ -204,12 +221,34 @@ class Ledger:
         self.tasks[task.no] = task
         self.ids[task.id] = task
         task.batch.keys[task.key] = task
-        if not task.policy.aside:
+        if task.counted:
             task.batch.counts[task.state] += 1
             task.batch.total += 1
         self.counts[task.state] += 1
         if task.shape.type in PLACEMENT_ASKS:
             self.asks[task.no] = task
+
+    def drop_task(self, task: Task) -> None:
+        """Take an ended task out of the index; its row goes with this commit."""
+        batch = task.batch
+        del self.tasks[task.no], self.ids[task.id], batch.keys[task.key]
+        if task.counted:
+            batch.counts[task.state] -= 1
+            batch.total -= 1
+        self.counts[task.state] -= 1
+        for changed in (self.changes.tasks, self.changes.new_tasks, self.changes.respecs):
+            changed.pop(task.no, None)
+        self.changes.purge_tasks.append(task.no)
+
+    def mark_revised(self, task: Task, mark: Revised) -> None:
+        """What the last revision means to it; a dropped one that has ended leaves the counts, and may come back."""
+        batch = task.batch
+        batch.counts[task.state] -= task.counted
+        batch.total -= task.counted
+        task.revised = mark
+        batch.counts[task.state] += task.counted
+        batch.total += task.counted
+        self.dirty(task)
 
     def add_batch(self, batch: Batch) -> None:
         """Index a new or loaded batch."""

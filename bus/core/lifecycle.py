@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from ..states import BATCH_ENDED, ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
+from ..states import BATCH_ENDED, STATE_NAMES, TaskEvent, TaskState
 from ..wire import VERDICT_S, Verb
 from .matching import ReadyTasks
-from .model import CLASSES, Batch, Send, Session, Task
+from .model import CLASSES, Batch, Revised, Send, Session, Task
 from .quarantining import Quarantining
 
 DEADLINE_PASSED: Final = "its deadline passed"
@@ -54,6 +54,15 @@ class Lifecycle(Quarantining):
         if task.policy.queue_timeout_s:
             self.timer(task.ready_at + task.policy.queue_timeout_s, "queue", (task, task.ready_at))
 
+    def ready_again(self, task: Task, delay_s: float = 0.0) -> None:
+        """A READY task whose attempt is over, after ``delay_s`` seconds; or when what it waits for again has ended, which
+        a revision has put before it meanwhile, or a person lets run once more."""
+        task.unmet = int(task.hold) + sum(self._is_open(no) for no, _ in task.after)
+        if task.unmet:
+            self.move(task, TaskEvent.AWAIT)
+        else:
+            self.enter_ready(task, delay_s)
+
     # -- ending ----------------------------------------------------------------------------------------------
 
     def conclude(self, task: Task, value: bytes | None, **data: Any) -> None:
@@ -83,11 +92,10 @@ class Lifecycle(Quarantining):
     def _followers(self, task: Task) -> list[tuple[Task, bool]]:
         """Meet or break the edges from an ended task, end its children; the tasks to go on with."""
         moved: list[tuple[Task, bool]] = []
-        bad = task.state in ENDED_BADLY
         for other, on_end in task.dependents or ():
             if other.state is not TaskState.WAITING:
                 continue
-            if bad and not on_end:
+            if task.breaks and not on_end:
                 other.error = f"skipped: {task.key} ended {STATE_NAMES[task.state]}"
                 self.move(other, TaskEvent.SKIP)
                 moved.append((other, True))
@@ -113,13 +121,16 @@ class Lifecycle(Quarantining):
                 elif session is not None:
                     self.send(session, Verb.ENDED, header, [value or b""])
             task.waiters = None
-        if task.owner:
-            owned = self.owned.get(task.owner)
-            if owned is not None:
-                owned.pop(task.no, None)
-                if not owned:
-                    del self.owned[task.owner]
+        self.disown(task)
         self.touch_batch(task.batch)
+
+    def disown(self, task: Task) -> None:
+        """The end of its client's session is not its end."""
+        owned = self.owned.get(task.owner)
+        if owned is not None:
+            owned.pop(task.no, None)
+            if not owned:
+                del self.owned[task.owner]
 
     def _send_from_store(self, session: Session, task: Task, header: dict[str, Any]) -> None:
         """ENDED of a task whose value was recorded before, when its result went to its judge."""
@@ -173,7 +184,7 @@ class Lifecycle(Quarantining):
                 # the first loss of a worker is nobody's fault: again at once
                 failures -= error_class == "infra"
                 delay = task.policy.backoff(failures, f"{task.id}/{task.attempt}") if failures else 0.0
-                self.enter_ready(task, delay)
+                self.ready_again(task, delay)
                 self.announce(task, "retry", error=error[:2000], delay_s=delay, **data)
                 return
             if task.policy.escalate and error_class != "infra":
@@ -203,10 +214,74 @@ class Lifecycle(Quarantining):
     def finish_ending(self, task: Task, value: bytes | None) -> None:
         """The tree of a task that is to be cancelled or has expired is dead: its state follows, with that reason."""
         expired, task.ending = task.ending == 2, 0
+        if Revised.GOES_ON in task.revised:
+            self._come_back(task)
+            return
+        task.revised &= ~Revised.VOID
         self.move(task, TaskEvent.EXPIRE if expired else TaskEvent.CANCEL)
         if value:
             self.changes.results[task.no] = value
         self.conclude(task, value)
+
+    def _come_back(self, task: Task) -> None:
+        """What ran of it is over, and meanwhile its plan was revised, or a person wanted it again: it begins anew."""
+        why = "revised" if task.batch.revisions else "requeued"
+        task.revised = Revised.NO
+        task.error = None
+        task.counts = (0, 0, 0)
+        task.silences = 0
+        self.forget_crashes(task)
+        self.forget_calls(task)
+        self.move(task, TaskEvent.RETURN)
+        self.await_again(task, why)
+
+    def forget_calls(self, task: Task, *, done: bool = False) -> None:
+        """A handler begins anew, or is dropped: how its calls have ended is no answer any more, but for what is done.
+
+        ``done``: nor is that, as the handler is another one by a revised plan.
+        """
+        todo = list(task.children or ())
+        while todo:
+            child = todo.pop()
+            if child.policy.aside or child.no not in self.tasks:
+                continue
+            todo += child.children or ()
+            if child.state is TaskState.DONE and not done:
+                continue
+            void = Revised.VOID if done and child.state is TaskState.LEASED else child.revised & Revised.VOID
+            self.mark_revised(child, Revised.DROPPED | void)
+            self.cancel_task(child, f"{task.key}, which called it, begins anew or is dropped"[:500])
+
+    def await_again(self, task: Task, why: str = "revised") -> None:
+        """Where a READY task that begins anew belongs by its edges, as they are now. ``why`` is for its event."""
+        task.unmet = int(task.hold) + sum(self._is_open(no) for no, _ in task.after)
+        broken = [no for no, on_end in task.after if not on_end and self._is_broken(no)]
+        if not (task.unmet or task.join or broken):
+            self.enter_ready(task)
+            self.announce(task, None, **{why: True})
+            return
+        self.move(task, TaskEvent.AWAIT)
+        if broken:
+            self.skip(task, broken[0])
+        elif task.unmet:
+            self.announce(task, None, **{why: True})
+        else:
+            self.settle(task)
+
+    def skip(self, task: Task, no: int) -> None:
+        """A WAITING task ends here: what it waits for has ended badly."""
+        src = self.tasks[no]
+        task.error = f"skipped: {src.key} ended {STATE_NAMES[src.state]}"
+        self.move(task, TaskEvent.SKIP)
+        self.conclude(task, None)
+
+    def _is_open(self, no: int) -> bool:
+        src = self.tasks.get(no)
+        return src is not None and not src.ended
+
+    def _is_broken(self, no: int) -> bool:
+        src = self.tasks.get(no)
+        return src is not None and src.breaks
 
     # -- cancelling, expiring --------------------------------------------------------------------------------
 
@@ -215,6 +290,9 @@ class Lifecycle(Quarantining):
         if task.ended:
             return "already"
         if task.state is TaskState.LEASED:
+            if Revised.GOES_ON in task.revised:  # the later word counts
+                task.ending = 0
+                task.revised &= ~Revised.GOES_ON
             self._ask_end(task, reason, 2 if expired else 1)
             self._go_on(self._end_children(task, f"its parent {task.key} is to end: {reason}"[:500]))
             return "ending"
@@ -259,7 +337,8 @@ class Lifecycle(Quarantining):
         """Cancel what is left of a batch. With ``failed`` it ends ``failed`` (a plan aborted by its own policy)."""
         tally = {"cancelled": 0, "ending": 0, "already": 0}
         if batch.kind != "calls":
-            batch.closed = True
+            # a plan that was not planned to its end is, should a person bring the batch back
+            batch.closed = batch.closed or batch.kind != "plan"
             if batch.state not in BATCH_ENDED:
                 if failed:
                     batch.error = batch.error or reason

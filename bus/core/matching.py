@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ..states import TaskState
 from ..tags import MODEL_TYPES, is_model_tag, tags_fix
-from .model import Batch, Session, Shape, Task
+from .model import Batch, Session, Shape, Task, apart
 from .quarantine import APART_S
 
 AGE_S = 60.0
@@ -62,16 +62,23 @@ class Predicate:
 
 
 def _is_due(task: Task) -> bool:
-    """READY and not backing off: an entry of an earlier time may still stand in a queue when a task is READY again."""
-    return task.state is TaskState.READY and not task.not_before
+    """READY and not backing off: an entry of an earlier time may still stand in a queue when a task is READY again.
+
+    Nor of a batch whose new plan is not planned yet; but what is asked about that plan, and what a handler waits for, is.
+    """
+    if task.state is not TaskState.READY or task.not_before:
+        return False
+    return not task.batch.revising or task.policy.aside or bool(task.parent)
 
 
 class _Level:
     """The ready tasks of one shape and priority."""
 
-    __slots__ = ("fifo", "heap", "queues")
+    __slots__ = ("fifo", "heap", "priority", "queues", "shape")
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape, priority: int) -> None:
+        self.shape = apart(shape, ())
+        self.priority = priority
         self.queues: dict[int, deque[Task]] = {}  # by batch no
         self.heap: list[tuple[float, int, Batch]] = []  # (service, batch no, batch), lazily refreshed
         self.fifo: deque[Task] = deque()  # all of the level in order of arrival, for ageing
@@ -85,12 +92,17 @@ class _Level:
         queue.append(task)
         self.fifo.append(task)
 
+    def _has(self, task: Task) -> bool:
+        """Whether an entry is due and still stands where it belongs: a revision of its plan may have moved it."""
+        here = task.priority == self.priority and apart(task.shape, ()) is self.shape
+        return here and _is_due(task)
+
     def head(self) -> Task | None:
         """The next task, or None; drops what is no longer ready."""
         while self.heap:
             vtime, no, batch = self.heap[0]
             queue = self.queues.get(no)
-            while queue and not _is_due(queue[0]):
+            while queue and not self._has(queue[0]):
                 queue.popleft()
             if not queue:
                 heapq.heappop(self.heap)
@@ -103,7 +115,7 @@ class _Level:
         return None
 
     def oldest_at(self) -> float:
-        while self.fifo and not _is_due(self.fifo[0]):
+        while self.fifo and not self._has(self.fifo[0]):
             self.fifo.popleft()
         return self.fifo[0].ready_at if self.fifo else float("inf")
 
@@ -121,7 +133,7 @@ class ReadyTasks:
         levels = self.shapes.setdefault(task.shape, {})
         level = levels.get(task.priority)
         if level is None:
-            level = levels[task.priority] = _Level()
+            level = levels[task.priority] = _Level(task.shape, task.priority)
         task.batch.vtime = max(task.batch.vtime, self.vtime)
         level.push(task)
 

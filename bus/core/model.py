@@ -10,10 +10,11 @@ import uuid
 import zlib
 from collections import deque
 from dataclasses import dataclass, field
+from enum import IntFlag
 from functools import lru_cache
 from typing import Any, Final
 
-from ..states import STATE_NAMES, TERMINAL, BatchState, TaskState
+from ..states import ENDED_BADLY, STATE_NAMES, TERMINAL, BatchState, TaskState
 from ..tags import MODEL_TYPES
 from ..wire import Verb
 from .quarantine import Places, places_of
@@ -112,6 +113,36 @@ def called_from(shape: Shape, caller: Shape | None) -> Shape:
     return intern_shape(shape.type, shape.cls, shape.pool, shape.needs, shape.view, depth, shape.vram_mb)
 
 
+class Revised(IntFlag):
+    """What revisions of its plan, and a REQUEUE while it is being cancelled, mean to a task. The numbers are stored; never
+    renumber them."""
+
+    NO = 0  #: nothing that is still to come
+    GOES_ON = 1  #: it was being ended; when its tree is dead it comes back, unless it ended well
+    VOID = 2  #: what runs of it ran under another definition: nothing that this attempt says is recorded
+    ANEW = 3  #: both: what runs is void, and it comes back when that is dead
+    DROPPED = 4  #: the plan has it no more; it counts in no total once it has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One REVISE of a batch. ``digest`` is of the plan that came with ``key``; ``at`` is wall clock.
+
+    ``replaced``: the staged copy of the plan before.
+    """
+
+    key: str
+    digest: str
+    replaced: str
+    at: float
+    by: str
+    reason: str
+
+    def row(self) -> dict[str, Any]:
+        """For people."""
+        return {"at": self.at, "by": self.by, "reason": self.reason, "replaced": self.replaced}
+
+
 class Batch:
     """Tasks submitted together, or the calls of a session, or the run of a plan."""
 
@@ -131,6 +162,8 @@ class Batch:
         "no",
         "plan",
         "priority",
+        "revising",
+        "revisions",
         "seq",
         "state",
         "total",
@@ -157,6 +190,13 @@ class Batch:
         self.total = 0
         self.vtime = 0.0  #: service received, for the fair share
         self.keys: dict[str, Task] = {}
+        self.revisions: tuple[Revision, ...] = ()  #: after the first plan
+        self.revising = False  #: the last one is not planned yet: nothing of it is leased
+
+    @property
+    def revision(self) -> int:
+        """Which of its plans it has, from 1."""
+        return 1 + len(self.revisions)
 
     @property
     def live(self) -> int:
@@ -178,18 +218,22 @@ class Batch:
     def expands(self) -> bool:
         """Whether a foreach of it has tasks that are not declared yet, though a failed one has skipped its join.
 
-        Tasks that feed a join come after it. ``ending``: the brain has said that it declares no more.
+        Not where it was skipped for a list. ``ending``: the brain has said that it declares no more.
         """
         if self.kind != "plan" or self.cancelled or self.error is not None:
             return False
-        return any(
-            task.join
-            and task.hold
-            and task.state is TaskState.SKIPPED
-            and not task.ending
-            and any(no > task.no for no, _ in task.after)
+        skipped = {
+            task.no
             for task in self.keys.values()
-        )
+            if task.hold
+            and task.state is TaskState.SKIPPED
+            and task.shape.type == "join"
+            and not (task.ending or task.dropped)
+        }
+        for task in self.keys.values() if skipped else ():
+            if task.shape.type == "expand" and task.breaks:
+                skipped -= {other.no for other, on_end in task.dependents or () if not on_end}
+        return bool(skipped)
 
     def derive(self) -> BatchState:
         """Its state from its counts; the only rule for a batch's end."""
@@ -236,6 +280,7 @@ class Task:
         "policy",
         "priority",
         "ready_at",
+        "revised",
         "seq",
         "session",
         "shape",
@@ -288,6 +333,7 @@ class Task:
             None  #: sessions to tell the end; one object for all of a submit
         )
         self.error: str | None = None
+        self.revised = Revised.NO
         self.hold_reason = ""
         self.created_at = created_at
         self.ended_at = 0.0
@@ -301,6 +347,26 @@ class Task:
     def ended(self) -> bool:
         """Whether its state is terminal."""
         return self.state in TERMINAL
+
+    @property
+    def dropped(self) -> bool:
+        """The last revision of its plan has it no more."""
+        return self.revised != 0 and Revised.DROPPED in self.revised
+
+    @property
+    def breaks(self) -> bool:
+        """It has ended badly: what depends on its success will not run."""
+        return self.state in ENDED_BADLY and not self.dropped
+
+    @property
+    def void(self) -> bool:
+        """Nothing that its attempt says is recorded."""
+        return self.revised != 0 and Revised.VOID in self.revised
+
+    @property
+    def counted(self) -> bool:
+        """Whether its batch counts it."""
+        return not self.policy.aside and not (self.dropped and self.state in TERMINAL)
 
     def row(self) -> dict[str, Any]:
         """What QUERY and SNAPSHOT show of it (PROTOCOL §6); the shell adds ``meta`` and the result."""
@@ -330,6 +396,10 @@ class Task:
             "review": self.policy.review,
             "aside": self.policy.aside,
             "reason": self.hold_reason,
+            "definition": f"{self.digest:014x}",
+            "revision": self.batch.revision,
+            "dropped": self.dropped,
+            "call": self.parent > 0,
             "seq": self.seq,
         }
 
@@ -344,6 +414,7 @@ class Session:
         "epoch",
         "greeted",
         "held",
+        "hellos",
         "id",
         "info",
         "last_seen",
@@ -377,6 +448,7 @@ class Session:
         self.epoch = 0
         self.requests = (0, 0)  #: (round, how many in it)
         self.info: dict[str, Any] = {}
+        self.hellos = 0  #: the `nth` of the last HELLO that was accepted; 0: it does not count them
         # of a worker
         self.credit = 0
         self.greeted = False  #: a HELLO of it has renewed leases, and no RENEW has come since
@@ -449,6 +521,7 @@ class Send:
     corr: bytes = b""
     payload_of: list[int] | None = None  #: body frame i = payload of this task no, ``meta`` put into lease i
     rows_of: list[int] | None = None  #: ``header["rows"][i]`` gets meta; body frame i = its result
+    history: bool = False  #: ``header["rows"][i]["earlier"]`` gets the recorded attempts of each
     attempts_of: int = 0  #: ``header["attempts"]`` gets the recorded attempts of this task no
     evaluations_of: int = 0  #: ``header["evaluations"]`` gets those of this task no, with their samples
 
@@ -461,6 +534,9 @@ class Changes:
         default_factory=dict
     )  #: no -> task, spec, payload, meta
     tasks: dict[int, Task] = field(default_factory=dict)
+    respecs: dict[int, tuple[bytes, bytes, int]] = field(
+        default_factory=dict
+    )  #: no -> spec, payload, priority of a task whose plan was revised; it is among ``tasks``, too
     results: dict[int, bytes] = field(default_factory=dict)
     refs: dict[int, tuple[str, int]] = field(
         default_factory=dict

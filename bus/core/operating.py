@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import DefinitionError, NotFound, Refused
 from ..wire import Envelope, Verb
-from .checks import texts
+from .checks import MAX_INT, texts, whole
+from .escalations import OVER
 from .forgetting import Forgetting
 from .model import Session
 
@@ -18,18 +19,28 @@ class Operating(Forgetting):
         """CANCEL of tasks or of a batch."""
         h = env.header
         reason = str(h.get("reason") or f"cancelled by {session.name}")[:500]
+        answered = self.answers_escalation(h)
+        if answered is not None and answered.status in OVER:
+            return {"cancelled": 0, "ending": 0, "already": True}
         if h.get("batch"):
-            return dict(self.cancel_batch(self.find_batch(h["batch"]), reason))
+            batch = self.find_batch(h["batch"])
+            self.end_escalation(answered, "closed")
+            return dict(self.cancel_batch(batch, reason))
         tally = {"cancelled": 0, "ending": 0, "already": 0}
-        for task in [self.find_task(i) for i in texts(h, "ids")]:
+        tasks = [self.find_task(i) for i in texts(h, "ids")]
+        self.end_escalation(answered, "closed")
+        for task in tasks:
             tally[self.cancel_task(task, reason)] += 1
         return dict(tally)
 
     def requeue_asked(self, session: Session, env: Envelope) -> dict[str, Any]:
         """REQUEUE of tasks or of what ended badly in a batch."""
         h = env.header
-        if h.get("batch"):
-            batch = self.find_batch(h["batch"])
+        answered = self.answers_escalation(h)
+        if answered is not None and answered.status in OVER:
+            return {"requeued": 0, "revived": 0, "already": True}
+        batch = self.find_batch(h["batch"]) if h.get("batch") else None
+        if batch is not None:
             tasks = list(batch.keys.values())
             dying = [t for t in tasks if t.ending and not t.ended]
             if dying:  # ended after the others came back, it would take them down with it
@@ -39,7 +50,8 @@ class Operating(Forgetting):
                 )
         else:
             tasks = [self.find_task(i) for i in texts(h, "ids")]
-        requeued, revived = self.requeue(tasks)
+        self.end_escalation(answered, "applied")
+        requeued, revived = self.requeue(tasks, batch)
         return {"requeued": requeued, "revived": revived}
 
     # -- workers ---------------------------------------------------------------------------------------------
@@ -61,13 +73,17 @@ class Operating(Forgetting):
             return self._kill(env.header)
         if action == "forget":
             return self.forget(session, env.header)
+        if action == "escalation":
+            return self.control_escalation(session, env.header)
         if action == "stop":
             found = [s for s in self.sessions.values() if s.role == "supervisor"]
             for s in found:
                 self.send(s, Verb.CONTROL, {"action": "stop"})
             return {"supervisors": len(found)}
         if action not in ("pause", "resume"):
-            raise DefinitionError(f"CONTROL action {action!r:.40}: pause, resume, forget, stop or kill")
+            raise DefinitionError(
+                f"CONTROL action {action!r:.40}: pause, resume, forget, escalation, stop or kill"
+            )
         name = self._named_worker(env.header)
         if action == "pause":
             self.set_fact("pause", name, {"by": session.name, "at": self.wall})
@@ -118,17 +134,24 @@ class Operating(Forgetting):
     def gone(self, session: Session, env: Envelope) -> dict[str, Any]:
         """GONE: a process is dead and its tree swept, its leases end now.
 
-        With ``undying`` something of the tree cannot be killed: its cards stay fenced until another GONE says that it has
-        ended. With ``swept`` nothing of an earlier run lives, whatever was fenced.
+        It is named by its ``session``, or by ``name`` and ``pid`` where nobody has heard its session: of several processes
+        of a name, as a brain and those that stand by, only that one is dead. With ``undying`` something of the tree cannot
+        be killed: its cards stay fenced until another GONE says that it has ended. With ``swept`` nothing of an earlier run
+        lives, whatever was fenced.
         """
         if session.role != "supervisor":
             raise Refused("GONE is believed only from a supervisor")
+        why = str(env.header.get("why") or "its process is gone")[:500]
         if env.header.get("swept"):
-            self.unfence([s for s in self.fences if s not in self.sessions], str(env.header.get("why"))[:500])
+            self.unfence([s for s in self.fences if s not in self.sessions], why)
             return {"sessions": 0, "leases": 0}
         sid, name = env.header.get("session"), env.header.get("name")
-        why = str(env.header.get("why") or "its process is gone")[:500]
-        dead = [s for s in self.sessions.values() if s.id == sid or (name and s.name == name)]
+        pids = {0, whole(env.header, "pid", 0, MAX_INT, 0)}  # 0: not said
+        dead = [
+            s
+            for s in self.sessions.values()
+            if s.id == sid or (name and s.name == name and (pids == {0} or s.pid in pids))
+        ]
         leases, undying = 0, bool(env.header.get("undying"))
         for s in dead:
             leases += len(s.leases)
@@ -172,4 +195,4 @@ class Operating(Forgetting):
     def bye(self, session: Session, env: Envelope) -> None:
         """BYE: the session ends; a worker's leases return at once."""
         reason = str(env.header.get("reason") or f"{session.name} left")[:500]
-        self.end_session(session, reason, dead=not session.unkillable)
+        self.end_session(session, reason, dead=not session.unkillable, bye=True)

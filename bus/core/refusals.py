@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
-#: A peer of another version asks again every 30 s (:data:`.link.REFUSED_S`); one that does not is forgotten after this.
+#: A peer of another version asks again every 30 s (:data:`.client.link.REFUSED_S`); one that does not is forgotten after this.
 KEEP_S: Final = 120.0
 MAX_KEPT: Final = 64
 
@@ -82,9 +82,14 @@ class Refusals:
 def who_says(header: dict[str, Any], fallback: str) -> str:
     """``worker gpu1 (pid 12 on rig2)``, of a HELLO that may hold anything."""
     role, name, pid, host = (header.get(k) for k in ("role", "name", "pid", "host"))
-    text = " ".join(str(word)[:64] for word in (role or "a peer", name) if word)
+    text = " ".join(_shown(word) for word in (role or "a peer", name) if word)
     where = [f"pid {pid}"] if isinstance(pid, int) and not isinstance(pid, bool) else []
-    where += [f"on {host[:64]}"] if isinstance(host, str) and host else []
+    where += [f"on {_shown(host)}"] if isinstance(host, str) and host else []
     if not role and not where:
         return fallback
     return text + (f" ({' '.join(where)})" if where else "")
+
+
+def _shown(word: Any) -> str:
+    """A word of a peer as it may stand in a log or on a terminal: no second line, nothing that the terminal obeys."""
+    return word[:64] if isinstance(word, str) and word.isprintable() else f"{word!r:.64}"

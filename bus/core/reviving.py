@@ -6,23 +6,58 @@ from collections.abc import Iterable
 
 from ..states import ENDED_BADLY, TaskEvent, TaskState
 from .lifecycle import Lifecycle
-from .model import PLACEMENT_ASKS, Task
+from .model import PLACEMENT_ASKS, Batch, Revised, Task
 
 
 class Reviving(Lifecycle):
     """The only way out of a terminal state."""
 
-    def requeue(self, tasks: Iterable[Task]) -> tuple[int, int]:
+    def requeue(self, tasks: Iterable[Task], batch: Batch | None = None) -> tuple[int, int]:
         """DEAD, EXPIRED and CANCELLED of ``tasks`` start anew, with their SKIPPED descendants: (requeued, revived).
 
         A task goes to READY; one that has something live before it (because that is requeued too) waits for it. An
         edge that a task outside this request has broken no longer holds a requeued task: the person wants it to run.
         A join runs nothing, so it only comes back with what feeds it. The calls of a requeued handler that ended badly
-        are requeued with it: their recorded ends would be its answers.
+        are requeued with it: their recorded ends would be its answers. A ``batch`` whose plan was not planned to its end
+        is planned, whatever it has of tasks.
+
+        One that is being cancelled comes back when its tree is dead, unless it ended well: the later word counts, and
+        its batch does not end in between. Its calls are made anew then.
         """
+        tasks = list(tasks)
+        spared = sum(self._spare(task) for task in tasks)
         chosen = self._with_calls(tasks)
+        coming = self._coming(chosen)
+        self._bring_back(coming)
+        batches = {t.batch.no: t.batch for t in coming.values()}
+        if batch is not None and not batch.closed and (batch.cancelled or batch.error is not None):
+            batches[batch.no] = batch
+        self._reopen(batches.values())
+        requeued = sum(no in chosen for no in coming)
+        return requeued + spared, len(coming) - requeued
+
+    def _spare(self, task: Task) -> bool:
+        """Whether the task is being cancelled by itself, and not with its batch or its caller: then it is to come back."""
+        whole = task.batch.cancelled or task.batch.error is not None
+        if task.ended or task.ending != 1 or task.dropped or task.policy.aside or whole:
+            return False
+        caller = self.tasks.get(task.parent)
+        if caller is not None and (caller.ended or caller.ending):
+            return False
+        self.disown(task)
+        task.deadline, task.owner = 0.0, ""  # as of one that has ended
+        self.mark_revised(task, task.revised | Revised.GOES_ON)
+        return True
+
+    def _coming(self, chosen: dict[int, Task], *, by_edges: bool = False) -> dict[int, Task]:
+        """The chosen that can come back, and what was skipped for them. ``by_edges``: a broken one keeps the chosen down,
+        too."""
         coming = {**chosen, **self._skipped_after(chosen)}
-        self._drop_blocked(coming, chosen)
+        self._drop_blocked(coming, {} if by_edges else chosen)
+        return coming
+
+    def _bring_back(self, coming: dict[int, Task]) -> None:
+        """Tasks that ended badly begin anew, each where its edges have it."""
         for task in coming.values():
             self._wait_again(task, coming)
         waiting = []
@@ -34,6 +69,8 @@ class Reviving(Lifecycle):
             task.deadline = 0.0  # times start anew, and the old one may be over
             task.ending = 0
             task.owner = ""  # its client may be gone; the person is there
+            if task.revised:
+                self.mark_revised(task, Revised.NO)
             if task.shape.type in PLACEMENT_ASKS:
                 self.asks[task.no] = task
             task.unmet = int(task.hold) + sum(self._open(no, coming) for no, _ in task.after)
@@ -50,9 +87,6 @@ class Reviving(Lifecycle):
                 self.announce(task, revived=True)
             else:
                 self.settle(task)
-        self._reopen(coming.values())
-        requeued = sum(no in chosen for no in coming)
-        return requeued, len(coming) - requeued
 
     def _with_calls(self, tasks: Iterable[Task]) -> dict[int, Task]:
         """Those of ``tasks`` that a person can requeue, and such calls of their handlers."""
@@ -62,6 +96,8 @@ class Reviving(Lifecycle):
             task = todo.pop()
             if task.no in found or task.state not in ENDED_BADLY or task.state is TaskState.SKIPPED:
                 continue
+            if task.dropped:
+                continue  # its plan has it no more
             if task.policy.aside:
                 continue  # it judged a result that is over: the next one gets a judge of its own
             if task.no not in self.tasks:
@@ -77,7 +113,8 @@ class Reviving(Lifecycle):
         while todo:
             for other, _ in todo.pop().dependents or ():
                 # a purged task may still stand in the list of one that was not
-                if other.state is TaskState.SKIPPED and other.no not in found and other.no in self.tasks:
+                skipped = other.state is TaskState.SKIPPED and not other.dropped
+                if skipped and other.no not in found and other.no in self.tasks:
                     found[other.no] = other
                     todo.append(other)
         return found
@@ -94,13 +131,11 @@ class Reviving(Lifecycle):
                 todo += [other for other, _ in task.dependents or ()]
 
     def _broken(self, no: int, on_end: bool, coming: dict[int, Task]) -> bool:
-        src = self.tasks.get(no)
-        return src is not None and no not in coming and not on_end and src.state in ENDED_BADLY
+        return not on_end and no not in coming and self._is_broken(no)
 
     def _open(self, no: int, coming: dict[int, Task]) -> bool:
         """Whether an edge's source is still to end."""
-        src = self.tasks.get(no)
-        return src is not None and (no in coming or not src.ended)
+        return no in coming or self._is_open(no)
 
     @staticmethod
     def _wait_again(task: Task, coming: dict[int, Task]) -> None:
@@ -109,11 +144,12 @@ class Reviving(Lifecycle):
             if other.state is TaskState.WAITING and other.no not in coming:
                 other.unmet += 1
 
-    def _reopen(self, tasks: Iterable[Task]) -> None:
-        for batch in {t.batch.no: t.batch for t in tasks}.values():
+    def _reopen(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
             batch.cancelled = False
             batch.error = None
             self.keep_batch(batch)
             self.touch_batch(batch)
-            if batch.kind == "plan":  # a foreach that was cut off half-way goes on
-                self.emit("a", "batch.plan.reopened", "", batch.id, {"name": batch.name})
+            if batch.kind == "plan":  # a plan, or a foreach, that was cut off half-way goes on
+                data = {"name": batch.name, "unplanned": not batch.closed}
+                self.emit("a", "batch.plan.reopened", "", batch.id, data)

@@ -52,6 +52,7 @@ class Seating(Asking):
         if name is not None and (not isinstance(name, str) or len(name.encode()) > MAX_KEY_BYTES):
             raise BadFrame(f"HELLO: name must be text of at most {MAX_KEY_BYTES} bytes", rule="§3")
         pid, resume = whole(h, "pid", 0, MAX_INT, 0), tokens(h.get("resume"))
+        nth = whole(h, "nth", 0, MAX_INT, 0)
         owes = owed(h)
         session = self.sessions.get(sid)
         if session is not None and session.role != role:
@@ -60,13 +61,15 @@ class Seating(Asking):
             # its BYE did not reach it; taking the name back would end the newer worker
             self.fx.sends.append(Send(env.peer, Verb.BYE, {"reason": "superseded"}, corr=env.corr))
             return
+        if session is not None and 0 < nth <= session.hellos:
+            return  # a later one of this session has overtaken it: what it says of leases is old, and nobody hears an answer
         if session is None:
             self._check_seats(role)
             if role == "worker" and name:
                 self._keep_owed(name, owes)
             session = self._open_session(sid, role, name, env.peer)
         self._connect(session, env.peer)
-        session.pid = pid
+        session.pid, session.hellos = pid, nth
         if role == "bridge":
             session.info = {"standby": h.get("standby") is True}
         self.refusals.forget(who_says(h, ""))
@@ -98,11 +101,12 @@ class Seating(Asking):
         """
         proto = hello.get("proto")
         if isinstance(proto, (list, tuple)) and proto:
-            spoken = ".".join(str(part)[:8] for part in proto[:2])
+            spoken = ".".join(f"{part!r:.8}" for part in proto[:2])
         else:
             spoken = f"{major}.x" if major is not None else f"{proto!r:.40}"
         build = hello.get("build")
-        theirs = f"protocol {spoken}" + (f" (rigbus {build:.20})" if isinstance(build, str) and build else "")
+        named = isinstance(build, str) and build and build.isprintable()
+        theirs = f"protocol {spoken}" + (f" (rigbus {build:.20})" if named else "")
         own = f"{PROTO_VERSION[0]}.{PROTO_VERSION[1]}" + (f" (rigbus {self.build})" if self.build else "")
         who = who_says(hello, "a peer")
         why = f"{who} speaks {theirs}, this broker {own}"
@@ -256,9 +260,11 @@ class Seating(Asking):
             if task is not None and task.session == session.id:
                 self.hand_back(task, "the lease did not reach the worker")
 
-    def end_session(self, session: Session, why: str, *, stuck: bool = False, dead: bool = False) -> None:
+    def end_session(
+        self, session: Session, why: str, *, stuck: bool = False, dead: bool = False, bye: bool = False
+    ) -> None:
         """A session is over: its leases, tokens, waits and orphans follow. ``stuck``: see :meth:`Leasing.lose`;
-        ``dead``: nothing that it started lives."""
+        ``dead``: nothing that it started lives; ``bye``: it said so itself."""
         self.sessions.pop(session.id, None)
         if self.peers.get(session.peer) is session:
             del self.peers[session.peer]
@@ -266,7 +272,8 @@ class Seating(Asking):
             self.end_worker_leases(session, why, stuck=stuck, dead=dead)
             if self.worker_named(session.name) is None:
                 self.heartbeats.pop(session.name, None)
-            self.emit("p", f"worker.{session.name}.left", "", "", {"why": why})
+            said = {"why": why, "bye": True} if bye else {"why": why}
+            self.emit("p", f"worker.{session.name}.left", "", "", said)
         for (scope, key), fact in list(self.facts.items()):
             if scope == "token" and fact.value == session.id:
                 self.drop_fact(scope, key)

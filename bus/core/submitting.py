@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..errors import Conflict, DefinitionError, NotFound, Refused
-from ..states import ENDED_BADLY, STATE_NAMES, TaskEvent, TaskState
+from ..states import STATE_NAMES, TaskState
 from ..store.room import RETRY_S
 from ..tags import smaller_payload_fix
 from ..wire import MAX_BATCH, MAX_META_BYTES, MAX_PAYLOAD_BYTES, Envelope, pack
@@ -29,6 +29,7 @@ _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{5,63}")
 #: task or None where it exists, spec, spec bytes, payload
 Made = tuple[Task | None, dict[str, Any], bytes, bytes]
 Edges = dict[str, list[tuple[Task, bool]]]
+_DEFINITION: Final = re.compile(r"[0-9a-f]{14}")
 
 
 class KeyConflict(Conflict):
@@ -45,6 +46,10 @@ class Submitting(Leasing):
     max_live = 1_000_000
     max_batch_tasks = 100_000
     brain: str  #: session that holds the epoch
+
+    def number_of(self, known: Task, spec: dict[str, Any], digest: int, fresh: int) -> int:
+        """Of a task that is redefined: its own number, ``fresh`` where a new one takes its place, 0 where it stays."""
+        raise NotImplementedError
 
     # -- SUBMIT ----------------------------------------------------------------------------------------------
 
@@ -140,14 +145,27 @@ class Submitting(Leasing):
         shown = token(ref.get("token"))
         if self.leases.get(shown) is not task:
             raise Refused(f"stale_token: {task.key} is not held under {list(shown)} any more")
+        if task.ending:  # what it had called was ended at once, and nobody would end this
+            raise Refused(
+                f"{task.key} is to end ({task.error or 'no reason was given'}): it calls nothing more"
+            )
         return task
 
     # -- checking --------------------------------------------------------------------------------------------
 
     def _plan_tasks(
-        self, session: Session, batch: Batch, specs: list[Any], body: Sequence[bytes]
+        self,
+        session: Session,
+        batch: Batch,
+        specs: list[Any],
+        body: Sequence[bytes],
+        *,
+        redefines: bool = False,
     ) -> list[Made]:
-        """Check every spec; what :meth:`_apply_tasks` applies, in order. Nothing is applied."""
+        """Check every spec; what :meth:`_apply_tasks` applies, in order. Nothing is applied.
+
+        ``redefines``: a known key is what its spec says now (revising.py); its task here is that definition.
+        """
         if len(specs) > MAX_BATCH:
             raise DefinitionError(f"{len(specs)} tasks in one message; at most {MAX_BATCH}")
         self._check_room(batch, specs)
@@ -157,7 +175,8 @@ class Submitting(Leasing):
         for i, spec in enumerate(specs):
             payload = body[i] if i < len(body) else b""
             try:
-                task, raw = self._check_spec(batch, spec, payload, no, by_brain=session.role == "brain")
+                by_brain = session.role == "brain"
+                task, raw = self._check_spec(batch, spec, payload, no, by_brain=by_brain, redefines=redefines)
             except (DefinitionError, NotFound) as e:
                 name = spec.get("key", i) if isinstance(spec, dict) else i
                 raise type(e)(f"task {name!r:.80}: {e}") from None
@@ -166,7 +185,7 @@ class Submitting(Leasing):
                 raise DefinitionError(f"task {key!r}: this key is given twice in one submit")
             keys[key] = i
             made.append((task, spec, raw, payload))
-            no += task is not None
+            no += task is not None and task.no == no
         self._check_edges(batch, made, keys)
         return made
 
@@ -191,7 +210,7 @@ class Submitting(Leasing):
             raise Busy("disk", f"{self.room.value}: {self.room.meaning}; {self.room.fix}", RETRY_S)
 
     def _check_spec(
-        self, batch: Batch, spec: Any, payload: bytes, no: int, *, by_brain: bool
+        self, batch: Batch, spec: Any, payload: bytes, no: int, *, by_brain: bool, redefines: bool = False
     ) -> tuple[Task | None, bytes]:
         if not isinstance(spec, dict):
             raise DefinitionError("a task spec is a map")
@@ -222,9 +241,17 @@ class Submitting(Leasing):
                 "its parent is in another batch: the calls of two handlers are two messages"
             )
         raw = pack({k: v for k, v in spec.items() if k != "parent"} if parent else spec)
-        digest = int.from_bytes(hashlib.blake2b(raw + payload, digest_size=7).digest())
+        digest = (definition(spec) if by_brain else None) or digest_of(raw, payload)
         known = batch.keys.get(key)
-        if known is not None:
+        if known is not None and redefines:
+            no = self.number_of(known, spec, digest, no)
+            if not no:
+                return None, raw
+        elif known is not None and known.dropped and known.parent:
+            # a call of what its handler was: this one is another, once nothing of that runs
+            if not known.ended:
+                raise Busy("calls", f"the earlier call {key!r:.80} is still being ended", RETRY_S)
+        elif known is not None:
             # the brain's keys are derived from the plan; another build of it may word a spec differently
             if known.digest != digest and not by_brain:
                 raise KeyConflict(
@@ -255,7 +282,8 @@ class Submitting(Leasing):
 
     def _check_edges(self, batch: Batch, made: list[Made], keys: dict[str, int]) -> None:
         """Resolve ``after`` and ``feeds`` to tasks (put into the spec as ``_after``/``_feeds``); refuse cycles."""
-        local = {spec["key"]: task for task, spec, _, _ in made if task is not None}
+        # what is redefined has its place in the graph already
+        local = {spec["key"]: self.tasks.get(task.no, task) for task, spec, _, _ in made if task is not None}
         graph: dict[int, list[int]] = {}
         names = {task.no: task for task in local.values()}
         joins: dict[int, Task] = {}
@@ -300,7 +328,19 @@ class Submitting(Leasing):
     def _apply_tasks(
         self, session: Session, batch: Batch, made: list[Made], *, watch: bool
     ) -> tuple[list[str], list[str]]:
-        ids, states, fresh = [], [], []
+        ids, fresh = self._index_tasks(session, batch, made, watch=watch)
+        for task, edges in fresh:
+            self.link(task, edges)
+        for task, _ in fresh:
+            self._enter(task)
+        return ids, [STATE_NAMES[self.ids[i].state] for i in ids]
+
+    def _index_tasks(
+        self, session: Session, batch: Batch, made: list[Made], *, watch: bool
+    ) -> tuple[list[str], list[tuple[Task, dict[str, Any]]]]:
+        """Put new tasks into the index, without their edges: (the ids of all, the new ones with their edges by number)."""
+        ids: list[str] = []
+        fresh: list[tuple[Task, dict[str, Any]]] = []
         mine = frozenset({session.id})
         for task, spec, raw, payload in made:
             if task is None:
@@ -308,6 +348,10 @@ class Submitting(Leasing):
                 self._rejoin(batch.keys[spec["key"]], session, watch)
                 continue
             self.next_no = task.no + 1
+            if (old := batch.keys.get(task.key)) is not None:
+                task.attempt = old.attempt  # so that no log is written over
+                self.forget_calls(old, done=True)
+                self.drop_task(old)
             self.add_task(task)
             edges = {
                 "after": [[t.no, e] for t, e in spec.pop("_after")],
@@ -325,12 +369,7 @@ class Submitting(Leasing):
                 task.waiters = mine
             fresh.append((task, edges))
             ids.append(task.id)
-        for task, edges in fresh:
-            self.link(task, edges)
-        for task, _ in fresh:
-            self._enter(task)
-        states = [STATE_NAMES[self.ids[i].state] for i in ids]
-        return ids, states
+        return ids, fresh
 
     def _rejoin(self, task: Task, session: Session, watch: bool) -> None:
         """A key that exists is submitted again: its (new) submitter hears its end."""
@@ -382,16 +421,14 @@ class Submitting(Leasing):
 
     def _enter(self, task: Task) -> None:
         """A new task's first state: broken by an edge, READY, or WAITING."""
-        if task.state is not TaskState.WAITING:
-            return  # the end of one before it in this message has already reached it
         if task.deadline:
             self.timer(task.deadline, "deadline", task)
+        if task.state is not TaskState.WAITING:
+            return  # the end of one before it in this message has already reached it
         for no, on_end in task.after:
             src = self.tasks.get(no)
-            if src is not None and src.state in ENDED_BADLY and not on_end:
-                task.error = f"skipped: {src.key} ended {STATE_NAMES[src.state]}"
-                self.move(task, TaskEvent.SKIP)
-                self.conclude(task, None)
+            if src is not None and not on_end and self._is_broken(no):
+                self.skip(task, no)
                 return
         if task.unmet > 0:
             self.announce(task, created=True)
@@ -403,6 +440,25 @@ class Submitting(Leasing):
         """Tasks that have not ended."""
         c = self.counts
         return c[0] + c[1] + c[2] + c[3] + c[4]
+
+
+def digest_of(raw: bytes, payload: bytes) -> int:
+    """By which the same key with another content is told: 56 bits of a spec and its payload."""
+    return int.from_bytes(hashlib.blake2b(raw + payload, digest_size=7).digest())
+
+
+def definition(spec: dict[str, Any]) -> int | None:
+    """What the brain says that a task is; None where it says nothing.
+
+    Raises:
+        DefinitionError: not 14 hex digits.
+    """
+    given = text(spec, "definition", limit=14)
+    if given is None:
+        return None
+    if _DEFINITION.fullmatch(given) is None:
+        raise DefinitionError(f"definition {given!r} is not 14 hex digits")
+    return int(given, 16)
 
 
 def _new_specs(batch: Batch, specs: list[Any]) -> int:

@@ -33,8 +33,6 @@ class Waking(Operating):
         self.emit("p", "rig.slept", "", "", {"for_s": round(slept_s, 3)})
         for task in self.leases.values():
             task.lease_deadline = max(task.lease_deadline, now + self.lease_s + GRACE_S)
-            if task.session not in self.sessions:
-                self.timer(task.lease_deadline, "orphan", task)
         for session in self.sessions.values():
             session.last_seen = now
         for task in self._dated():

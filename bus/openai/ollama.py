@@ -122,7 +122,7 @@ def _refuse(body: Mapping[str, Any], name: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Ollama's form of ``openai_answers.TextAnswer``: lines of JSON. ``created``: wall-clock time in seconds."""
+    """Ollama's form of ``answers.TextAnswer``: lines of JSON. ``created``: wall-clock time in seconds."""
 
     kind: Kind
     created: float

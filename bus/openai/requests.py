@@ -1,7 +1,7 @@
 """Requests of the OpenAI HTTP API as the payloads of our tasks `generate` and `embed`. Pure.
 
-A request's JSON becomes a ``TextCall`` or an ``EmbedCall``; ``openai_answers.py`` shapes what is said back, and
-``openai_client.py`` is the other end. What we cannot do and what would change the answer is refused by its name (tools,
+A request's JSON becomes a ``TextCall`` or an ``EmbedCall``; ``answers.py`` shapes what is said back, and
+``client.py`` is the other end. What we cannot do and what would change the answer is refused by its name (tools,
 images, log probabilities, n > 1, …); a field that only tunes it (``top_p``, penalties, ``user``, …), or that nobody knows,
 is passed over, as other servers do.
 """

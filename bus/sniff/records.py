@@ -2,7 +2,7 @@
 
 Frames of the events socket (PROTOCOL §6: the tap, state events, heartbeats, progress) become :class:`Record`; a
 :class:`Sniffer` remembers questions and leases just long enough to say how long the answer took and which task a token
-means. What is shown of them, and how: ``sniffview.py``.
+means. What is shown of them, and how: ``view.py``.
 """
 
 from __future__ import annotations

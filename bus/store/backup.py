@@ -1,9 +1,9 @@
 """``rigbus backup`` and ``restore``: a copy of a rig's state, of one moment, and a rig made from it.
 
 A backup is a folder: the database as SQLite's own backup interface copies it (also while the rig works: its reader
-never writes or checkpoints), the values and staged plans that it names, what the bridge remembers, and last of all
-``manifest.json`` with the sha256 of each file. What is restored goes on far past the numbers that it had given out,
-since the rig has lived on after the copy: no token and no event number comes twice.
+never writes or checkpoints), the values and staged plans that it names, what the bridge remembers (its book of samples
+is a database, too), and last of all ``manifest.json`` with the sha256 of each file. What is restored goes on far past
+the numbers that it had given out, since the rig has lived on after the copy: no token and no event number comes twice.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from ..errors import NotFound, Refused, StoreError
-from ..paths import RigPaths
-from .examining import SCHEMA_VERSION, reading
+from ..paths import RigPaths, sync_path
+from .examining import SCHEMA_VERSION, reading, require_read, structure_fault
 from .repairing import LEAP, take_up
 from .store import Store, state_id
-from .tail import Tail, TailFile, sync_folder, sync_path, tail_path, write_durably
+from .tail import Tail, TailFile, sync_folder, tail_path, write_durably
 
 SCHEMA: Final = "rigbus.backup/1"
 MANIFEST: Final = "manifest.json"
 #: What is copied as it stands, where it is there. Logs, views and sockets are not: they are made anew.
 _WHOLE: Final = ("id", "share.json", "mirror.json", "incoming", "doors", "staged")
+#: The bridge's training samples, with what people said of them: written while it is copied.
+_SAMPLES: Final = "samples.db"
 
 
 def backup(paths: RigPaths, target: Path) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def _copy_all(paths: RigPaths, target: Path) -> dict[str, Any]:
     for name in _WHOLE:
         if (source := paths.state / name).exists():
             _copy(source, target / name)
+    unread = _copy_samples(paths.state / _SAMPLES, target / _SAMPLES)
     files = {
         str(file.relative_to(target)): {"sha256": _digest(file), "bytes": file.stat().st_size}
         for file in sorted(_files(target))
@@ -86,6 +89,7 @@ def _copy_all(paths: RigPaths, target: Path) -> dict[str, Any]:
             "chain": tail.chain.hex(),
         },
         "missing_results": missing,
+        "samples": unread,
         "files": files,
     }
     _sync(target)  # the copies first, then the one file that says that they are whole
@@ -132,17 +136,17 @@ def _copy_database(db: Path, target: Path) -> tuple[Tail, list[str]]:
             copy = sqlite3.connect(target, isolation_level=None)
             try:
                 source.backup(copy)
-                check = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if check != "ok":
+                if wrong := structure_fault(copy, target):
                     raise StoreError(
-                        f"{db}: damaged: {check}; `rigbus repair` says more, when the rig is down"
+                        f"{db}: damaged: {wrong}; `rigbus repair` says more, when the rig is down"
                     )
                 row = copy.execute("SELECT tail FROM events ORDER BY seq_first DESC LIMIT 1").fetchone()
                 meta = copy.execute("SELECT value FROM meta WHERE key='tail'").fetchone()
                 refs = copy.execute("SELECT DISTINCT ref FROM tasks WHERE ref IS NOT NULL").fetchall()
             finally:
                 copy.close()
-    except sqlite3.Error as e:
+    except sqlite3.DatabaseError as e:
+        require_read(e)  # else it is the database, no disk
         raise StoreError(f"{db}: {e}; `rigbus repair` says more, when the rig is down") from None
     tails = [t for r in (row, meta) if r and r[0] and (t := Tail.unpack(r[0])) is not None]
     return max(tails, key=lambda t: t.commits, default=Tail()), [ref for (ref,) in refs]
@@ -150,8 +154,7 @@ def _copy_database(db: Path, target: Path) -> tuple[Tail, list[str]]:
 
 def _leap(work: Path, name: str, manifest: dict[str, Any]) -> dict[str, Any]:
     """Let the copied database go on where no number has been."""
-    said = manifest["tail"]
-    tail = Tail(said["commits"], said["seq"], said["incarnation"], bytes.fromhex(said["chain"]))
+    tail = _tail_of(manifest)
     TailFile.make(tail_path(work / name), tail)
     store = Store(work / name)
     try:
@@ -170,6 +173,26 @@ def _leap(work: Path, name: str, manifest: dict[str, Any]) -> dict[str, Any]:
         store.close()
 
 
+def _copy_samples(book: Path, target: Path) -> str | None:
+    """Copy the book of samples, where there is one; why it could not be read, else None. The rig runs without it."""
+    if not book.exists():
+        return None
+    try:
+        with reading(book) as source:
+            copy = sqlite3.connect(target, isolation_level=None)
+            try:
+                source.backup(copy)
+                wrong = structure_fault(copy, target)
+            finally:
+                copy.close()
+    except sqlite3.DatabaseError as e:
+        require_read(e)  # else it is the book, no disk
+        wrong = str(e)
+    if wrong:
+        target.unlink(missing_ok=True)
+    return wrong or None
+
+
 def _manifest(source: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((source / MANIFEST).read_bytes())
@@ -177,13 +200,29 @@ def _manifest(source: Path) -> dict[str, Any]:
         raise NotFound(f"{source}: no {MANIFEST} there: not a backup, or one that was interrupted") from None
     except (OSError, ValueError) as e:
         raise Refused(f"{source / MANIFEST}: {e}; this backup cannot be used") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("schema") != SCHEMA
-        or not isinstance(manifest.get("files"), dict)
-    ):
+    try:
+        usable = manifest["schema"] == SCHEMA and isinstance(manifest["made_at"], (int, float))
+        usable = usable and all(isinstance(said["sha256"], str) for said in manifest["files"].values())
+        _tail_of(manifest)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        usable = False
+    if not usable:
         raise Refused(f"{source / MANIFEST}: not of schema {SCHEMA}; this backup cannot be used")
     return manifest
+
+
+def _tail_of(manifest: dict[str, Any]) -> Tail:
+    """Where the copied database ends.
+
+    Raises:
+        LookupError, TypeError, ValueError: the manifest does not say so.
+    """
+    said = manifest["tail"]
+    tail = Tail(said["commits"], said["seq"], said["incarnation"], bytes.fromhex(said["chain"]))
+    numbers = (tail.commits, tail.seq, tail.incarnation)
+    if len(tail.chain) != 16 or not all(isinstance(n, int) and 0 <= n < 1 << 62 for n in numbers):
+        raise ValueError(f"no tail of a database: {tail}")
+    return tail
 
 
 def _require_whole(source: Path, files: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ Everything happens over a read-only connection, which never checkpoints: what is
 
 from __future__ import annotations
 
+import errno
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from ..errors import StoreError
 from .pages import PageSums, WalFile, frames_in_use, sums_path
 from .tail import Tail, read_tail, tail_path
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 #: From this version on a database says where it ends.
 _HAS_TAIL: Final = 3
 #: Tables that every version has: what lacks them is another program's.
@@ -25,6 +27,17 @@ _OURS: Final = frozenset({"meta", "batches", "tasks"})
 _QUICK_BYTES: Final = 64 << 20
 #: A finished repair whose files are being put in place: a start in between would see half of each.
 READY: Final = "repair.ready"
+#: SQLite's codes (their lowest byte) for a file that could not be read just now; they say nothing of what is in it.
+_UNREAD: Final = frozenset(
+    {
+        *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+    }
+)
+_SHORT_READ: Final = 522  # SQLITE_IOERR_SHORT_READ: the file is cut off, which is a damage
+#: A check of the structure does not fail where a page cannot be read: it lists that among the damages.
+_CODE: Final = re.compile(r"error code=(\d+)")
 WAY_OUT: Final = (
     "nothing was changed. `rigbus repair` says what is lost and makes a database to go on with; or put a backup back "
     "(`rigbus restore`), or move the state folder aside"
@@ -59,7 +72,14 @@ def examine(path: Path, *, durability: str = "full") -> Found:
 
     Raises:
         StoreError: it is another program's, or a newer rigbus', or cannot be opened at all.
+        sqlite3.Error, OSError: the disk does not give it, which says nothing of what is on it.
     """
+    found = _look(path, durability)
+    # SQLite calls some reads that failed just now "malformed"; what is damaged is so at the second look, too.
+    return _look(path, durability) if found.problems else found
+
+
+def _look(path: Path, durability: str) -> Found:
     found = Found(path)
     ready = path.with_name(READY)
     if ready.exists():
@@ -109,13 +129,38 @@ def _look_inside(found: Found) -> int:
             frames = frames_in_use(path)
             if found.version >= _HAS_TAIL:
                 found.tail = _tail_of(db) or found.tail
-            if path.stat().st_size < _QUICK_BYTES:
-                check = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if check != "ok":
-                    found.problems.append(f"damaged: {' '.join(check.split())}")
+            if path.stat().st_size < _QUICK_BYTES and (wrong := structure_fault(db, path)):
+                found.problems.append(f"damaged: {wrong}")
         except sqlite3.DatabaseError as e:
+            require_read(e)
             found.problems.append(f"damaged: {e}")
     return frames
+
+
+def structure_fault(db: sqlite3.Connection, path: Path) -> str:
+    """What SQLite's own check finds first in the structure of ``path``; empty when all is well.
+
+    Raises:
+        sqlite3.Error, OSError: it could not be read.
+    """
+    said = " ".join(db.execute("PRAGMA quick_check(1)").fetchone()[0].split())
+    if any(_is_unread(int(code)) for code in _CODE.findall(said)):
+        raise OSError(errno.EIO, said, str(path))
+    return "" if said == "ok" else said
+
+
+def require_read(error: sqlite3.DatabaseError) -> None:
+    """A page that could not be read at this moment is no damaged one: nothing is left out for it, or called lost.
+
+    Raises:
+        sqlite3.DatabaseError: the same, where that was it.
+    """
+    if _is_unread(int(getattr(error, "sqlite_errorcode", None) or 0)):
+        raise error
+
+
+def _is_unread(code: int) -> bool:
+    return code != _SHORT_READ and code & 0xFF in _UNREAD
 
 
 def _tail_of(db: sqlite3.Connection) -> Tail | None:

@@ -19,7 +19,7 @@ CACHE: Final = -6000  # KiB of pages; the file system has the rest
 _EVALUATIONS: Final = 20
 _SELECT_TASKS: Final = (
     "SELECT no,batch,key,state,seq,priority,hold,ending,attempt,n_task,n_crash,n_infra,inc,tok,session,worker,leased_at,"
-    "started_at,not_before_at,deadline_at,created_at,ended_at,owner,parent,error,spec FROM tasks ORDER BY no"
+    "started_at,not_before_at,deadline_at,created_at,ended_at,owner,parent,error,spec,revised FROM tasks ORDER BY no"
 )
 #: What :meth:`Store.load` gives: batches, tasks with their edges, facts, last event seq, last seq by channel.
 Loaded = tuple[

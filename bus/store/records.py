@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from ..core.checks import policy_of, shape_of
-from ..core.model import JITTER, PLACEMENT_ASKS, Batch, Task
+from ..core.model import JITTER, PLACEMENT_ASKS, Batch, Revised, Revision, Task
 from ..states import BatchState, TaskState
 
 
@@ -39,18 +39,7 @@ def insert_row(
         int(t.state),
         t.seq,
         t.priority,
-        int(t.hold),
-        t.ending,
-        t.attempt,
-        *t.counts,
-        t.token_inc,
-        t.token_seq,
-        t.session,
-        t.worker,
-        t.leased_at,
-        t.started_at,
-        _wall(t.not_before, offset),
-        _wall(t.deadline, offset),
+        *_attempt_columns(t, offset),
         t.created_at,
         t.ended_at,
         t.owner,
@@ -61,6 +50,7 @@ def insert_row(
         results.get(t.no),
         ref,
         ref_bytes,
+        int(t.revised),
     )
 
 
@@ -69,6 +59,18 @@ def update_row(t: Task, offset: float) -> tuple[Any, ...]:
     return (
         int(t.state),
         t.seq,
+        *_attempt_columns(t, offset),
+        t.ended_at,
+        t.owner,
+        t.error,
+        int(t.revised),
+        t.no,
+    )
+
+
+def _attempt_columns(t: Task, offset: float) -> tuple[Any, ...]:
+    """``hold`` to ``deadline_at``: how far its attempts have come."""
+    return (
         int(t.hold),
         t.ending,
         t.attempt,
@@ -81,16 +83,13 @@ def update_row(t: Task, offset: float) -> tuple[Any, ...]:
         t.started_at,
         _wall(t.not_before, offset),
         _wall(t.deadline, offset),
-        t.ended_at,
-        t.owner,
-        t.error,
-        t.no,
     )
 
 
 def batch_row(b: Batch) -> tuple[Any, ...]:
     """A batch's row, in the order of schema.sql."""
     plan = msgpack.packb(b.plan, use_bin_type=True) if b.plan is not None else None
+    revisions = [[r.key, r.digest, r.replaced, r.at, r.by, r.reason] for r in b.revisions]
     return (
         b.no,
         b.id,
@@ -107,11 +106,12 @@ def batch_row(b: Batch) -> tuple[Any, ...]:
         b.seq,
         b.error,
         plan,
+        msgpack.packb(revisions, use_bin_type=True) if revisions else None,
     )
 
 
 def batch_from(row: tuple[Any, ...]) -> Batch:
-    """A batch from its row."""
+    """A batch from its row; that of a database before version 4 is shorter."""
     (
         no,
         id_,
@@ -128,6 +128,7 @@ def batch_from(row: tuple[Any, ...]) -> Batch:
         seq,
         error,
         plan,
+        *later,
     ) = row
     b = Batch(no, id_, key, kind, name, created_at)
     b.state = BatchState(state)
@@ -135,7 +136,20 @@ def batch_from(row: tuple[Any, ...]) -> Batch:
     b.mirror, b.closed, b.cancelled = bool(mirror), bool(closed), bool(cancelled)
     b.ended_at, b.seq, b.error = ended_at, seq, error
     b.plan = msgpack.unpackb(plan, raw=False) if plan is not None else None
+    revisions = msgpack.unpackb(later[0], raw=False) if later and later[0] is not None else ()
+    b.revisions = tuple(Revision(*revision) for revision in revisions)
+    b.revising = bool(b.revisions) and not b.closed
     return b
+
+
+#: What the columns that came later hold in a row of an older database, by table.
+_LATER: Final[dict[str, tuple[int, tuple[Any, ...]]]] = {"batches": (15, (None,)), "tasks": (30, (0,))}
+
+
+def whole_row(table: str, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row of this or an older version, in the columns of schema.sql."""
+    columns, later = _LATER.get(table, (0, ()))
+    return (*row, *later) if columns == len(row) else row
 
 
 def task_from(
@@ -143,6 +157,7 @@ def task_from(
 ) -> tuple[Task, dict[str, Any] | None]:
     """A task from its row, and its edges as SUBMIT resolved them; times against this process' clock.
 
+    The row: the columns of schema.sql up to `error`, then `spec`, `revised`.
     What a hundred thousand tasks have in common is one object: it stays in memory as long as they do.
     """
     (
@@ -163,9 +178,8 @@ def task_from(
         session,
         worker,
     ) = row[:16]
-    leased_at, started_at, not_before_at, deadline_at, created_at, ended_at, owner, parent, error, packed = (
-        row[16:]
-    )
+    leased_at, started_at, not_before_at, deadline_at, created_at, ended_at, owner = row[16:23]
+    parent, error, packed, revised = row[23:]
     raw, edges, digest = msgpack.unpackb(packed, raw=False)
     spec = msgpack.unpackb(raw, raw=False)
     # validated when it was submitted; the same readers, so that a limit has one home
@@ -178,6 +192,7 @@ def task_from(
     t.worker = sys.intern(worker) if worker is not None else None
     t.leased_at, t.started_at, t.ended_at = leased_at, started_at, ended_at
     t.owner, t.parent, t.error, t.digest = sys.intern(owner), parent, error, digest
+    t.revised = Revised(revised)
     if not_before_at:
         # a wall clock that went back must not hold it for longer than its policy could
         t.not_before = now + min(max(0.0, not_before_at - wall), t.policy.backoff_max_s * (1 + JITTER))

@@ -27,7 +27,7 @@ from ..errors import Refused, RigbusError, StoreError
 from ..states import BATCH_ENDED, STATE_NAMES, TERMINAL, TaskState
 from .examining import READY, Found, examine
 from .pages import PageSums, sums_path
-from .records import batch_from, task_from
+from .records import batch_from, task_from, whole_row
 from .salvaging import Salvage, salvage
 from .store import Store, create, mark, state_id
 from .tail import Tail, sync_folder, tail_path, write_durably
@@ -261,12 +261,12 @@ def _fill(new: Path, got: Salvage, batches: dict[int, Batch], wounded: dict[str,
     try:
         db.execute("BEGIN")
         for table in ("batches", "tasks", "attempts", "evaluations", "facts", "meta"):
-            for row in got.rows.get(table, []):
+            for row in (whole_row(table, row) for row in got.rows.get(table, [])):
                 if table == "meta" and row[0] in _OWN_META:
                     continue
                 try:
                     if table == "tasks":
-                        task_from(row[:26], batches[row[1]], 0.0, 0.0)
+                        task_from((*row[:26], row[30]), batches[row[1]], 0.0, 0.0)
                     elif table == "facts":
                         msgpack.unpackb(row[4], raw=False)
                     db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(row))})", row)

@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import Any, Final
 
 from ..errors import StoreError
-from .examining import Found
+from .examining import Found, require_read
 from .pages import PAGE_BYTES
 
 #: Table -> its key.
@@ -32,8 +32,6 @@ _KEYS: Final = {
 _NUMBERED: Final = frozenset({"batches", "tasks", "events"})
 #: Where the end cannot be read, so many numbers more are tried.
 _BEYOND: Final = 200_000
-_DISK: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN})
-_SHORT_READ: Final = 522  # SQLITE_IOERR_SHORT_READ: the file is cut off, which is a damage
 
 
 @dataclass(slots=True)
@@ -72,7 +70,7 @@ def salvage(found: Found, work: Path) -> Salvage:
         finally:
             db.close()
     except sqlite3.DatabaseError as e:
-        _require_disk(e)
+        require_read(e)
         raise StoreError(
             f"{found.path}: {e}; nothing of it can be read. Put a backup back (`rigbus restore`), or move the state "
             "folder aside"
@@ -131,11 +129,11 @@ def _until_broken(db: sqlite3.Connection, sql: str) -> Iterator[tuple[Any, ...] 
             yield row
         return
     except sqlite3.DatabaseError as e:
-        _require_disk(e)
+        require_read(e)
     try:  # a cursor reads ahead: the row before the broken one was lost with it
         yield from db.execute(f"{sql} LIMIT 1 OFFSET {n}")
     except sqlite3.DatabaseError as e:
-        _require_disk(e)
+        require_read(e)
     yield None
 
 
@@ -146,18 +144,7 @@ def _one_by_one(
         try:
             yield from db.execute(sql, key)
         except sqlite3.DatabaseError as e:
-            _require_disk(e)  # else it is on the page that is lost
-
-
-def _require_disk(error: sqlite3.DatabaseError) -> None:
-    """The copy is whole, however damaged: that the disk does not give it is no reason to leave rows out.
-
-    Raises:
-        sqlite3.DatabaseError: the same, where the disk refuses.
-    """
-    code = int(getattr(error, "sqlite_errorcode", None) or 0)
-    if code != _SHORT_READ and code & 0xFF in _DISK:
-        raise error
+            require_read(e)  # else it is on the page that is lost
 
 
 def _marked(row: tuple[Any, ...], mark: bytes) -> bool:

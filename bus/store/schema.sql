@@ -1,4 +1,4 @@
--- The broker's database, version 3. One connection, WAL, on a local disk. The core is the index: no secondary
+-- The broker's database, version 4. One connection, WAL, on a local disk. The core is the index: no secondary
 -- indexes (uuid keys, a row per event and per attempt, and indexes cost 95 microseconds of CPU a task; this costs 20).
 -- The numbers of states are those of states.py; the CHECKs say its law again, so that a bug cannot write an impossible row.
 
@@ -7,6 +7,7 @@ CREATE TABLE meta (
     value
 ) WITHOUT ROWID;
 
+-- `revisions` of its plan, after the first: [key, digest, sha256 of the one before, at, by, reason] of each, NULL where there are none.
 CREATE TABLE batches (
     no         INTEGER PRIMARY KEY,
     id         TEXT NOT NULL,
@@ -23,6 +24,7 @@ CREATE TABLE batches (
     seq        INTEGER NOT NULL,
     error      TEXT,
     plan       BLOB,
+    revisions  BLOB,
     CHECK ((state >= 2) = (ended_at > 0))
 );
 
@@ -57,6 +59,7 @@ CREATE TABLE tasks (
     result        BLOB,
     ref           TEXT,
     ref_bytes     INTEGER,
+    revised       INTEGER NOT NULL DEFAULT 0 CHECK (revised BETWEEN 0 AND 7),
     CHECK ((state >= 5) = (ended_at > 0)),      -- terminal exactly when it has ended
     CHECK (state <> 2 OR (tok > 0 AND inc > 0)) -- LEASED exactly under a token
 );

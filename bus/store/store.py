@@ -48,16 +48,20 @@ MIGRATIONS: Final[dict[int, str]] = {
     PRIMARY KEY (task, n)
 ) WITHOUT ROWID;""",
     2: "ALTER TABLE events ADD COLUMN tail BLOB;",
+    3: """ALTER TABLE batches ADD COLUMN revisions BLOB;
+ALTER TABLE tasks ADD COLUMN revised INTEGER NOT NULL DEFAULT 0 CHECK (revised BETWEEN 0 AND 7);""",
 }
 
-_INSERT_TASK: Final = "INSERT INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT_TASK: Final = (
+    "INSERT INTO tasks VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+)
 _COLUMNS: Final = (
     "state=?,seq=?,hold=?,ending=?,attempt=?,n_task=?,n_crash=?,n_infra=?,inc=?,tok=?,session=?,"
-    "worker=?,leased_at=?,started_at=?,not_before_at=?,deadline_at=?,ended_at=?,owner=?,error=? WHERE no=?"
+    "worker=?,leased_at=?,started_at=?,not_before_at=?,deadline_at=?,ended_at=?,owner=?,error=?,revised=? WHERE no=?"
 )
 _UPDATE_TASK: Final = f"UPDATE tasks SET {_COLUMNS}"
 _UPDATE_RESULT: Final = f"UPDATE tasks SET result=?,ref=?,ref_bytes=?,{_COLUMNS}"
-_PUT_BATCH: Final = "INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_PUT_BATCH: Final = "INSERT OR REPLACE INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _PUT_META: Final = "INSERT OR REPLACE INTO meta VALUES (?,?)"
 
 
@@ -83,7 +87,9 @@ class Store(Reading):
                 TailFile.make(tail_path(path), found.tail)
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
         except (sqlite3.Error, OSError) as e:
-            raise StoreError(f"{path}: {e}; check the folder and its permissions") from None
+            raise StoreError(
+                f"{path}: {e}; check the disk, the folder and its permissions, then try again"
+            ) from None
         self.tail = found.tail
         try:
             self._configure(found.version)
@@ -209,6 +215,9 @@ class Store(Reading):
         if ended:
             rows = ((results[t.no], *refs.get(t.no, (None, None)), *update_row(t, offset)) for t in ended)
             db.executemany(_UPDATE_RESULT, rows)
+        if changes.respecs:
+            rows = ((*respec, no) for no, respec in changes.respecs.items())
+            db.executemany("UPDATE tasks SET spec=?,payload=?,priority=? WHERE no=?", rows)
         if changes.attempts:
             db.executemany("INSERT OR REPLACE INTO attempts VALUES (?,?,?,?,?,?,?)", changes.attempts)
         if changes.evaluations:

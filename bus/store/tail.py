@@ -17,6 +17,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from ..paths import sync_path
+
 _LAYOUT: Final = struct.Struct("<8sQQQ16s")  # magic, commits, seq, incarnation, chain; then its crc32
 _MAGIC: Final = b"RIGTAIL1"
 PACKED_BYTES: Final = _LAYOUT.size + 4
@@ -125,18 +127,3 @@ def write_durably(path: Path, data: bytes) -> None:
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     sync_path(folder)
-
-
-def sync_path(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk.
-
-    Raises:
-        OSError: it does not take them; it names the path.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as e:
-        raise OSError(e.errno, e.strerror, str(path)) from None
-    finally:
-        os.close(fd)

@@ -169,6 +169,12 @@ class Explaining(Judging):
             reasons.append(out["summary"])
             out["predicates"] = as_dicts(full)
             return
+        if task.batch.revising and not (task.policy.aside or task.parent):
+            out["summary"] = self._revising(task.batch)
+            reasons.append(out["summary"])
+            fix = "" if self.brain else "rigbus brain"
+            out["predicates"] = as_dicts([Predicate("revision planned", False, "not yet", "yes", fix)])
+            return
         left = max(0.0, task.not_before - self.now) if task.not_before else 0.0
         if task.hold_reason:
             reasons.append(handed_back(task.hold_reason, task.batch.id)[0])
@@ -300,11 +306,17 @@ class Explaining(Judging):
 
     # -- a batch ---------------------------------------------------------------------------------------------
 
+    def _revising(self, batch: Batch) -> str:
+        text = f"revision {batch.revision} of its plan is not planned yet, until then nothing of it is leased"
+        return text if self.brain else f"{text}; {_NO_BRAIN}"
+
     def _why_batch(self, batch: Batch, est: Estimator) -> dict[str, Any]:
         out = answer_of("batch", batch.id, batch.name, BATCH_STATE_NAMES[batch.state])
         reasons = out["reasons"]
         if batch.error:
             reasons.append(batch.error)
+        out["escalations"] = self._escalation_rows(batch)
+        reasons += [one["summary"] for one in out["escalations"]]
         out["failed"] = self._failed_rows(batch)
         out["ready"] = []
         if not batch.live and batch.state in BATCH_ENDED:
@@ -315,6 +327,14 @@ class Explaining(Judging):
         done = batch.total - batch.live
         out["summary"] = f"{done} of {some(batch.total, 'task')} ended" + soon(out["eta"], end=True)
         tests = []
+        if batch.revising:
+            reasons.append(self._revising(batch))
+            out["summary"] = reasons[-1]
+        elif batch.revisions:
+            last = batch.revisions[-1]
+            reasons.append(
+                f"it has revision {batch.revision} of its plan" + (f": {last.reason}" if last.reason else "")
+            )
         if not batch.total and batch.kind == "plan":
             asks = any(task.policy.aside and not task.ended for task in batch.keys.values())
             text = "the brain has not declared its tasks yet" + (
@@ -364,6 +384,20 @@ class Explaining(Judging):
         order = (TaskState.FAILED, TaskState.REVIEW, TaskState.READY, TaskState.LEASED, TaskState.WAITING)
         rows = sorted(tally.items(), key=lambda r: (order.index(r[0][1]), r[1][1].no))
         return [(name, STATE_NAMES[state], n, first) for (name, state, _), (n, first) in rows]
+
+    def _escalation_rows(self, batch: Batch) -> list[dict[str, Any]]:
+        """What nobody has settled yet, and the file that would."""
+        return [
+            {
+                "id": one.id,
+                "cause": one.cause,
+                "status": one.status,
+                "answer_to": f"brain/escalations/{one.id}.answer.json",
+                "summary": f"escalated ({one.cause}, {one.status}): {one.title}; the answer goes into "
+                f"brain/escalations/{one.id}.answer.json",
+            }
+            for one in self.escalations.open_of(batch.id)
+        ]
 
     def _failed_rows(self, batch: Batch) -> list[dict[str, Any]]:
         """The first tasks that ended badly by themselves."""

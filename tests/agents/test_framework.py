@@ -62,7 +62,7 @@ def test_what_goes_wrong_in_a_handler_says_so(sampler: Rig) -> None:
     with pytest.raises(TaskFailed, match=r"ValueError: broken") as e:
         rig.call("fail", {}, max_attempts=1)
     assert "sample_agents.py" in str(e.value)
-    assert "runners.py" not in str(e.value)
+    assert "threads.py" not in str(e.value)
     with pytest.raises(TaskFailed, match='field "text"'):
         rig.call("shout", {"text": 5})
     with pytest.raises(TaskFailed, match="a object is not plain data"):

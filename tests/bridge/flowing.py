@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rigbus.bridge.folder.flows import Ask, Flow, Idle, Ops
-from rigbus.bridge.folder.port import Fault, FolderPort, Reply
+from rigbus.bridge.folder.loop.flows import Ask, Flow, Idle, Ops
+from rigbus.bridge.folder.share.port import Fault, FolderPort, Reply
 from rigbus.bus.wire import Envelope, Verb
 
 T = TypeVar("T")

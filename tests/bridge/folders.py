@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rigbus.bridge.folder.ops import Op, Result
-from rigbus.bridge.folder.port import FolderPort
+from rigbus.bridge.folder.share.ops import Op, Result
+from rigbus.bridge.folder.share.port import FolderPort, Reply
 
 UUID = "3f2b8a52-6f0e-4c1c-9d0b-0a5a2c6f7e11"
 
@@ -86,3 +87,16 @@ def batch(**changes: Any) -> dict[str, Any]:
         "seq": 40,
     }
     return {**row, **changes}
+
+
+def drive(port: FolderPort, until: Callable[[], bool], limit_s: float = 10.0) -> list[Reply]:
+    """Poll as the bridge does until the condition holds."""
+    end, seen = time.monotonic() + limit_s, []
+    while True:
+        seen += port.poll()
+        if until():
+            return seen
+        left = end - time.monotonic()
+        assert left > 0, f"waited {limit_s} s in vain; {port.state}"
+        wait = port.timeout_s()
+        port.wait(left if wait is None else min(wait, left))

@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rigbus.bridge.folder.flows import Ask, Flow, Flows
-from rigbus.bridge.folder.port import FolderPort
+from rigbus.bridge.folder.loop.clock import Clock
+from rigbus.bridge.folder.loop.flows import Ask, Flow, Flows
+from rigbus.bridge.folder.share.port import FolderPort
 from rigbus.bus.core.model import task_id
 from rigbus.bus.wire import Envelope, Verb, unpack
 
@@ -95,13 +96,18 @@ def _none(header: dict[str, Any]) -> Envelope:
 
 
 class Turning:
-    """Flows that turn until a condition holds."""
+    """Flows that turn until a condition holds. When all of them pause, ``clock`` goes on to the end of the first pause."""
 
     def __init__(self, port: FolderPort, rig: Rig) -> None:
         self.port, self.rig = port, rig
-        self.flows = Flows(port, self)  # type: ignore[arg-type]
+        self._skipped_s = 0.0
+        self.clock = Clock(self._now)
+        self.flows = Flows(port, self, self._now)  # type: ignore[arg-type]
         self._open: list[tuple[bytes, Ask]] = []
         self._n = 0
+
+    def _now(self) -> float:
+        return time.monotonic() + self._skipped_s
 
     def ask(self, verb: Verb, header: dict[str, Any], body: Sequence[bytes] = ()) -> bytes:
         self._n += 1
@@ -147,6 +153,10 @@ class Turning:
             self.flows.answer(Envelope(answer.verb, answer.header, answer.body, corr))
         self.flows.replies(self.port.poll())
         self.flows.turn()
-        times = [t for t in (self.port.timeout_s(), self.flows.timeout_s(), 0.05) if t is not None]
-        if not self._open:
-            self.port.wait(min(times))
+        if self._open:
+            return
+        pause_s, port_s = self.flows.timeout_s(), self.port.timeout_s()
+        if self.flows._tickets or pause_s is None:
+            self.port.wait(0.05 if port_s is None else min(0.05, port_s))
+        else:
+            self._skipped_s += pause_s

@@ -8,9 +8,9 @@ from typing import Any
 
 from folders import UUID, Share
 
-from rigbus.bridge.folder.clock import Clock
-from rigbus.bridge.folder.flows import Ask, Idle, Ops
-from rigbus.bridge.folder.mirror import Mirror
+from rigbus.bridge.folder.loop.clock import Clock
+from rigbus.bridge.folder.loop.flows import Ask, Idle, Ops
+from rigbus.bridge.folder.mirror.mirror import Mirror
 from rigbus.bus.client.follow import Event, event_of
 from rigbus.bus.paths import rig_paths
 from rigbus.bus.wire import Envelope, Verb

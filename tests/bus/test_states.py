@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from itertools import product
 
 import pytest
 from helpers import ROOT
@@ -27,19 +26,21 @@ SCHEMA = (ROOT / "bus" / "store" / "schema.sql").read_text()
 PERSON = {TaskEvent.REQUEUE, TaskEvent.REVIVE}
 
 
-@pytest.mark.parametrize(("state", "event"), list(product(TaskState, TaskEvent)))
-def test_every_pair_is_in_the_table_or_refused(state: TaskState, event: TaskEvent) -> None:
-    if (state, event) in TRANSITIONS:
-        assert after(state, event) is TRANSITIONS[state, event]
-    else:
+@pytest.mark.parametrize("state", TaskState)
+def test_every_pair_is_in_the_table_or_refused(state: TaskState) -> None:
+    for event in TaskEvent:
+        if (state, event) in TRANSITIONS:
+            assert after(state, event) is TRANSITIONS[state, event]
+        else:
+            with pytest.raises(IllegalTransition, match=f"{state.name} \\+ {event.name}"):
+                after(state, event)
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL))
+def test_a_terminal_state_absorbs_every_machine_event(state: TaskState) -> None:
+    for event in set(TaskEvent) - PERSON:
         with pytest.raises(IllegalTransition, match=f"{state.name} \\+ {event.name}"):
             after(state, event)
-
-
-@pytest.mark.parametrize(("state", "event"), [p for p in product(TERMINAL, TaskEvent) if p[1] not in PERSON])
-def test_a_terminal_state_absorbs_every_machine_event(state: TaskState, event: TaskEvent) -> None:
-    with pytest.raises(IllegalTransition):
-        after(state, event)
 
 
 def test_done_is_left_by_nobody() -> None:

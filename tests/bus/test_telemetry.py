@@ -36,6 +36,9 @@ def test_written_schemas_are_json(tmp_path: Path) -> None:
         "RigStatus",
         "TapRecord",
         "GpuSample",
+        "Escalation",
+        "Answer",
+        "AlertFile",
     ]
 
 

@@ -96,6 +96,12 @@ def test_a_broken_message_is_refused_by_its_paragraph(frames: list[bytes], rule:
         decode([b"peer", *frames], routed=True)
 
 
+@pytest.mark.parametrize("value", [1 << 70, "\ud800", {"\ud800": 1}, object()])
+def test_what_no_msgpack_can_say_is_refused_before_it_is_sent(value: Any) -> None:
+    with pytest.raises(BadFrame, match="SUBMIT: the header cannot be sent"):
+        encode(Verb.SUBMIT, {"config": value})
+
+
 def test_a_routed_message_of_no_frame_is_refused() -> None:
     with pytest.raises(BadFrame):
         decode([], routed=True)

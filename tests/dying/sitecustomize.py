@@ -24,8 +24,8 @@ STEPS = {
     "rigbus.bus.store.store": [("Store", "commit")],
     "rigbus.bus.broker.broker": [("Broker", "answer")],
     "rigbus.bus.client.link": [("Connection", "send"), ("Connection", "recv"), ("Connection", "request")],
-    "rigbus.bridge.folder.journal": [("Journal", "enter"), ("Journal", "leave")],
-    "rigbus.bridge.folder.port": [("FolderPort", "request")],
+    "rigbus.bridge.folder.intake.journal": [("Journal", "enter"), ("Journal", "leave")],
+    "rigbus.bridge.folder.share.port": [("FolderPort", "request")],
 }
 
 

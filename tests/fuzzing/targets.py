@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from harness import Harness
 
-from rigbus.bridge.folder.drafts import Invalid
-from rigbus.bridge.folder.intake_core import FileRequest, drop_settings, parse_request
-from rigbus.bridge.folder.queue_core import read_order
-from rigbus.bridge.folder.receipts import Problem
-from rigbus.bridge.folder.signals_core import wish_of
+from rigbus.bridge.folder.contract.receipts import Invalid, Problem
+from rigbus.bridge.folder.control.signals_core import wish_of
+from rigbus.bridge.folder.intake.core import FileRequest, drop_settings, parse_request
+from rigbus.bridge.folder.queue.core import read_order
 from rigbus.bus.config.settings import load
 from rigbus.bus.errors import BadFrame, ConfigError
 from rigbus.bus.wire import Verb, corr_of, decode, encode, hello_of, other_major

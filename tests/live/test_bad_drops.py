@@ -288,7 +288,7 @@ def test_ids_of_items_are_data_and_an_empty_list_is_done(rig: LiveRig, tmp_path:
     assert len(out) == sum(len(text) + 1 for text in ids)
     assert not boom.exists()
     logs = home / "logs"
-    wait_for(lambda: logs.is_dir() and len(os.listdir(logs)) == len(ids) + 1, what="the logs' copies")
+    wait_for(lambda: len(list(logs.glob("*.log"))) == len(ids) + 1, what="the logs' copies")
     assert all(
         name.isascii() and name.isprintable() and not name.startswith("-") for name in os.listdir(logs)
     )

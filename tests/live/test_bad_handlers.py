@@ -203,7 +203,7 @@ def test_a_cancel_reaches_a_handler_that_waits_for_an_answer_and_what_it_waits_f
     odd.bus.cancel([outer])
     result = end_of(odd, outer, 5.0)
     assert result.state == "cancelled"
-    wait_for(lambda: "tidied" in lines(mark), timeout_s=3, what="the end of the inner handler")
+    wait_for(lambda: "tidied" in lines(mark), timeout_s=15, what="the end of the inner handler")
     states = {
         row["key"]: row["state"] for row in odd.bus.query("tasks", batch=row_of(odd, outer)["batch"])["rows"]
     }
@@ -216,7 +216,7 @@ def test_a_call_that_is_not_answered_in_time_fails_its_handler_and_ends_with_it(
     result = run(odd, "odd.asks", payload, max_attempts=1)
     assert (result.state, result.error_class) == ("dead", "task")
     assert "WaitTimeout" in str(result.error)
-    wait_for(lambda: "tidied" in lines(mark), timeout_s=3, what="the end of the call that nobody waits for")
+    wait_for(lambda: "tidied" in lines(mark), timeout_s=15, what="the end of the call that nobody waits for")
 
 
 def test_a_failed_call_raises_in_its_handler_with_the_inner_reason(odd: Rig) -> None:

@@ -71,15 +71,29 @@ def rig(rig_dir: Path, processes: Processes) -> Iterator[LiveRig]:
 # ---------------------------------------------------------------- folders
 
 
-@pytest.mark.parametrize("verb", ["up", "broker", "worker", "brain", "bridge"])
-def test_a_socket_path_that_is_too_long_is_named_by_every_process(state: Path, verb: str) -> None:
-    done = rigbus(verb, "--state", state, env={"RIGBUS_RUNTIME": "/tmp/" + "x" * 120})
-    assert done.returncode == 2
-    one_line(done, "107 are allowed", "set RIGBUS_RUNTIME")
+#: One after the other in one process: what is imported is the same.
+IN_TURN = """\
+import sys
+from rigbus.tools.cli import run
+state, *verbs = sys.argv[1:]
+for verb in verbs:
+    print(run([verb, "--state", state]), flush=True)
+"""
 
 
-@pytest.mark.parametrize("fstype", ["nfs4", "cifs", "fuse.sshfs"])
-@pytest.mark.parametrize("verb", ["up", "broker"])
+def test_a_socket_path_that_is_too_long_is_named_by_every_process(state: Path) -> None:
+    verbs = ("up", "broker", "brain", "bridge", "worker")  # a worker ends its process, so it comes last
+    env = {**os.environ, "RIGBUS_RUNTIME": "/tmp/" + "x" * 120}
+    words = [sys.executable, "-c", IN_TURN, str(state), *verbs]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split()) == (2, ["2"] * 4), done.stderr
+    said = [line for line in done.stderr.splitlines() if "107 are allowed" in line]
+    assert len(said) == len(verbs) and all("set RIGBUS_RUNTIME" in line for line in said), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Which types are of the network: bus/test_paths.py.
+@pytest.mark.parametrize(("verb", "fstype"), [("up", "nfs4"), ("broker", "cifs")])
 def test_a_state_folder_on_a_network_file_system_is_refused_before_anything_is_made(
     rig_dir: Path, state: Path, verb: str, fstype: str
 ) -> None:
@@ -211,7 +225,8 @@ def test_a_damaged_database_is_named_and_kept_as_it_is(
     db = state / "rigbus.db"
     damage(db)
     before = digest(db)
-    for verb in ("broker", "up"):
+    # `up` passes on what its broker says: one kind of damage shows it.
+    for verb in ("broker", "up")[: 2 if damage is _cut_short else 1]:
         done = rigbus(verb, "--state", state)
         assert done.returncode == 8, done.stderr
         one_line(done, "rigbus.db")

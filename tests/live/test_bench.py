@@ -1,65 +1,22 @@
-"""Each bench once, small, as a person types it: its figures, and nothing left behind."""
+"""The benches that do harm or take long: each fault is done and measured, and nothing is left behind."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benched import bench
 from helpers import Processes, processes_of, wait_for
 
 from rigbus.tools.bench.recovery import hung
 
 pytestmark = pytest.mark.live
-
-ROOT = Path(__file__).parents[2]
-
-CASES = {
-    "bus": "--tasks 200 --repeats 1 --singles 10",
-    "dag": "--chain 20 --fan 20 --items 50 --repeats 1",
-    "shell": "--tasks 10 --repeats 1",
-    "scale": "--tasks 600 --small 50 --part 200 --repeats 1",
-    "mirror": "--rate 50 --for 1 --repeats 1",
-}
-
-
-def bench(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """`rigbus bench` with its output piped."""
-    return subprocess.run(
-        [sys.executable, "-m", "rigbus", "bench", *words],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if name != "bus"])
-def test_a_bench_gives_its_figures_and_leaves_nothing(name):
-    figures(name)
-
-
-def figures(name: str, *words: str) -> dict[str, Any]:
-    """What a bench prints as JSON, after what holds for each of them."""
-    said = bench(name, "--json", *words, *CASES[name].split())
-    assert said.returncode == 0, said.stderr
-    found: dict[str, Any] = json.loads(said.stdout)
-    assert (found["schema"], found["bench"]) == ("rigbus.bench/1", name)
-    assert found["figures"]
-    assert all(f["min"] <= f["median"] <= f["max"] for f in found["figures"])
-    assert found["fsync_p50_us"] > 0
-    assert found["settings"]["durability"] == "full"
-    if Path("/proc/self").exists():
-        assert found["cpu_us_per_task"]["broker"] > 0
-    assert not [p for p in Path(tempfile.gettempdir()).iterdir() if p.name.startswith("rigbus-bench-")]
-    return found
 
 
 #: Of each part of `bench recovery` a figure, and what it must be at least for the part to have done what it says.
@@ -69,6 +26,7 @@ RECOVERY = {
     "output": ("its log file", 64.0),
     "share": ("no-op tasks, share hung", 1.0),
     "subscriber": ("answer p99, subscriber stopped", 0.0),
+    "folder": ("bridge starts over 300 files: 1 % that were taken stand again", 0.0),
 }
 
 
@@ -123,40 +81,6 @@ def test_a_soak_samples_every_process_after_each_round():
         "agent-2",
     }
     assert outcome["cpu_us_per_task"]["broker"] > 0
-
-
-@pytest.mark.llm
-def test_a_model_is_measured_alone_together_and_through_the_bus(tmp_path_factory):
-    write = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
-    model = write(tmp_path_factory.mktemp("bench") / "tiny.gguf")
-    said = bench("llm", "--json", "--model", str(model), "--tokens", "8", "--ctx", "1024", "--repeats", "1")
-    assert said.returncode == 0, said.stderr
-    found = {f["name"]: f for f in json.loads(said.stdout)["figures"]}
-    for name in ("one request, engine", "eight requests, engine", "eight requests, through the bus"):
-        assert found[name]["median"] > 0
-        assert found[name]["target"] is None, "a step of the tiny model measures Python"
-
-
-def test_bus_keeps_the_keys_of_the_interface_and_profiles_each_process(tmp_path):
-    found = figures("bus", "--profile", str(tmp_path / "p"))
-    assert set(found["tasks_per_s"]) == {"median", "min", "max"}
-    assert set(found["cpu_us_per_task"]) == {"broker", "workers", "client", "sum"}
-    assert found["p50_ms"] > 0
-    assert set(found["hops_us"]) == {
-        "client to broker",
-        "submit, commit, lease",
-        "worker",
-        "result, commit, end",
-        "broker to client",
-    }
-    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == [
-        "agent-1.pstats",
-        "agent-2.pstats",
-        "broker.pstats",
-    ]
-    assert any(
-        "store.py" in row["function"] or "sqlite3" in row["function"] for row in found["profiles"]["broker"]
-    )
 
 
 def test_ctrl_c_ends_a_bench_and_all_that_it_started(processes: Processes):

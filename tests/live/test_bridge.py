@@ -15,97 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Processes, wait_for
-
-from rigbus.bus.client.link import Connection
-from rigbus.bus.paths import endpoints, rig_paths
-from rigbus.bus.wire import Verb
-
-BRIDGE = (
-    "import logging, sys; from pathlib import Path\n"
-    "logging.basicConfig(level=logging.INFO)\n"
-    "from rigbus.bridge.folder.service import Bridge\n"
-    "from rigbus.bus.paths import endpoints, rig_paths\n"
-    "paths = rig_paths(Path(sys.argv[1]))\n"
-    "sys.exit(Bridge(paths, endpoints(paths)['commands'], settle_s=0.3, reconcile_s=1.0).run())\n"
-)
-PLAN = "# Plan: p\n\n## Tasks\n\n### one\n\n- **command**: `echo out; echo $RANDOM >> {BATCH_PATH}/ran`\n"
-
-
-class Rig:
-    """Broker, brain, worker and bridge of one state folder."""
-
-    def __init__(self, state: Path, processes: Processes) -> None:
-        self.state, self.processes = state, processes
-        self.paths = rig_paths(state)
-        self.share = self.paths.shared
-        self.inbox = self.share / "inbox"
-        self.environment = {"RIGBUS_STATE": str(state)}
-
-    def start(self, *names: str) -> dict[str, subprocess.Popen[bytes]]:
-        verbs = {
-            "broker": ("broker",),
-            "brain": ("brain",),
-            "worker": ("worker", "--name", "worker-1", "--slots", "2"),
-        }
-        return {
-            name: self.processes.python(
-                "-m", "rigbus", *verbs[name], "--state", self.state, env=self.environment
-            )
-            for name in names
-        }
-
-    def bridge(self) -> subprocess.Popen[bytes]:
-        return self.processes.python("-c", BRIDGE, self.state, env=self.environment)
-
-    def drop(self, name: str, text: str = PLAN, *, ready: bool = True) -> Path:
-        folder = self.inbox / name
-        folder.mkdir(parents=True)
-        (folder / "plan.md").write_text(text)
-        if ready:
-            (folder / "READY").touch()
-        return folder
-
-    def receipt(self, name: str, *states: str) -> dict[str, Any]:
-        """Wait for the receipt in one of these states."""
-        file = self.inbox / f"{name}.receipt.json"
-
-        def there() -> dict[str, Any] | None:
-            try:
-                said: dict[str, Any] = json.loads(file.read_text())
-            except (OSError, ValueError):
-                return None
-            return said if said["state"] in (states or ("accepted", "refused")) else None
-
-        found = wait_for(there, timeout_s=20, what=f"the receipt of {name}")
-        assert found is not None
-        return found
-
-    def batch_file(self, plan: str, batch: str) -> dict[str, Any]:
-        """Wait for the mirrored end of a batch."""
-        file = self.share / f"plans/{plan}/batches/{batch}/batch.json"
-
-        def ended() -> dict[str, Any] | None:
-            try:
-                said: dict[str, Any] = json.loads(file.read_text())
-            except (OSError, ValueError):
-                return None
-            return said if said["status"] in ("complete", "failed", "cancelled") else None
-
-        found = wait_for(ended, timeout_s=30, what=f"the end of {batch}")
-        assert found is not None
-        return found
-
-    def query(self, what: str, **how: Any) -> dict[str, Any]:
-        link = Connection(endpoints(self.paths)["commands"], role="client")
-        try:
-            link.connect(10)
-            return link.request(Verb.QUERY, {"what": what, **how}, timeout_s=10).header
-        finally:
-            link.close()
-
-    def lane(self, lane: str) -> list[str]:
-        return sorted(p.name for p in (self.share / lane).glob("*.json"))
+from bridgerig import PLAN, Rig
+from helpers import Processes, short_folder, slack, wait_for
 
 
 @pytest.fixture
@@ -115,12 +26,20 @@ def rig(rig_dir: Path, processes: Processes) -> Iterator[Rig]:
     return made
 
 
-@pytest.fixture
-def running(rig: Rig) -> Rig:
-    rig.start("broker", "brain", "worker")
-    rig.bridge()
-    wait_for((rig.share / "brain/state.json").exists, timeout_s=15, what="the mirror")
-    return rig
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One rig for the tests that end nothing of it; each has plans of its own names."""
+    with short_folder() as folder:
+        processes = Processes(tmp_path_factory.mktemp("processes"))
+        rig = Rig(folder / "s", processes)
+        rig.state.mkdir()
+        try:
+            rig.start("broker", "brain", "worker")
+            rig.bridge()
+            wait_for((rig.share / "brain/state.json").exists, timeout_s=30, what="the mirror")
+            yield rig
+        finally:
+            processes.stop_all()
 
 
 def test_a_drop_with_ready_runs_to_its_mirrored_result(running: Rig) -> None:
@@ -129,8 +48,7 @@ def test_a_drop_with_ready_runs_to_its_mirrored_result(running: Rig) -> None:
     assert (said["state"], said["tasks"]) == ("accepted", 1)
     batch = said["batch_id"]
     assert running.batch_file("hello", batch)["status"] == "complete"
-    (name,) = wait_for(lambda: running.lane("tasks/complete"), what="the task's file")
-    task = json.loads((running.share / "tasks/complete" / name).read_text())
+    (task,) = wait_for(lambda: running.completed(batch), what="the task's file")
     assert task["result"]["output"] == "out\n"
     log = running.share / f"plans/hello/batches/{batch}/logs/one.1.log"
     assert log.read_text() == "out\n"
@@ -154,7 +72,7 @@ def test_the_first_task_starts_within_half_a_second(running: Rig) -> None:
         ran = running.share / f"plans/fast{n}/batches/{batch}/ran"
         wait_for(lambda ran=ran: ran.exists() and ran.read_text(), what="the task")  # type: ignore[misc]
         took.append(ran.stat().st_mtime - before)
-    assert sorted(took)[2] < 1.0, took  # half a second on a machine that does nothing else
+    assert sorted(took)[2] < 1.0 * slack(), took  # half a second on a machine that does nothing else
 
 
 EVIL: dict[str, Any] = {
@@ -193,7 +111,8 @@ def test_every_bad_drop_gets_a_receipt_and_the_rig_goes_on(running: Rig) -> None
     assert running.receipt("good")["state"] == "accepted"
     refused = running.inbox / ".refused"
     wait_for(lambda: {*EVIL, "huge", "a b; rm -rf x"} <= set(os.listdir(refused)), what="the refused to move")
-    assert [b["name"] for b in running.query("batches", all=True)["batches"]] == ["good"]
+    names = {b["name"] for b in running.query("batches", all=True)["batches"]}
+    assert "good" in names and not names & {*EVIL, "huge", "pipe", "way-out", "with-link", "a b; rm -rf x"}
 
 
 def test_the_same_drop_twice_is_two_revisions_and_the_results_stay(running: Rig) -> None:
@@ -208,38 +127,15 @@ def test_the_same_drop_twice_is_two_revisions_and_the_results_stay(running: Rig)
     assert (running.share / f"plans/again/batches/{first}/ran").exists()
 
 
-def test_killed_at_random_moments_each_drop_runs_exactly_once(rig: Rig) -> None:
-    rig.start("broker", "brain", "worker")
-    names = [f"drop{n}" for n in range(12)]
-    bridge = rig.bridge()
-    wait_for(rig.inbox.is_dir, timeout_s=15, what="the inbox")
-    for n, name in enumerate(names):
-        rig.drop(name)
-        if n % 2:  # at another moment of the intake each time
-            bridge.poll()
-            deadline = time.monotonic() + 0.05 * (n + 1)
-            wait_for(lambda deadline=deadline: time.monotonic() > deadline, what="the moment")  # type: ignore[misc]
-            rig.processes.kill(bridge)
-            bridge = rig.bridge()
-    batches = {name: rig.receipt(name, "accepted")["batch_id"] for name in names}
-    for name, batch in batches.items():
-        assert rig.batch_file(name, batch)["status"] == "complete"
-        assert len((rig.share / f"plans/{name}/batches/{batch}/ran").read_text().splitlines()) == 1
-    told = [b["name"] for b in rig.query("batches", all=True)["batches"]]
-    assert sorted(told) == sorted(names)
-    assert os.listdir(rig.state / "incoming") == []
-
-
 def test_a_deleted_mirror_comes_back(running: Rig) -> None:
     running.drop("kept")
     batch = running.receipt("kept")["batch_id"]
     running.batch_file("kept", batch)
-    before = wait_for(lambda: running.lane("tasks/complete"), what="the task's file")
+    before = wait_for(lambda: running.completed(batch), what="the task's file")
     for folder in ("tasks", "brain", "workers"):
-        (running.share / folder).rename(
-            running.state / f"gone-{folder}"
-        )  # at once: it is drawn anew all the time
-    wait_for(lambda: running.lane("tasks/complete") == before, what="the lane to come back")
+        # at once: it is drawn anew all the time
+        (running.share / folder).rename(running.state / f"gone-{folder}")
+    wait_for(lambda: running.completed(batch) == before, what="the lane to come back")
     wait_for((running.share / "brain/state.json").exists, what="the state to come back")
     wait_for((running.share / "workers/worker-1/status.json").exists, what="the workers")
 
@@ -341,7 +237,7 @@ def test_a_helper_that_hangs_stops_neither_the_bridge_nor_the_rig(rig: Rig) -> N
         os.kill(int(pid), signal.SIGSTOP)
     before = time.monotonic()
     assert rig.query("status")["bridge"]["state"] == "attached"
-    assert time.monotonic() - before < 2.0
+    assert time.monotonic() - before < 2.0 * slack()
     rig.drop("through")
     assert wait_for(lambda: rig.receipt("through"), timeout_s=60)["state"] == "accepted"
 
@@ -360,18 +256,15 @@ def test_a_request_file_is_answered(running: Rig) -> None:
     assert running.batch_file("asked", batch)["status"] == "cancelled"
 
 
-def test_sigterm_ends_it_with_its_helpers(rig: Rig) -> None:
-    rig.start("broker")
-    bridge = rig.bridge()
-    wait_for((rig.share / "brain/state.json").exists, timeout_s=15, what="the mirror")
-    bridge.send_signal(signal.SIGTERM)
-    assert bridge.wait(5) == 0
-
-
-def test_the_verb_starts_it(rig: Rig) -> None:
+def test_the_verb_starts_it_and_sigterm_ends_it_with_its_helpers(rig: Rig) -> None:
     rig.start("broker")
     process = rig.processes.start(
         [sys.executable, "-m", "rigbus", "bridge", "--state", rig.state], env=rig.environment
     )
     wait_for((rig.share / "brain/state.json").exists, timeout_s=15, what="the mirror")
-    assert process.poll() is None
+    helpers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    pids = helpers.read_text().split() if helpers.exists() else []
+    assert pids or not helpers.exists()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -12,15 +12,28 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import processes_of, wait_for
+from helpers import processes_of, slack, wait_for
+from rigs import SOURCE
+
+_WITH = """
+from rigbus.tools import cli, demo_rig
+drop = demo_rig.DemoRig.drop
+demo_rig.DemoRig.drop = lambda rig, plan, ready: drop(rig, plan, {"config": %r})
+cli.main()
+"""
+#: The demo with few and short files: it may be over before anybody could be killed.
+SMALL = _WITH % {"LIMIT": "32", "SOURCE": str(SOURCE)}
+#: With so many of the largest ones that half-way something runs. `make demo` takes all 160.
+MIDDLE_FILES = 96
+MIDDLE = _WITH % {"LIMIT": str(MIDDLE_FILES)}
 
 
 @pytest.fixture
 def demo(processes, monkeypatch, rig_dir):
-    """Starts ``rigbus demo``; its folder is in ``rig_dir``."""
+    """Starts ``rigbus demo``, ``how`` says which; its folder is in ``rig_dir``."""
     monkeypatch.setenv("TMPDIR", str(rig_dir))
     monkeypatch.setattr(tempfile, "tempdir", str(rig_dir))
-    return lambda *words: processes.python("-m", "rigbus", "demo", *words)
+    return lambda *words, how=("-m", "rigbus"): processes.python(*how, "demo", *words)
 
 
 def demo_folder(rig_dir: Path) -> Path | None:
@@ -32,10 +45,9 @@ def is_up(rig_dir: Path) -> bool:
     return folder is not None and (folder / "state" / "run.json").exists()
 
 
-@pytest.mark.smoke
 def test_the_demo_tells_its_story_with_real_numbers(rig_dir):
     done = subprocess.run(
-        [sys.executable, "-m", "rigbus", "demo", "--json"],
+        [sys.executable, "-c", MIDDLE, "demo", "--json"],
         capture_output=True,
         text=True,
         timeout=100,
@@ -50,10 +62,10 @@ def test_the_demo_tells_its_story_with_real_numbers(rig_dir):
     assert told["recorded_twice"] == 0
     assert told["killed"]["leases_back"] >= 1
     assert told["killed"]["rerun"] == told["killed"]["leases_back"]
-    assert told["killed"]["back_s"] < 3
+    assert told["killed"]["back_s"] < 3 * slack()
     assert set(told["tasks"]) == {"done"}
     report = json.loads(Path(told["report"]["json"]).read_text())
-    assert report["totals"]["files"] == 160
+    assert report["totals"]["files"] == MIDDLE_FILES
     assert "<svg" in Path(told["report"]["html"]).read_text()
     life = "\n".join(told["life"])
     assert re.search(
@@ -71,7 +83,7 @@ def test_an_interrupted_demo_takes_its_rig_with_it(demo, rig_dir, number):
     wait_for(lambda: is_up(rig_dir), what="the rig")
     process.send_signal(number)
     assert process.wait(timeout=30) == 130
-    wait_for(lambda: not processes_of(rig_dir), timeout_s=3, what="the end of the rig")
+    wait_for(lambda: not processes_of(rig_dir), timeout_s=15, what="the end of the rig")
     folder = demo_folder(rig_dir)
     assert not (folder / "state").exists()
 
@@ -81,11 +93,12 @@ def test_a_killed_demo_takes_its_rig_with_it(demo, rig_dir):
     wait_for(lambda: is_up(rig_dir), what="the rig")
     process.kill()
     process.wait()
-    wait_for(lambda: not processes_of(rig_dir), timeout_s=6, what="the end of the rig")
+    wait_for(lambda: not processes_of(rig_dir), timeout_s=15, what="the end of the rig")
 
 
+@pytest.mark.smoke
 def test_a_demo_that_stays_prints_lines_that_work(demo, processes, rig_dir):
-    process = demo("--stay")
+    process = demo("--stay", how=("-c", SMALL))
     assert process.wait(timeout=100) == 0, processes.output(process)
     lines = processes.output(process).splitlines()
     export, _look, down = lines[-3:]

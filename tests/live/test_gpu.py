@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from gpu_drivers import FakeSmi, two_cards
-from helpers import Processes, wait_for
+from helpers import Processes, slack, wait_for
 
 from rigbus import Client, Task
 from rigbus.bus.paths import endpoints, rig_paths
@@ -40,17 +39,19 @@ def test_a_driver_that_hangs_holds_up_neither_tasks_nor_heartbeats_nor_the_end(
         smi.show()
         mark = smi.folder / "hung.pid"
         wait_for(mark.exists, timeout_s=15, what="a tool that hangs")
-        pid = wait_for(lambda: int(mark.read_text() or 0), what="its pid")
-        os.kill(pid, 0)
-        began = time.monotonic()
-        tasks = [Task(type="shell", payload={"command": "true"}) for _ in range(10)]
-        assert all(result.ok for result in bus.results(bus.submit(tasks), timeout_s=20))
-        age_s = bus.query("status")["workers"][0]["heartbeat_age_s"]
-        assert age_s < 2.5
-        assert time.monotonic() - began < 4.0, "while it hung: its deadline is 5 s"
+
+        def works_beside_it() -> bool:
+            """Whether one tool hung, until its deadline of 5 s, all the time that tasks were done and heartbeats came."""
+            pid = wait_for(lambda: int(mark.read_text() or 0), what="its pid")
+            tasks = [Task(type="shell", payload={"command": "true"}) for _ in range(10)]
+            assert all(result.ok for result in bus.results(bus.submit(tasks), timeout_s=20))
+            assert bus.query("status")["workers"][0]["heartbeat_age_s"] < 2.5 * slack()
+            return not _gone(pid)
+
+        assert any(works_beside_it() for _ in range(20)), "the tasks waited for the tool"
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(10) == 0
-    wait_for(lambda: _gone(pid), what="the end of the tool")
+        assert worker.wait(20) == 0
+    wait_for(lambda: _gone(int(mark.read_text())), what="the end of the tool")
 
 
 def _gone(pid: int) -> bool:

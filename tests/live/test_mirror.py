@@ -64,8 +64,9 @@ def test_people_at_the_files_of_a_running_rig(rig_dir: Path, processes: Processe
         two.rename(archive / two.name)
         log = rig.shared / f"plans/kept/batches/{batch}/logs/one.1.log"
         log.unlink()
-        kept = one.with_name(f"{one.name}.conflict")
-        wait_for(kept.exists, what="the edit to be kept aside")
+        (kept,) = wait_for(
+            lambda: list(one.parent.glob(f"{one.name}.conflict-*")), what="the edit to be kept"
+        )
         wait_for(lambda: one.exists() and one.read_bytes() == whole, what="the file to be restored")
         assert one.stat().st_mtime_ns == at
         assert kept.read_bytes() == b'{"mine": true}'

@@ -82,9 +82,8 @@ def test_whatever_is_started_first_a_dropped_plan_ends_done(
     for step in range(len(PARTS)):
         for rig in rigs:
             rig.start(rig.order[step])
-            time.sleep(
-                gaps.uniform(0, GAP_S / AT_ONCE)
-            )  # not a wait for something: the gap is what is tested
+            gap_s = gaps.uniform(0, GAP_S / AT_ONCE)
+            time.sleep(gap_s)  # nothing is waited for: a gap between two starts is what is tested
     left = list(rigs)
 
     def all_done() -> bool:

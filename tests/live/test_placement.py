@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import runpy
-import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from drops import run_plan, tasks_of
-from helpers import ROOT, Processes, processes_of, short_folder, wait_for
+from helpers import Processes, processes_of, short_folder, wait_for
+from placed import asks, first, hot, others, rigbus, seats, start, write_models
 from rigs import LiveRig
 
-from rigbus import Client, Task
+from rigbus import Task
 
 pytestmark = [pytest.mark.live, pytest.mark.llm]
-write_tiny_gguf = runpy.run_path(str(ROOT / "tests/agents/tiny_gguf.py"))["write_tiny_gguf"]
-
-CONFIG = """\
-[models.small]
-path = "{small}"
-ctx = 1024
-
-[models.large]
-path = "{large}"
-ctx = 1024
-
-[models.broken]
-path = "{broken}"
-
-[placement]
-default_model = "small"
-seats = 4
-hot_at_start = {hot}
-heat_after_s = 0.2
-cool_after_s = 0.5
-min_hot_s = {min_hot}
-max_hot = 2
-"""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    small: Path = write_tiny_gguf(folder / "small.gguf")
-    large: Path = write_tiny_gguf(folder / "large.gguf")
-    broken = folder / "broken.gguf"
-    broken.write_bytes(b"GGUF" + b"\0" * 100)
-    return {"small": small, "large": large, "broken": broken}
-
-
-def start(
-    folder: Path, processes: Processes, models: dict[str, Path], *, hot: int = 1, min_hot: float = 0.5
-) -> LiveRig:
-    config = folder / "xdg" / "rigbus"
-    config.mkdir(parents=True)
-    (config / "config.toml").write_text(CONFIG.format(hot=hot, min_hot=min_hot, **models))
-    rig = LiveRig(folder, processes, workers=1, env={"XDG_CONFIG_HOME": str(folder / "xdg")})
-    rig.start()
-    return rig
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +32,7 @@ def rig(models: dict[str, Path]) -> Iterator[LiveRig]:
     with short_folder() as folder:
         processes = Processes(folder)
         try:
-            rig = start(folder, processes, models, min_hot=600.0)
+            rig = start(folder, processes, models, seats=4, min_hot=600.0)
             with rig.client() as bus:
                 wait_for(lambda: hot(bus), timeout_s=30, what="a model to be hot")
             yield rig
@@ -85,39 +42,6 @@ def rig(models: dict[str, Path]) -> Iterator[LiveRig]:
             processes.stop_all()
 
 
-def seats(bus: Client) -> dict[str, dict[str, Any]]:
-    return {w["id"]: w["placement"] for w in bus.query("workers")["workers"] if w.get("placement")}
-
-
-def hot(bus: Client) -> dict[str, str]:
-    return {name: p["model"] for name, p in seats(bus).items() if p["phase"] == "hot"}
-
-
-def first(bus: Client) -> str:
-    """The worker that was hot at start: whichever joined the rig first."""
-    return next(name for name, model in hot(bus).items() if model == "small")
-
-
-def others(bus: Client) -> list[str]:
-    return sorted(set(seats(bus)) - {first(bus)})
-
-
-def rigbus(rig: LiveRig, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rigbus", *words],
-        env={**os.environ, **rig.env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def asks(bus: Client) -> list[dict[str, Any]]:
-    batches = [b for b in bus.query("batches", all=True)["batches"] if b["name"] == "placement"]
-    return [row for b in batches for row in bus.query("tasks", batch=b["id"])["rows"]]
-
-
 def test_one_is_hot_at_start_and_its_load_is_a_task_that_is_done(rig: LiveRig) -> None:
     with rig.client() as bus:
         wait_for(lambda: hot(bus), timeout_s=20, what="a model to be hot")
@@ -125,42 +49,6 @@ def test_one_is_hot_at_start_and_its_load_is_a_task_that_is_done(rig: LiveRig) -
         assert sorted(seats(bus)) == ["model-1", "model-2", "model-3", "model-4"]
         (ask,) = wait_for(lambda: [a for a in asks(bus) if a["state"] == "done"], what="its task to end")
         assert (ask["type"], ask["key"].partition(":")[2]) == ("load_llm", "load_llm:small")
-
-
-def test_an_ask_that_a_person_cancels_ends_nothing_else(
-    rig_dir: Path, processes: Processes, models: dict[str, Path]
-) -> None:
-    rig = start(rig_dir, processes, models, hot=0)
-    with rig.client() as bus:
-        wait_for(lambda: len(seats(bus)) == 4, timeout_s=20, what="the model workers")
-        for name in sorted(seats(bus)):
-            bus.control("pause", name)  # so that the ask stays open
-        first_try = bus.submit(
-            [Task(type="generate", payload={"prompt": "hi", "max_tokens": 2, "model": "large"})]
-        )
-        (ask,) = wait_for(lambda: asks(bus), timeout_s=20, what="the rig to ask for the model")
-        bus.cancel(ask["id"])
-        for name in sorted(seats(bus)):
-            bus.control("resume", name)
-        (other,) = bus.submit([Task(type="load_llm", cls="meta", meta={"model": "large"})])
-        assert next(iter(bus.results([other], timeout_s=30))).ok
-        assert next(iter(bus.results(first_try, timeout_s=30))).ok
-    assert rig.stop() == 0
-
-
-def test_another_model_on_the_command_line_is_the_one_that_answers(
-    rig_dir: Path, processes: Processes, models: dict[str, Path]
-) -> None:
-    rig = LiveRig(rig_dir, processes, workers=1, env={"RIGBUS_MODEL": ""})
-    for name in ("small", "large"):
-        rig.env["RIGBUS_MODEL"] = str(models[name])
-        rig.start()
-        with rig.client() as bus:
-            wait_for(
-                lambda name=name: list(hot(bus).values()) == [name], timeout_s=30, what=f"{name} to be hot"
-            )
-            assert bus.call("generate", {"prompt": "hi", "max_tokens": 2}, timeout_s=20)["model"] == name
-        assert rig.stop() == 0
 
 
 def test_load_and_unload_by_hand(rig: LiveRig) -> None:
@@ -380,108 +268,3 @@ def test_placements_outlive_broker_brain_and_worker(rig: LiveRig) -> None:
         )
         assert seats(bus)[held]["generation"] == before, "the same placement, not a new one"
         assert bus.call("generate", {"prompt": "hi", "max_tokens": 3}, timeout_s=30)["model"] == "small"
-
-
-def test_work_heats_and_commands_cool(rig_dir: Path, processes: Processes, models: dict[str, Path]) -> None:
-    rig = start(rig_dir, processes, models, hot=0)
-    with rig.client() as bus:
-        wait_for(lambda: len(seats(bus)) == 4, timeout_s=20, what="the model workers")
-        assert hot(bus) == {}
-        tasks = [Task(type="generate", payload={"prompt": "hi", "max_tokens": 4}) for _ in range(3)]
-        ids = bus.submit(tasks)
-        why = wait_for(lambda: bus.query("why", id=ids[0]), what="an answer")
-        assert why["summary"]
-        assert all(r.ok for r in bus.results(ids, timeout_s=40))
-        assert len(hot(bus)) == 1, "one is enough for them"
-        bus.control("pause", "worker-1")
-        script = bus.submit([Task(type="shell", cls="script", payload={"command": "true"})])
-        wait_for(lambda: not hot(bus), timeout_s=20, what="the idle model to make room")
-        wait_for(lambda: [a["state"] for a in asks(bus)] == ["done", "done"], what="both asks to end")
-        bus.control("resume", "worker-1")
-        assert next(iter(bus.results(script, timeout_s=20))).ok
-    assert rig.stop() == 0
-    wait_for(lambda: not processes_of(rig_dir), what="every process of the rig to end")
-
-
-def model_child(folder: Path, worker: int) -> int | None:
-    """The process that holds the model of this worker."""
-    for pid, line in processes_of(folder).items():
-        try:
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has just ended
-        if parent == worker and "models.engine.child" in line:
-            return pid
-    return None
-
-
-def test_a_worker_whose_model_hangs_in_its_next_load_can_be_given_another_one(
-    rig_dir: Path, processes: Processes, models: dict[str, Path]
-) -> None:
-    rig = start(rig_dir, processes, models, min_hot=600.0)
-    with rig.client() as bus:
-        wait_for(lambda: hot(bus), timeout_s=30, what="a model to be hot")
-        name = first(bus)
-        worker = rig.pids()[name]
-        former = wait_for(lambda: model_child(rig_dir, worker), what="its model's process")
-        os.kill(former, signal.SIGKILL)
-        hung = wait_for(
-            lambda: (pid := model_child(rig_dir, worker)) != former and pid, what="the next process"
-        )
-        os.kill(hung, signal.SIGSTOP)  # before it has so much as imported llama.cpp
-        (stuck,) = bus.submit([Task(type="generate", payload={"prompt": "hi", "max_tokens": 3})])
-        wait_for(lambda: bus.query("task", id=stuck)["rows"][0]["state"] == "leased", what="its lease")
-        done = rigbus(rig, "load", "large", "--worker", name, "--timeout", "20")
-        assert (done.returncode, done.stdout) == (0, f"large is hot on {name}\n"), done.stderr
-        (row,) = bus.query("task", id=stuck)["rows"]
-        assert row["state"] != "dead", "who waited for it waits for another worker"
-    assert rig.stop() == 0
-
-
-def test_a_model_that_is_asked_for_by_name_takes_the_place_of_an_idle_one(
-    rig_dir: Path, processes: Processes, models: dict[str, Path]
-) -> None:
-    rig = start(rig_dir, processes, models, hot=2)
-    with rig.client() as bus:
-        wait_for(lambda: len(hot(bus)) == 2, timeout_s=30, what="two models, which are as many as may be hot")
-        task = Task(type="generate", needs=["model:large"], payload={"prompt": "hi", "max_tokens": 3})
-        (result,) = bus.results(bus.submit([task]), timeout_s=40)
-        assert result.value["model"] == "large"
-    assert rig.stop() == 0
-
-
-def test_commands_on_the_card_get_what_the_model_leaves(
-    rig_dir: Path, processes: Processes, models: dict[str, Path]
-) -> None:
-    config = rig_dir / "xdg" / "rigbus"
-    config.mkdir(parents=True)
-    (config / "config.toml").write_text(
-        f'worker_gpus = ["0"]\n[models.small]\npath = "{models["small"]}"\nvram_mb = 3000\n[placement]\nhot_at_start = 0\n'
-    )
-    env = {"XDG_CONFIG_HOME": str(rig_dir / "xdg"), "RIGBUS_GPU_SOURCE": "synthetic:1"}
-    rig = LiveRig(rig_dir, processes, workers=1, env=env)
-    rig.start()
-    with rig.client() as bus:
-
-        def budget() -> int | None:
-            (row,) = (w for w in bus.query("workers")["workers"] if w["id"] == "worker-1")
-            found: int | None = row["vram_mb"]
-            return found
-
-        whole = wait_for(budget, timeout_s=20, what="the size of the card")
-        assert whole is not None
-        task = Task(type="shell", cls="script", vram_mb=whole - 1000, payload={"command": "sleep 60"})
-        (held,) = bus.submit([task])
-        wait_for(
-            lambda: bus.query("task", id=held)["rows"][0]["state"] == "leased", what="the command to run"
-        )
-        (ask,) = bus.submit([Task(type="load_llm", cls="meta")])
-        wait_for(lambda: budget() == whole - 3000, timeout_s=20, what="the place to be kept")
-        assert seats(bus)["model-1"]["phase"] == "cold", "the command still has the memory"
-        bus.cancel(held)
-        (done,) = bus.results([ask], timeout_s=30)
-        assert done.ok
-        (gone,) = bus.submit([Task(type="unload_llm", cls="meta", meta={"worker": "model-1"})])
-        assert next(iter(bus.results([gone], timeout_s=30))).ok
-        wait_for(lambda: budget() == whole, timeout_s=20, what="the place to be given back")
-    assert rig.stop() == 0

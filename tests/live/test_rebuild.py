@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from drops import say
 from helpers import Processes, end_all, processes_of, wait_for
 from rigs import LiveRig
 
-from rigbus.bridge.folder.rebuild import rebuild
+from rigbus.bridge.folder.rebuilding.rebuild import rebuild
 
 pytestmark = pytest.mark.live
 
@@ -35,6 +34,7 @@ PLAN = """# Plan: {name}
 ### last
 
 - **command**: `echo last >> {{BATCH_PATH}}/ran; {last}`
+- **max_attempts**: 1
 - **depends_on**: items
 """
 WAIT = "until [ -e {gate} ]; do sleep 0.05; done"
@@ -80,42 +80,21 @@ def wait_shown(rig: LiveRig, name: str, batch: str, status: str) -> dict[str, An
 
 def dry_run(rig: LiveRig) -> dict[str, Any]:
     """The command, as a person gives it."""
-    words = (
-        "bridge",
-        "rebuild",
-        "--from-files",
-        "--state",
-        rig.state,
-        "--shared",
-        rig.shared,
-        "--dry-run",
-        "--json",
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "rigbus", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    words = ["bridge", "rebuild", "--from-files", "--state", rig.state, "--shared", rig.shared]
+    code, out, err = say(rig, *map(str, words), "--dry-run", "--json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads(out)
     return found
 
 
-def test_after_the_state_disk_died_ended_batches_stay_so_and_others_go_on(
-    rig_dir: Path, processes: Processes
-) -> None:
-    rig = LiveRig(rig_dir, processes)
-    rig.start()
-    gate = rig_dir / "gate"
+def live_until_half_of_a_batch(rig: LiveRig, gate: Path) -> dict[str, str]:
+    """One batch ends well, one badly, one waits at the gate in its last item; their ids."""
     drop(rig, "done")
     drop(rig, "bad", last="exit 3")
-    half = WAIT.format(gate=gate)
     ids = {name: accepted(rig, name) for name in ("done", "bad")}
     wait_shown(rig, "done", ids["done"], "complete")
     wait_shown(rig, "bad", ids["bad"], "failed")
-    drop(rig, "half", item=f"case {{ITEM.id}} in i5) {half};; esac")
+    drop(rig, "half", item=f"case {{ITEM.id}} in i5) {WAIT.format(gate=gate)};; esac")
     ids["half"] = accepted(rig, "half")
     wait_for(
         lambda: shown(rig, "half", ids["half"]).get("tasks", {}).get("done", 0) >= 7,
@@ -123,26 +102,40 @@ def test_after_the_state_disk_died_ended_batches_stay_so_and_others_go_on(
         what="half of it",
     )
     assert list((rig.shared / "tasks/processing").glob("*.json")), "something ran when the rig died"
+    return ids
+
+
+def lose_the_state(rig: LiveRig, folder: Path) -> None:
+    """The machine dies, and its disk with it."""
+    rig.kill_everything()
+    wait_for(lambda: not [p for p, c in processes_of(folder).items() if "rigbus" in c], what="the rig's end")
+    end_all(processes_of(folder))
+    shutil.rmtree(rig.state)
+
+
+def check_report(report: dict[str, Any]) -> None:
+    assert report["rebuilt"]
+    rows = {row["plan"]: row for row in report["batches"]}
+    becomes = {plan: row["becomes"] for plan, row in rows.items()}
+    assert becomes == {"done": "ended", "bad": "ended", "half": "goes on"}
+    assert rows["half"]["done"] == 6, rows["half"]  # the list itself is read again
+    assert report["drops"] == ["late"]
+
+
+def test_after_the_state_disk_died_ended_batches_stay_so_and_others_go_on(
+    rig_dir: Path, processes: Processes
+) -> None:
+    rig, gate = LiveRig(rig_dir, processes), rig_dir / "gate"
+    rig.start()
+    ids = live_until_half_of_a_batch(rig, gate)
     before = {name: ran(rig, name, ids[name]) for name in ids}
 
-    rig.kill_everything()
-    wait_for(lambda: not [p for p, c in processes_of(rig_dir).items() if "rigbus" in c], what="the rig's end")
-    end_all(processes_of(rig_dir))
-    shutil.rmtree(rig.state)
+    lose_the_state(rig, rig_dir)
     drop(rig, "late")
-
     dry = dry_run(rig)
     assert not rig.state.exists()
     report = rebuild(rig.paths, watch_s=1.0)
-    assert report["rebuilt"]
-    rows = {row["plan"]: row for row in report["batches"]}
-    assert {plan: row["becomes"] for plan, row in rows.items()} == {
-        "done": "ended",
-        "bad": "ended",
-        "half": "goes on",
-    }
-    assert rows["half"]["done"] == 6, rows["half"]  # the list itself is read again
-    assert report["drops"] == ["late"]
+    check_report(report)
     assert dry["batches"] == report["batches"]
 
     gate.touch()
@@ -153,10 +146,8 @@ def test_after_the_state_disk_died_ended_batches_stay_so_and_others_go_on(
         assert rig.batch(ids["bad"], client)["state"] == "failed"
         tasks = {t["key"]: t for t in client.query("tasks", batch=ids["done"])["rows"]}
         assert tasks["first"]["state"] == "done"
-        late = accepted(rig, "late")
-        assert rig.wait_batch(late, client)["state"] == "complete"
-        incarnation = client.query("status")["broker"]["incarnation"]
-    assert incarnation > 1_000_000
+        assert rig.wait_batch(accepted(rig, "late"), client)["state"] == "complete"
+        assert client.query("status")["broker"]["incarnation"] > 1_000_000
     assert ran(rig, "done", ids["done"]) == before["done"], "an ended batch ran again"
     assert ran(rig, "bad", ids["bad"]) == before["bad"]
     after = ran(rig, "half", ids["half"])

@@ -18,7 +18,7 @@ from helpers import ROOT, Processes, wait_for
 from rigbus import Task
 from rigbus.agents.testing import Rig
 
-ROUNDS = 12
+ROUNDS = 20
 NAMES = ("author", "critic", "checker")
 CHILDREN = ("critic.review", "checker.check", "author.meant")
 #: What the doc's three agents say to each other, round by round.
@@ -72,6 +72,27 @@ class Conversation:
         """The call that a running task waits for: its key is the task's, with the number of the call."""
         return next((r for r in self.rows() if r["key"] == f"{row['key']}/1"), None)
 
+    def asking(self) -> dict[str, Any] | None:
+        """A review whose question is not answered."""
+
+        def waits(row: dict[str, Any]) -> bool:
+            return (
+                row["state"] == "leased"
+                and (child := self.child_of(row)) is not None
+                and child["state"] != "done"
+            )
+
+        return self.find("critic.review", waits)
+
+    def stop_asking(self, critic: int) -> dict[str, Any] | None:
+        """The review that the critic, now stopped, waits in: an answer that was on its way to it is not meant."""
+        if self.asking() is None:
+            return None
+        os.kill(critic, signal.SIGSTOP)
+        if (review := self.asking()) is None:
+            os.kill(critic, signal.SIGCONT)
+        return review
+
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
@@ -115,12 +136,8 @@ def test_the_ring_outlives_the_death_of_its_middle_and_of_the_broker(ring: Conve
 
     # The critic dies when its question has been answered, before it could use the answer.
     with stopped(ring.worker("checker")["pid"]):
-        review = wait_for(
-            lambda: ring.find("critic.review", lambda r: r["state"] == "leased" and ring.child_of(r)),
-            what="the critic to wait for the checker",
-        )
         critic = ring.worker("critic")["pid"]
-        os.kill(critic, signal.SIGSTOP)
+        review = wait_for(lambda: ring.stop_asking(critic), what="the critic to wait for the checker")
     answered = wait_for(
         lambda: (child := ring.child_of(review)) and child["state"] == "done" and child,
         what="the checker's answer",
@@ -138,10 +155,7 @@ def test_the_ring_outlives_the_death_of_its_middle_and_of_the_broker(ring: Conve
 
     # The broker dies while all three are in a call.
     with stopped(ring.worker("checker")["pid"]):
-        wait_for(
-            lambda: ring.find("critic.review", lambda r: r["state"] == "leased" and ring.child_of(r)),
-            what="the critic to wait again",
-        )
+        wait_for(ring.asking, what="the critic to wait again")
         rig.restart_broker()
     wait_for(lambda: ring.done("critic.review") >= 5, timeout_s=20, what="rounds after the restart")
 

@@ -19,7 +19,7 @@ from rigbus import Client, Task
 pytestmark = pytest.mark.live
 
 #: Whether `status` is to say at once that the share is unavailable. A full or read-only one can be read; that a call hangs
-#: is known after its deadline only (`bridge/test_fuse_share.py` waits for that).
+#: is known after its deadline only (`bridge/share/test_fuse_share.py` waits for that).
 MODES = {"EIO": True, "ESTALE": True, "EROFS": False, "ENOSPC": False, "hang": False}
 
 

@@ -71,10 +71,9 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _waits_for_the_share(rig: LiveRig, batch: str) -> None:
-    wait_for(
-        lambda: "share unavailable" in say(rig, "why", batch)[1], timeout_s=20, what="the reason", poll_s=0.2
-    )
+def _waits_for(words: str, rig: LiveRig, client: Client, batch: str) -> None:
+    wait_for(lambda: words in str(client.query("why", id=batch)), timeout_s=20, what=f"the reason: {words}")
+    assert words in " ".join(say(rig, "why", batch)[1].split())
 
 
 def _completes(rig: LiveRig, client: Client, batch: str, name: str, lines: str) -> None:
@@ -93,7 +92,7 @@ def test_a_share_that_goes_and_comes_costs_waiting_only(
         batch = _two_steps(rig, "gone", tmp_path / "1", "echo b >> {BATCH_PATH}/out")
         mount.go()
         (tmp_path / "1").touch()
-        _waits_for_the_share(rig, batch)
+        _waits_for("share unavailable", rig, client, batch)
         status = say(rig, "status")[1]
         assert "share unavailable" in status
         assert "is the share mounted?" in status
@@ -104,7 +103,7 @@ def test_a_share_that_goes_and_comes_costs_waiting_only(
         batch = _two_steps(rig, "frozen", tmp_path / "2", "echo b >> {BATCH_PATH}/out")
         mount.read_only(True)
         (tmp_path / "2").touch()
-        _waits_for_the_share(rig, batch)
+        _waits_for("share unavailable", rig, client, batch)
         mount.read_only(False)
         _completes(rig, client, batch, "frozen", "a\nb\n")
 
@@ -114,12 +113,7 @@ def test_a_share_that_goes_and_comes_costs_waiting_only(
         with (rig.shared / "filler").open("wb") as file:
             file.write(bytes(1_300_000))
         (tmp_path / "3").touch()
-        wait_for(
-            lambda: "No space left" in " ".join(say(rig, "why", batch)[1].split()),
-            timeout_s=20,
-            what="the reason",
-            poll_s=0.2,
-        )
+        _waits_for("No space left", rig, client, batch)
         (rig.shared / "filler").unlink()
         _completes(rig, client, batch, "full", "a\nb\n")
         good = run_plan(rig, "good", GOOD)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import bearers_of_token, processes_of, short_folder, wait_for
+from helpers import bearers_of_token, processes_of, short_folder, slack, wait_for
 
 from rigbus import Client, Task
 from rigbus.bus.paths import find_rig
@@ -122,13 +122,6 @@ def test_up_is_ready_says_who_runs_and_stops_in_order(state):
     print(f"ready after {took_s:.2f} s")
 
 
-def test_a_second_up_on_the_same_folder_is_refused_and_names_the_first(up):
-    second = rigbus("up", "--state", up.state)
-    assert second.returncode == 8
-    assert f"pid {up.process.pid}" in second.stderr
-    assert up.process.poll() is None
-
-
 def test_down_stops_the_rig_and_a_second_down_finds_none(up):
     done = rigbus("down", "--state", up.state, "--json")
     assert done.returncode == 0, done.stderr
@@ -182,8 +175,8 @@ def test_each_process_comes_back_after_kill_9(killed, name):
         wait_for(whole, timeout_s=30, what="all of them at work again")
 
 
-def test_the_leases_of_a_killed_worker_come_back_when_its_tree_is_dead(up, rig_dir):
-    mark = rig_dir / "mark"
+def test_the_leases_of_a_killed_worker_come_back_when_its_tree_is_dead(killed, rig_dir):
+    up, mark = killed, rig_dir / "mark"
     with Client(state=up.state) as client:
         task = shell(
             client, f"echo $$ >> {mark}; setsid sleep 300 & [ $(wc -l < {mark}) -gt 1 ] || sleep 300"
@@ -195,25 +188,9 @@ def test_the_leases_of_a_killed_worker_come_back_when_its_tree_is_dead(up, rig_d
         result = next(iter(client.results([task], timeout_s=20)))
         took_s = time.monotonic() - killed_at
     assert result.ok
-    assert took_s < 4, "the leases waited for their time instead of the supervisor's word"
+    assert took_s < 4 * slack(), "the leases waited for their time instead of the supervisor's word"
     first = int(mark.read_text().split()[0])
     assert not alive(first)
-
-
-@pytest.mark.smoke
-def test_kill_9_of_up_ends_every_tree(state, rig_dir):
-    rig = Up(state)
-    mark = rig_dir / "mark"
-    with Client(state=state) as client:
-        shell(client, f"setsid sleep 300 & (trap '' TERM; sleep 300) & echo x > {mark}; sleep 300")
-        wait_for(mark.exists, what="the command")
-        pids = [*rig.run["pids"].values(), *bearers_of_token(rig_id(state))]
-    assert len(pids) > len(rig.run["pids"])
-    rig.process.kill()
-    rig.process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in pids), timeout_s=3, what="the end of every tree")
-    wait_for(lambda: not bearers_of_token(rig_id(state)), timeout_s=1, what="the end of every marked process")
-    rig.process.stdout.close()
 
 
 AGENT = """
@@ -245,7 +222,7 @@ def test_kill_9_of_up_ends_what_a_handler_has_started_even_when_its_agent_hangs(
     rig.process.wait()
     rig.process.stdout.close()
     left = [pid, *rig.run["pids"].values()]
-    wait_for(lambda: not any(alive(one) for one in left), timeout_s=3, what="the end of all")
+    wait_for(lambda: not any(alive(one) for one in left), timeout_s=15, what="the end of all")
 
 
 def test_what_a_handler_has_started_ends_with_its_killed_agent(state, rig_dir):
@@ -260,7 +237,7 @@ def test_what_a_handler_has_started_ends_with_its_killed_agent(state, rig_dir):
             wait_for(lambda: mark.exists() and mark.read_text(), what="what the handler starts")
             pid = int(mark.read_text())
             os.kill(rig.pids["helper"], signal.SIGKILL)
-            wait_for(lambda: not alive(pid), timeout_s=3, what="its end")
+            wait_for(lambda: not alive(pid), timeout_s=15, what="its end")
     finally:
         rig.process.send_signal(signal.SIGTERM)
         rig.process.send_signal(signal.SIGTERM)
@@ -353,19 +330,3 @@ def test_agents_of_the_configuration_run_beside_the_workers(state, rig_dir):
             assert client.call("shout", {"text": "hi"}, timeout_s=10) == "HI"
     finally:
         assert rig.stop() == 0
-
-
-def test_a_damaged_database_stops_the_rig_with_its_reason(state):
-    state.mkdir()
-    (state / "rigbus.db").write_bytes(b"this is no database" * 1000)
-    done = rigbus("up", "--state", state)
-    assert done.returncode == 8, done.stderr
-    assert "rigbus.db" in done.stderr
-    assert not processes_of(state)
-
-
-def test_a_socket_path_that_is_too_long_is_a_clear_error(state, monkeypatch):
-    monkeypatch.setenv("RIGBUS_RUNTIME", "/tmp/" + "x" * 120)
-    done = rigbus("up", "--state", state)
-    assert done.returncode == 2
-    assert "107 are allowed" in done.stderr

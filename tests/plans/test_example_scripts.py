@@ -220,18 +220,29 @@ def test_an_edited_file_is_measured_anew(tmp_path: Path) -> None:
     assert load(tmp_path / "measures" / "one.json")["code"] == 2
 
 
+#: A script with its arguments, ended by SIGKILL when all is written and the name not yet given.
+KILLED = """
+import os, runpy, signal, sys
+os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_measure_leaves_nothing_that_a_second_run_minds(tmp_path: Path) -> None:
-    folder = make(tmp_path / "s", {"big.py": b"def f(a):\n    return a\n" * 30_000})
+    folder = make(tmp_path / "s", {"big.py": b"def f(a):\n    return a\n" * 300})
     (item,) = scan(folder, tmp_path)
-    command = [sys.executable, str(EXAMPLE / "scripts" / "measure.py"), "--out", str(tmp_path / "measures")]
-    with subprocess.Popen([*command, "--file", item["path"], "--id", item["id"]]) as child:
-        child.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "measures" / "big.json").exists()
-    # What a kill between writing and renaming leaves, and a torn file as an older tool could have left it.
-    make(tmp_path / "measures", {".big.json.x1.tmp": b'{"lines": 1', "big.json": b'{"schema": "code_ce'})
+    script, measures = EXAMPLE / "scripts" / "measure.py", tmp_path / "measures"
+    words = [script, "--out", measures, "--file", item["path"], "--id", item["id"]]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], timeout=30, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = measures.iterdir()
+    assert left.name.startswith(".big.json.")
+    # A torn file as an older tool could have left it.
+    make(measures, {"big.json": b'{"schema": "code_ce'})
     measure(item, tmp_path)
-    assert aggregate(tmp_path)["totals"]["functions"] == 30_000
-    assert [path.name for path in (tmp_path / "measures").iterdir()] == ["big.json"]
+    assert aggregate(tmp_path)["totals"]["functions"] == 300
+    assert [path.name for path in measures.iterdir()] == ["big.json"]
 
 
 def test_a_file_that_vanished_after_the_scan_is_a_finding(tmp_path: Path) -> None:

@@ -296,6 +296,20 @@ def test_a_broken_task_is_refused_with_words(tasks, words):
     assert any(words in fault for fault in found), found
 
 
+def test_thousands_of_unknown_dependencies_are_refused_at_once():
+    """Each compared with each task, it would take minutes: of the bridge, where the plan was dropped."""
+    tasks = "".join(
+        f"### measure_number_{n:05d}_of_the_long_night\n\n- **command**: `true`\n- **task_class**: cpu\n"
+        f"- **depends_on**: measure_nomber_{n:05d}_of_the_lang_night\n\n"
+        for n in range(1500)
+    )
+    begun = time.process_time()
+    with pytest.raises(PlanInvalid) as caught:
+        parse_plan(HEAD + tasks, name="demo")
+    assert time.process_time() - begun < 15.0
+    assert "did you mean 'measure_number_00000_of_the_long_night'" in str(caught.value.errors[0])
+
+
 def test_an_unknown_dependency_names_the_nearest_task():
     found = faults_of(
         f"{HEAD}### scan\n- **command**: `x`\n### b\n- **command**: `x`\n- **depends_on**: scann\n"

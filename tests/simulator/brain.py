@@ -117,6 +117,9 @@ class _Mind(service.Brain):
     def _parse(self, staged: Path, name: str) -> Plan:  # type: ignore[override]
         return parse_plan(self._texts[staged.name], file="plan.md", name=name)
 
+    def _files(self, staged: Path) -> str:  # type: ignore[override]
+        return ""
+
 
 class Brain(Process):
     """A process that runs the mind. ``plans``: the text of each plan, by its sha256."""

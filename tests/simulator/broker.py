@@ -27,6 +27,10 @@ class Peer(Protocol):
 
     process: Process
 
+    @property
+    def lives(self) -> bool:
+        """The process is there, and is still the one that has connected."""
+
     def deliver(self, env: Envelope) -> None:
         """A message of the broker."""
 
@@ -50,6 +54,9 @@ class Broker(Process):
         self.listeners: list[Callable[[bytes, Any], None]] = []
         self.restart: Callable[[], None] = lambda: None
         self._connections = 0
+        self._heard_upto: dict[
+            bytes, float
+        ] = {}  #: when the youngest message was sent that came over a connection
 
     # -- connections -----------------------------------------------------------------------------------------
 
@@ -141,7 +148,9 @@ class Broker(Process):
         world, core = self.world, self.core
         now, wall = world.now, world.wall()
         while self.inbox:
-            core.step(self.inbox.popleft(), now, wall)
+            env = self.inbox.popleft()
+            self.checkers.asked(env)
+            core.step(env, now, wall)
         core.tick(now, wall)
         core.match()
         fx = core.take_effects()
@@ -168,6 +177,8 @@ class Broker(Process):
     def _complete(self, fx: Effects, sends: list[Send]) -> None:
         for no, (_, _, payload, meta) in fx.changes.new_tasks.items():
             self.completer.payloads.put(no, meta, payload)
+        for no in fx.changes.respecs:
+            self.completer.payloads.pop(no)
         for send in sends:
             self.completer.complete(send)
 
@@ -176,14 +187,17 @@ class Broker(Process):
             self._maybe_die("between two answers")
             self.checkers.answered(send)
             peer = self.peers.get(send.peer)
-            if peer is None or not peer.process.up:
+            if peer is None or not peer.lives:
                 self._gone(send)
                 continue
             env = Envelope(send.verb, send.header, list(send.body), send.corr)
-            self.world.travel(self, peer.process, self._deliver, peer, send.peer, env)
+            self.world.travel(self, peer.process, self._deliver, peer, send.peer, env, self.world.now)
 
-    def _deliver(self, peer: Peer, name: bytes, env: Envelope) -> None:
-        if self.peers.get(name) is peer:
+    def _deliver(self, peer: Peer, name: bytes, env: Envelope, sent_at: float) -> None:
+        if self.peers.get(name) is peer and peer.lives:
+            if env.verb is Verb.LEASE and sent_at < self._heard_upto.get(name, 0.0):
+                self.checkers.overtaken(env.header["leases"])
+            self._heard_upto[name] = max(sent_at, self._heard_upto.get(name, 0.0))
             peer.deliver(env)
 
     def _gone(self, send: Send) -> None:

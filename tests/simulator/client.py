@@ -17,6 +17,25 @@ from .world import Process, World
 AGAIN_S: Final = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Revise:
+    """A new plan for the batch, ``after_s`` after it was accepted. ``keys``: its tasks but the items of its list."""
+
+    after_s: float
+    key: str
+    plan: dict[str, Any]
+    keys: frozenset[str]
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The batch is cancelled ``after_s`` after it was accepted, and retried ``retry_s`` after the answer; 0: never."""
+
+    after_s: float
+    retry_s: float
+
+
 @dataclass(slots=True)
 class Job:
     """A batch that shall be submitted at ``at``; ``cancel``: keys that are cancelled ``cancel_after_s`` after that."""
@@ -27,6 +46,8 @@ class Job:
     payloads: list[bytes]
     cancel: list[str] = field(default_factory=list)
     cancel_after_s: float = 1.0
+    revise: list[Revise] = field(default_factory=list)
+    stop: Stop | None = None
 
 
 class Client(Process):
@@ -40,12 +61,15 @@ class Client(Process):
         self.checkers = checkers
         self._todo = deque(jobs)
         self._cancels: deque[tuple[float, list[str]]] = deque()
+        self._revises: list[tuple[float, str, str, Revise]] = []  #: at, batch, its key
+        self._stops: list[tuple[float, Verb, str, Stop]] = []  #: at, what is asked, batch
+        self._asked: Any = None
         self._corr = 0
 
     @property
     def done(self) -> bool:
         """Everything it wanted was answered."""
-        return not self._todo and not self._cancels
+        return not (self._todo or self._cancels or self._revises or self._stops)
 
     def begin(self) -> None:
         self._waits_for = b""
@@ -59,10 +83,22 @@ class Client(Process):
             job = self._todo[0]
             self._ask(Verb.SUBMIT, {"batch": job.head, "tasks": job.specs}, job.payloads)
         elif self._cancels and now >= self._cancels[0][0]:
+            self._asked = None
             self._ask(Verb.CANCEL, {"ids": self._cancels[0][1], "reason": "not wanted any more"})
+        elif self._stops and now >= self._stops[0][0]:
+            self._asked = self._stops[0]
+            _, verb, batch, _ = self._asked
+            self._ask(verb, {"batch": batch})
+        elif self._revises and now >= self._next()[0]:
+            self._asked = self._next()
+            _, batch, _, new = self._asked
+            self._ask(Verb.REVISE, {"batch": batch, "key": new.key, "plan": new.plan})
         else:
             self.link.send(Verb.RENEW, {})
         self.after(AGAIN_S * (0.5 + self.world.chance.random()), self._go)
+
+    def _next(self) -> tuple[float, str, str, Revise]:
+        return min(self._revises, key=lambda due: due[0])
 
     def _ask(self, verb: Verb, header: dict[str, Any], body: Sequence[bytes] = ()) -> None:
         self._corr += 1  # never that of an earlier life: its answers may still be on their way
@@ -79,8 +115,34 @@ class Client(Process):
             if job.cancel:
                 ids = [i for s, i in zip(job.specs, env.header["ids"], strict=True) if s["key"] in job.cancel]
                 self._cancels.append((self.world.now + job.cancel_after_s, ids))
+            for new in job.revise:
+                due = self.world.now + new.after_s
+                self._revises.append((due, env.header["batch"], job.head["key"], new))
+            if job.stop is not None:
+                due = self.world.now + job.stop.after_s
+                self._stops = sorted(
+                    [*self._stops, (due, Verb.CANCEL, env.header["batch"], job.stop)], key=_due
+                )
+        elif env.verb is Verb.OK and "revision" in env.header:
+            self._waits_for = b""
+            self._revises.remove(self._asked)
+            self.checkers.revised(self._asked[2], self._asked[3].keys, self._asked[3].items)
+        elif env.verb is Verb.OK and self._asked in self._stops:
+            self._waits_for = b""
+            self._stops.remove(self._asked)
+            _, verb, batch, stop = self._asked
+            self._asked = None
+            if verb is Verb.CANCEL and stop.retry_s:
+                due = self.world.now + stop.retry_s
+                self._stops = sorted([*self._stops, (due, Verb.REQUEUE, batch, stop)], key=_due)
         elif env.verb is Verb.OK:
             self._waits_for = b""
             self.checkers.cancelled(self._cancels.popleft()[1])
+        elif env.header.get("code") == "refused" and self._asked in self._stops:
+            self._waits_for = b""  # what is cancelled still runs: a retry is asked for again
         elif env.verb in (Verb.CONFLICT, Verb.ERROR) and env.header.get("code") != "no_session":
             self.checkers.refused(env)
+
+
+def _due(one: tuple[float, Verb, str, Stop]) -> float:
+    return one[0]

@@ -16,9 +16,9 @@ from rigbus.bus.store.reading import Loaded
 from rigbus.bus.store.records import batch_from, batch_row, insert_row, meta_of, task_from, update_row
 
 #: Columns of a task's row that `update_row` gives, in its order (schema.sql).
-_UPDATED: Final = (3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 24)
+_UPDATED: Final = (3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 24, 30)
 _SHOWN: Final = 26  #: the columns that a start reads
-_SPEC, _PAYLOAD, _RESULT = 25, 26, 27
+_PRIORITY, _SPEC, _PAYLOAD, _RESULT, _REVISED = 5, 25, 26, 27, 30
 _GONE: Final = object()
 
 
@@ -87,7 +87,9 @@ class Disk:
             for column, value in zip(_UPDATED, update_row(task, offset), strict=False):
                 row[column] = value
             if no in changes.results:
-                row[_RESULT:] = [changes.results[no], *changes.refs.get(no, (None, None))]
+                row[_RESULT:_REVISED] = [changes.results[no], *changes.refs.get(no, (None, None))]
+            if no in changes.respecs:
+                row[_SPEC], row[_PAYLOAD], row[_PRIORITY] = changes.respecs[no]
             self._put("tasks", no, tuple(row))
         for attempt in changes.attempts:
             self._put("attempts", attempt[:2], attempt)
@@ -121,7 +123,7 @@ class Disk:
         batches = {no: batch_from(row) for no, row in sorted(self.tables["batches"].items())}
         tasks, edges = [], {}
         for no, row in sorted(self.tables["tasks"].items()):
-            task, its = task_from(row[:_SHOWN], batches[row[1]], now, wall)
+            task, its = task_from((*row[:_SHOWN], row[_REVISED]), batches[row[1]], now, wall)
             tasks.append(task)
             if its:
                 edges[no] = its
@@ -143,7 +145,7 @@ class Disk:
 
     def details(self, nos: Iterable[int]) -> dict[int, tuple[Any, bytes | None, str | None, int | None]]:
         tasks = self.tables["tasks"]
-        return {no: (meta_of(tasks[no][_SPEC]), *tasks[no][_RESULT:]) for no in nos if no in tasks}
+        return {no: (meta_of(tasks[no][_SPEC]), *tasks[no][_RESULT:_REVISED]) for no in nos if no in tasks}
 
     def attempts(self, no: int) -> list[dict[str, Any]]:
         names = ("n", "worker", "started_at", "ended_at", "class", "error")

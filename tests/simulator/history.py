@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
@@ -13,8 +13,8 @@ from rigbus.bus.wire import pack
 
 from .brain import Brain
 from .broker import Broker
-from .checkers import Checkers, Violation
-from .client import Client, Job
+from .checkers import TO_FAIL, Checkers, Violation
+from .client import Client, Job, Revise, Stop
 from .disk import Disk
 from .faults import Faults
 from .supervisor import Supervisor
@@ -52,6 +52,15 @@ Every list of it is expanded once.
 """
 
 
+MORE: Final = """### more
+- **executor**: worker
+- **task_class**: cpu
+- **command**: `more`
+- **depends_on**: first
+
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What is submitted. Shares, and the lengths that a plan's list may have."""
@@ -61,6 +70,8 @@ class Work:
     cancels: float = 0.04  #: of tasks
     poison: float = 0.01
     fences: float = 0.3  #: of histories: workers fence themselves, as over tcp
+    revises: float = 0.4  #: of plans
+    stops: float = 0.3  #: of plans: their batch is cancelled; in half of these it is retried later
     cards: float = 0.3  #: of histories: all workers share a card
     took_s: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 2.0, 6.0)
     losses: tuple[float, ...] = (0.0, 0.0, 0.01, 0.1)  #: shares of messages, one for each weather
@@ -94,6 +105,10 @@ class History:
     ) -> None:
         self.world = world = World(seed)
         self.chance = Random(seed ^ 0x5EED)
+        self.pen = Random(
+            seed ^ 0xED17
+        )  #: of who revises plans: the rest of a history is what it was without
+        self.brake = Random(seed ^ 0xCA9C)  #: of who cancels a plan's batch, likewise
         self.work = work
         self.disk: Disk = disk if disk is not None else Disk()
         self.checkers = Checkers(world, self.disk)
@@ -153,7 +168,41 @@ class History:
             "batch_root": "/share/batches",
             "config": {},
         }
-        return Job(at, {"key": key, "kind": "plan", "name": key, "plan": spec}, [], [])
+        job = Job(at, {"key": key, "kind": "plan", "name": key, "plan": spec}, [], [])
+        if self.pen.random() < self.work.revises:
+            self._revise(job, sha)
+        if self.brake.random() < self.work.stops:
+            job.stop = Stop(8.0 * self.brake.random(), self.brake.choice((0.0, 0.5, 2.0, 6.0)))
+        return job
+
+    def _revise(self, job: Job, first: str) -> None:
+        """One to three new plans for it; the first has a task that fails, in half of them."""
+        pen, text = self.pen, self.plans[first]
+        if pen.random() < 0.5:
+            self.plans[first] = text.replace("### last", MORE + "### last").replace("`more`", "`broken`")
+        for n in range(pen.randint(1, 3)):
+            sha = first[:-4] + f"{n + 1:02x}" + first[-2:]
+            new = text
+            keys, items = {"first", "each:expand", "each", "last"}, self.items[first]
+            if pen.random() < 0.5:
+                new = new.replace("echo {ITEM", f"echo {n} {{ITEM")
+            if pen.random() < 0.3:
+                new = new.replace("list.json", f"list{n}.json")
+                items = pen.choice(self.work.items)
+            if pen.random() < 0.3:
+                new = new[: new.index("### last")]
+                keys -= {"last"}
+            elif pen.random() < 0.5:
+                new = new.replace("`true`\n- **depends_on**: each", f"`true {n}`\n- **depends_on**: each")
+            if pen.random() < 0.5:
+                new = new.replace("### each", MORE + "### each")
+                keys |= {"more"}
+            self.plans[sha], self.items[sha] = new, items
+            plan = {**job.head["plan"], "sha256": sha}
+            name = f"{job.head['key']}.{n}"
+            job.revise.append(Revise(1.0 + 6.0 * n + 4.0 * pen.random(), name, plan, frozenset(keys), items))
+        if pen.random() < 0.3:  # the next one comes before the last is planned
+            job.revise = [replace(one, after_s=1.0 + 0.1 * n) for n, one in enumerate(job.revise)]
 
     def _fate(self, key: str) -> str:
         took_s = self.chance.choice(self.work.took_s)
@@ -179,6 +228,8 @@ class History:
             value |= {"json": {"score": score, "issues": [], "feedback": "better"}, "model": "played"}
             if score == 1:
                 self.checkers.forgiven |= {lease.key.partition(":judge")[0], "each", "last"}
+        if "broken" in str(lease.payload):
+            return took_s, ev.failed("definition", TO_FAIL, duration_s=took_s), deaf
         if how == "kills its worker":
             return took_s, how, deaf
         if how == "fails" or (how == "fails once" and lease.attempt == 1):

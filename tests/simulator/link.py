@@ -24,6 +24,7 @@ class Link:
         self, process: Process, broker: Broker, role: str, hear: Callable[[Envelope], None], name: str = ""
     ) -> None:
         self.process = process
+        self.life = process.life
         self.broker = broker
         self.role = role
         self.name = name
@@ -32,6 +33,7 @@ class Link:
         self.ready = False
         self.welcome: dict[str, Any] = {}
         self.generation = 0
+        self.hellos = 0
         self.superseded = False
         self.greeted_at = 0.0
         self._hear = hear
@@ -51,7 +53,13 @@ class Link:
         self._asked_at = self.greeted_at = self.process.world.now
         self.broker.disconnect(self.peer)
         self.peer = self.broker.connect(self)
+        self.hellos += 1
         self.put(Envelope(Verb.HELLO, self.greeting(), (), b"", self.peer))
+
+    @property
+    def lives(self) -> bool:
+        """A connection dies with its process: what was sent over it reaches no later one."""
+        return self.process.up and self.process.life == self.life
 
     @property
     def newer(self) -> bool:
@@ -64,6 +72,7 @@ class Link:
             "proto": [major, minor + self.newer],
             "role": self.role,
             "session": self.session,
+            "nth": self.hellos,
             "pid": 1000 + self.process.life,
             **self.extra(),
         }

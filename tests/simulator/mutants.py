@@ -10,7 +10,8 @@ from rigbus.agents.worker.core import WorkerCore
 from rigbus.agents.worker.outbox import Outbox
 from rigbus.bus.core.checks import outcomes
 from rigbus.bus.core.core import Core
-from rigbus.bus.core.model import Batch, Session, Task
+from rigbus.bus.core.model import Batch, Revised, Session, Task
+from rigbus.bus.states import TaskState
 from rigbus.bus.wire import Envelope, Token
 
 from .history import History, Work
@@ -168,6 +169,37 @@ class ReadyInMemory(Core):
             self.changes.tasks.pop(task.no, None)
 
 
+class OldResults(Core):
+    """What ran when its plan was revised is recorded as if it were the new plan's."""
+
+    def _record(self, task: Task, out: Any) -> None:
+        task.revised &= ~Revised.VOID
+        super()._record(task, out)
+
+
+class LeasesOn(Core):
+    """Leases are given before a new plan is planned."""
+
+    def revise(self, session: Session, env: Envelope) -> dict[str, Any]:
+        answer = super().revise(session, env)
+        self.batch_ids[answer["batch"]].revising = False
+        return answer
+
+
+class DoneAgain(Core):
+    """What is done is done again, because its plan was revised."""
+
+    def number_of(self, known: Task, spec: dict[str, Any], digest: int, fresh: int) -> int:
+        return super().number_of(known, {**spec, "again": True, "join": True}, digest, fresh)
+
+
+class KeepsAll(Core):
+    """What a plan has no more goes on."""
+
+    def drop(self, batch: Batch, tasks: list[Task]) -> None:
+        pass
+
+
 class OffersOnce(WorkerCore):
     """It believes that every OFFER arrives."""
 
@@ -252,13 +284,34 @@ def _grants_not_synced(history: History) -> None:
     history.broker.make_core = LastTokenOnDisk
 
 
+class EndsWhatRuns(Core):
+    """A batch's cancel ends what runs; what waits goes on."""
+
+    def cancel_batch(self, batch: Batch, reason: str, *, failed: bool = False) -> dict[str, int]:
+        batch.cancelled = True
+        self.keep_batch(batch)
+        for task in [t for t in batch.keys.values() if t.state is TaskState.LEASED]:
+            self.cancel_task(task, reason)
+        self.touch_batch(batch)
+        return {"cancelled": 0, "ending": 0, "already": 0}
+
+
+class CutOff(Core):
+    """A plan that is cancelled before it is planned to its end counts as planned."""
+
+    def cancel_batch(self, batch: Batch, reason: str, *, failed: bool = False) -> dict[str, int]:
+        tally = super().cancel_batch(batch, reason, failed=failed)
+        batch.closed = True
+        return tally
+
+
 class _TwiceExpanding(Expanding):
     """Keys of its children are not derived from the list: an expansion that is done again declares others."""
 
     rounds = 0
 
-    def _begin(self, work: Any) -> Any:
-        progress = super()._begin(work)
+    def _begin(self, work: Any, *, planning: bool) -> Any:
+        progress = super()._begin(work, planning=planning)
         if progress is not None:
             type(self).rounds += 1
             n = self.rounds
@@ -291,7 +344,9 @@ def _two_brains(history: History) -> None:
 
 
 _LISTS: Final = Work(plans=1.0, items=(60,))  # more than one message takes
+_REVISED: Final = Work(plans=1.0, revises=1.0, items=(3, 8))
 _CANCELS: Final = Work(plans=0.0, cancels=0.5)
+_STOPS: Final = Work(plans=1.0, revises=1.0, stops=1.0, items=(3, 8))
 _TASKS: Final = Work(plans=0.0)
 _LONG: Final = Work(plans=0.0, took_s=(1.0, 2.0, 3.0))
 _DEAF: Final = Work(plans=0.0, took_s=(0.1, 0.5), fences=0.0, losses=(0.3,))
@@ -323,6 +378,12 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
     "a lease begins twice": (_worker(BeginsAgain), _TASKS),
     "a stale attempt runs on": (_worker(KeepsStale), _FENCED),
     "a cancelled attempt runs on": (_worker(KeepsCancelled), _CANCELS),
+    "an older plan's result is recorded": (_core(OldResults), _REVISED),
+    "leases go on under the older plan": (_core(LeasesOn), _REVISED),
+    "what is done is done again": (_core(DoneAgain), _REVISED),
+    "what a plan has no more goes on": (_core(KeepsAll), _REVISED),
+    "what waits in a cancelled batch goes on": (_core(EndsWhatRuns), _STOPS),
+    "a plan that was cut off is not planned when it is retried": (_core(CutOff), _STOPS),
     "a list is expanded twice": (_double_expansion, _LISTS),
     "two brains act": (_two_brains, _LISTS),
 }
@@ -330,15 +391,16 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
 
 #: Seeds that find a mutant as the cores are now. After a change of theirs another seed may, and the search begins at the first.
 FOUND_BY: Final[dict[str, int]] = {
+    "a stale attempt runs on": 342,
+    "an older plan's result is recorded": 136,
     "no fence": 53,
     "grants are not synced, tokens have no incarnation": 25,
-    "a lease never expires": 12,
-    "a batch is made twice": 10,
-    "a lost lease is kept for its worker": 27,
-    "a worker forgets its results": 13,
-    "a worker does not offer again": 76,
-    "a worker is not fenced": 35,
-    "a lease begins twice": 6,
+    "a lease never expires": 14,
+    "a lost lease is kept for its worker": 18,
+    "a worker does not offer again": 17,
+    "a worker is not fenced": 244,
+    "a cancelled attempt runs on": 12,
+    "what waits in a cancelled batch goes on": 15,
     "a list is expanded twice": 28,
 }
 

@@ -19,6 +19,10 @@ class Supervisor(Process):
         self.process = self
         self.up = True
 
+    @property
+    def lives(self) -> bool:
+        return True
+
     def deliver(self, env: Envelope) -> None:
         """Pushes are not for it."""
 

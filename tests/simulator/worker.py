@@ -114,7 +114,7 @@ class Worker(Process):
             case Verb.WELCOME:
                 welcome = ev.Welcome(_tokens(h.get("kept")), _tokens(h.get("stale")))
                 welcome.renew_s, welcome.lease_s = h["renew_s"], h["lease_s"]
-                welcome.greeted_at = self.link.greeted_at
+                welcome.greeted_at, welcome.incarnation = self.link.greeted_at, h["incarnation"]
                 self._step(welcome)
             case Verb.CONTROL if h.get("action") == "cancel":
                 self._step(ev.Renewed(_tokens(h.get("tokens"))))

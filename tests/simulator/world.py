@@ -91,6 +91,7 @@ class Process:
         self.life = 0
         self.up = False
         self.stopped = False
+        self.went_on_at = float("-inf")  #: after it was stopped
         self._held: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
 
     def start(self) -> None:
@@ -124,7 +125,7 @@ class Process:
         """SIGCONT."""
         if not self.stopped:
             return
-        self.stopped = False
+        self.stopped, self.went_on_at = False, self.world.now
         self.world.note(f"{self.name} goes on")
         held, self._held = self._held, deque()
         for do, args in held:

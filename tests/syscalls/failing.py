@@ -1,7 +1,7 @@
 """Fail at N: a scene is run once for each of its system calls on files, and that call fails. SQLite's method.
 
 A program of its own: ``python -m syscalls.failing SCENE [STEP|all]``; the last line is its figures. Each call that
-changes something fails in one of :data:`WAYS`, with ``all`` each call in each of them. What must hold: the scene goes on,
+changes something fails in one of :data:`WAYS` in turn, with ``all`` each call in each of them. What must hold: the scene goes on,
 or ends with an error of ours that says what to do; and when the disk is well again, everything that was answered is there, once.
 """
 
@@ -22,12 +22,25 @@ from typing import Any, Final, NamedTuple
 
 from rigbus.bus.store import checkpoints
 
-from .lives import SCENES, Life
+from .lives import Backups, Brokers, Examines, FirstStart, Life, Repairs, Spools
+from .plans import Drops, Stages
 from .prefixes import memory_folder, void
 from .tracing import CHANGING, ROOM, Call, FailAt, Watcher, traced
 
 #: Checkpoints within a few commits, and a log that is not reserved.
 SMALL_LOG: Final = 14
+
+
+SCENES: Final[dict[str, type[Life]]] = {
+    "broker": Brokers,
+    "examine": Examines,
+    "first": FirstStart,
+    "backup": Backups,
+    "repair": Repairs,
+    "spool": Spools,
+    "stage": Stages,
+    "drop": Drops,
+}
 
 
 class Way(NamedTuple):
@@ -145,8 +158,8 @@ def main(name: str, how: str = "1") -> dict[str, Any]:
         assert code == 0 and not any(w in ("ended", "crashed") for w, _ in said), said
         life.judge(rig, said)
         life.clear(rig)
-        for nth in range(1, counting.count + 1, 1 if how == "all" else int(how)):
-            for way in WAYS if how == "all" else (WAYS[nth % len(WAYS)],):
+        for turn, nth in enumerate(range(1, counting.count + 1, 1 if how == "all" else int(how))):
+            for way in WAYS if how == "all" else (WAYS[turn % len(WAYS)],):
                 what, why = one(life, folder, nth, way, fits)
                 came[what] += 1
                 if why:

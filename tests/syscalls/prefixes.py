@@ -307,7 +307,7 @@ def scene_of(name: str, rounds: int) -> Scene:
     """The scene of this name; a drop has the one of fail-at-N."""
     if name != "drop":
         return SCENES[name](rounds)
-    from .lives import CutDrops
+    from .plans import CutDrops
 
     return CutDrops(rounds)
 

@@ -13,7 +13,15 @@ from helpers import Processes, short_folder, wait_for
 
 from rigbus.bus.client.client import Client
 from rigbus.bus.paths import endpoints, rig_paths
+from rigbus.tools import rigclock
 from rigbus.tools.cli import run
+
+
+@pytest.fixture(autouse=True)
+def _silence_is_found_out_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of tests that stand still are of rigs that are silent."""
+    monkeypatch.setattr(rigclock, "WATCH_S", 0.3)
+
 
 AGENT = """
 import threading
@@ -65,7 +73,7 @@ def plan_text(**commands: str) -> str:
     text, before = "# Plan: a test\n\n## Tasks\n", "none"
     for name, command in commands.items():
         text += f"\n### {name}\n- **executor**: worker\n- **task_class**: cpu\n- **max_attempts**: 1\n"
-        text += f"- **command**: `{command}`\n- **depends_on**: {before}\n"
+        text += f"- **backoff_s**: 0.05\n- **command**: `{command}`\n- **depends_on**: {before}\n"
         before = name
     return text
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, short_folder, wait_for
 
+from rigbus.agents.process.tree import peak_rss_bytes
 from rigbus.bus.errors import ConfigError, RigbusError
 from rigbus.tools.bench import hops, limits, llm, machine, mirror, page, profiled, series, soak
 from rigbus.tools.bench.dag import chain_of, fan_of
@@ -211,9 +212,7 @@ def test_a_page_without_markers_has_nothing_to_keep():
 def test_the_shipped_page_is_one_of_ours():
     text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
     assert page.learned_in(text), "its part for people is empty"
-    for bench, (title, command, _) in page.ABOUT.items():
-        if bench in page.APART and not page.section_in(text, bench):
-            continue  # measured by itself, on a machine with nothing else to do
+    for title, command, _ in page.ABOUT.values():
         assert f"## {title}\n" in text
         assert f"\n    {command}\n" in text
 
@@ -459,8 +458,20 @@ def test_the_peak_of_memory_is_told_after_it_has_gone():
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert child.stdout.readline()
-        assert machine.peak_rss_bytes(child.pid) - machine.rss_bytes(child.pid) > 32 << 20
+        assert peak_rss_bytes(child.pid) - machine.rss_bytes(child.pid) > 32 << 20
         assert machine.open_files(child.pid) >= 3
     finally:
         child.communicate(b"\n")
     assert machine.open_files(child.pid) is None
+
+
+def test_what_up_does_not_run_just_now_is_not_killed(monkeypatch):
+    killed = []
+    rig = BenchRig(Setup(up=True, workers=1))
+    try:
+        monkeypatch.setattr(os, "kill", lambda *given: killed.append(given))
+        with pytest.raises(RigbusError, match="worker-1 does not run just now"):
+            rig.kill("worker-1")
+    finally:
+        rig.__exit__()
+    assert not killed, "pid 0 is the bench's own process group"

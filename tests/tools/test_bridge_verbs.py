@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rigbus.bridge.folder import service
-from rigbus.bridge.folder.owner import OWNER
+from rigbus.bridge.folder.share.owner import OWNER
 from rigbus.tools.cli import cli
 
 
@@ -67,5 +67,6 @@ def test_take_gives_the_folder_to_this_rig_and_says_whose_it_was(share: Path, tm
     code, out, error = run("bridge", "take", "--state", tmp_path / "s", "--shared", share)
     assert code == 0, error
     assert "it was that of the rig 01234567" in out
+    assert run("bridge", "take", "--state", tmp_path / "s", "--shared", share)[1].endswith("before, too\n")
     code, out, _ = run("bridge", "take", "--state", tmp_path / "s", "--shared", share, "--json")
     assert json.loads(out)["before"]["rig"] == (tmp_path / "s/id").read_text().strip()

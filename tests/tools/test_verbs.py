@@ -298,7 +298,7 @@ def test_a_socket_that_nobody_listens_to_is_no_rig(say, here, rig_dir, monkeypat
         left_behind.bind(str(paths.runtime / "commands"))
     began = time.monotonic()
     assert say("why", "x", "--state", paths.state).code == 4
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 4
     said = say("status", "--state", paths.state)
     assert "file mode" in said.err
 
@@ -344,17 +344,3 @@ def test_schemas_can_be_written_to_a_folder(say, tmp_path):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(say, shell):
     assert "_RIGBUS_COMPLETE" in say("completion", shell).out
-
-
-def test_bench_bus_prints_the_figures_of_the_interface(say):
-    said = say("bench", "bus", "--json", "--tasks", "200", "--repeats", "2", "--singles", "10")
-    assert said.code == 0, said.err
-    figures = said.json
-    assert figures["schema"] == "rigbus.bench/1"
-    assert (
-        0 < figures["tasks_per_s"]["min"] <= figures["tasks_per_s"]["median"] <= figures["tasks_per_s"]["max"]
-    )
-    assert set(figures["cpu_us_per_task"]) == {"broker", "workers", "client", "sum"}
-    assert figures["p50_ms"] > 0
-    assert figures["fsync_p50_us"] > 0
-    assert figures["settings"]["durability"] == "full"

@@ -86,26 +86,17 @@ def tree_cpu_s(pid: int) -> float | None:
 
 def rss_bytes(pid: int) -> int | None:
     """VmRSS of a process; None where the system does not tell."""
-    return _status_bytes(pid, "VmRSS:")
-
-
-def _status_bytes(pid: int, field: str) -> int | None:
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(field):
+            if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
         return None
     return None
 
 
-def peak_rss_bytes(pid: int) -> int | None:
-    """VmHWM of a process: the most that it has had since its start, or :func:`forget_peak`."""
-    return _status_bytes(pid, "VmHWM:")
-
-
 def forget_peak(pid: int) -> None:
-    """The peak of its memory counts from now; nothing where the system does not allow it."""
+    """The peak of its memory (VmHWM) counts from now; nothing where the system does not allow it."""
     with suppress(OSError):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 

@@ -236,7 +236,10 @@ class BenchRig:
         """``kill -9``: what a crash leaves is what the next start finds. What `up` runs, it starts again."""
         process = self._processes.pop(name, None)
         if process is None:
-            os.kill(self.pid(name), signal.SIGKILL)
+            pid = self.pid(name)
+            if not pid:  # kill(0) is our own process group
+                raise RigbusError(f"{name} does not run just now; this is no benchmark")
+            os.kill(pid, signal.SIGKILL)
             return
         process.kill()
         process.wait()

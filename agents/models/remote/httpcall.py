@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from http.client import HTTPS_PORT, HTTPConnection, HTTPException, HTTPResponse, RemoteDisconnected
 from math import isnan
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -105,13 +105,23 @@ class ApiKey:
 
 
 class Server:
-    """Where the requests go. ``silent_s``: without a byte from it, then it counts as hung.
+    """Where the requests go. ``silent_s``: without a byte from it, then it counts as hung. The key travels as a bearer
+    token, or alone in another ``key_header``; ``headers`` are sent with each request.
 
     Raises:
         BadServer: the URL is none that we can use.
     """
 
-    def __init__(self, url: str, key: ApiKey, *, connect_s: float, silent_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: ApiKey,
+        *,
+        connect_s: float,
+        silent_s: float,
+        key_header: str = "Authorization",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         try:
             parts = urlsplit(url)
             host = parts.hostname
@@ -135,18 +145,22 @@ class Server:
         self.path = parts.path.rstrip("/") or "/v1"
         self.url = f"{parts.scheme}://{parts.netloc}{self.path}"
         self.key = key
+        self.key_header, self.headers = key_header, dict(headers or {})
         self.connect_s, self.silent_s = connect_s, silent_s
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
 
     def connection(self) -> HTTPConnection:
-        """Not open yet."""
-        if self._tls is not None:
-            return HTTPSConnection(self.host, self.port, timeout=self.connect_s, context=self._tls)
-        return HTTPConnection(self.host, self.port, timeout=self.connect_s)
+        """Not open yet. Of https it opens the TCP connection only: TLS is ``tls``, afterwards."""
+        kind = HTTPConnection if self.tls is None else _BeforeTls
+        return kind(self.host, self.port, timeout=self.connect_s)
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Call:
         """A request of ``path`` below the URL, not sent yet."""
         return Call(self, method, self.path + path, None if body is None else json.dumps(body).encode())
+
+
+class _BeforeTls(HTTPConnection):
+    default_port = HTTPS_PORT
 
 
 class Call:
@@ -167,6 +181,8 @@ class Call:
 
     def __exit__(self, *exc: object) -> None:
         with self._lock:
+            if self._sock is not None:
+                self._sock.close()
             self._sock = None
         if self._response is not None:
             self._response.close()
@@ -188,9 +204,11 @@ class Call:
         """
         self._connect()
         headers = {"Accept": "application/json, text/event-stream", "User-Agent": "rigbus"}
+        headers |= self._server.headers
         key = self._server.key.read()
         if key:
-            headers["Authorization"] = f"Bearer {key}"
+            name = self._server.key_header
+            headers[name] = f"Bearer {key}" if name == "Authorization" else key
         if self._body is not None:
             headers["Content-Type"] = "application/json"
         try:
@@ -246,6 +264,11 @@ class Call:
     def _connect(self) -> None:
         try:
             self._connection.connect()
+            self._may_be_cut(self._connection.sock)
+            if self._server.tls is not None:
+                self._connection.sock = self._server.tls.wrap_socket(
+                    self._connection.sock, server_hostname=self._server.host
+                )
         except ssl.SSLCertVerificationError as e:
             raise BadServer(
                 f"{self._server.url}: its certificate is not trusted ({e.verify_message}); "
@@ -253,14 +276,19 @@ class Call:
             ) from e
         except OSError as e:
             raise RemoteFailed(
-                f"{self._server.url} cannot be reached: {e}; is the server running?", retry=True, away=True
+                f"{self._server.url} cannot be reached: {e}; is the server running?",
+                retry=not self.cancelled,
+                away=not self.cancelled,
             ) from e
-        sock = self._connection.sock
-        sock.settimeout(self._server.silent_s)
+        self._connection.sock.settimeout(self._server.silent_s)
+
+    def _may_be_cut(self, sock: socket.socket) -> None:
+        """From here on a cancel shuts the connection down. By a descriptor of its own: TLS takes this one away, and a
+        handshake may drip for ever, too."""
         with self._lock:
-            self._sock = sock
+            self._sock = sock.dup()
             if self.cancelled:
-                _shut(sock)
+                _shut(self._sock)
 
     def _silent(self) -> RemoteFailed:
         return RemoteFailed(
@@ -305,8 +333,8 @@ def retry_after_s(text: str, now_at: datetime) -> float | None:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Wake the thread that reads from ``sock``. Not SSLSocket's own method: that takes its TLS state from under the reader."""
+    """Wake the thread that reads from the same connection."""
     try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it has ended by itself

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness import STATE_ID, BrainAtRest, Harness, Peer, error_of
+from brainparts import BrainPart
+from harness import STATE_ID, Harness, Peer, error_of
 
 from rigbus.agents.brain import core, planner
 from rigbus.agents.brain.evaluating import NO_MODEL, Evaluating, Judging, judge_keys, judging_of
@@ -36,7 +37,7 @@ a list of birds
 BIRDS = {"exit": 0, "output": "wren\nowl\n"}
 
 
-class Rig(BrainAtRest):
+class Rig(BrainPart):
     """A core with a worker of commands, maybe a model, and the brain's evaluation over it."""
 
     def __init__(self, *, model: bool = True, expects_model: bool = False, **harness: Any) -> None:
@@ -66,33 +67,10 @@ class Rig(BrainAtRest):
         self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         self.told.append(header | {"tasks": message.specs if message else []})
-        header = {"epoch": self.rig.core.epoch, "upto_seq": 0, **header}
-        if message is not None:
-            header |= {"batch": batch, "tasks": message.specs}
-        answer = self.brain.ask(Verb.BRAIN, unpack(pack(header)), message.payloads if message else [])
-        assert answer.verb is Verb.OK, answer.header
-        return answer.header
-
-    def batch_row(self, batch_id: str) -> dict[str, Any]:
-        return self.brain.ask(Verb.QUERY, {"what": "batch", "id": batch_id}).header
-
-    def rows(self, ids: list[str]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.brain.ask(Verb.QUERY, {"what": "rows", "ids": ids}).header["rows"]
-        return [row | {"meta": self.meta_of(row["no"])} for row in rows]
-
-    def workers(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.brain.ask(Verb.QUERY, {"what": "workers"}).header["workers"]
-        return rows
-
-    def value(self, task: str) -> Any:
-        no = self.rig.core.ids[task].no
-        return [unpack(c.results[no]) for c in self.rig.changes if no in c.results][-1]
+        return super().tell(header, message, batch)
 
     def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Any]:
         return self.run, self.plan
-
-    def meta_of(self, no: int) -> Any:
-        return next(c.new_tasks[no][3] for c in self.rig.changes if no in c.new_tasks)
 
     # -- its life --------------------------------------------------------------------------------------------
 

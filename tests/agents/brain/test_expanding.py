@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 import pytest
+from brainparts import BrainPart
 from harness import STATE_ID, Harness, Peer
 
 from rigbus.agents.brain import core, planner
@@ -13,7 +14,7 @@ from rigbus.agents.brain.expanding import FIRST_CHUNK, Expanding
 from rigbus.bus.core.model import Task
 from rigbus.bus.errors import Unreachable
 from rigbus.bus.states import TaskState
-from rigbus.bus.wire import Verb, pack, unpack
+from rigbus.bus.wire import Verb
 from rigbus.plans import parse_plan
 from rigbus.plans.model import Plan
 
@@ -26,13 +27,13 @@ CHAIN = INIT + ONE + TWO + END
 SHELL = ["shell", "expand"]
 
 
-class Brain:
+class Brain(BrainPart):
     """The brain's expansion over the harness; ``kill`` forgets what a process would forget."""
 
     def __init__(self, rig: Harness, tasks: str, lists: dict[str, list[Any]], settings: str = "") -> None:
         self.rig, self.lists = rig, lists
         self.plan = parse_plan(HEAD.replace("## Tasks", f"{settings}## Tasks") + tasks, name="p")
-        self.peer: Peer = rig.brain()
+        self.brain: Peer = rig.brain()
         self.worker = rig.worker(credit=10_000, slots=10_000, types=SHELL, state_id=STATE_ID)
         self.batch = rig.client().submit(kind="plan", plan={"name": "p"}).header["batch"]
         self.lose_answer = False
@@ -52,22 +53,11 @@ class Brain:
     def tell(
         self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
-        header = {"epoch": self.rig.core.epoch, "upto_seq": 0, **header}
-        if message is not None:
-            header |= {"batch": batch, "tasks": message.specs}
-        answer = self.peer.ask(Verb.BRAIN, unpack(pack(header)), message.payloads if message else [])
-        assert answer.verb is Verb.OK, answer.header
+        answer = super().tell(header, message, batch)
         if self.lose_answer:
             self.lose_answer = False
             raise Unreachable("the answer was lost")
-        return answer.header
-
-    def batch_row(self, batch_id: str) -> dict[str, Any]:
-        return self.peer.ask(Verb.QUERY, {"what": "batch", "id": batch_id}).header
-
-    def rows(self, ids: list[str]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.peer.ask(Verb.QUERY, {"what": "rows", "ids": ids}).header["rows"]
-        return rows
+        return answer
 
     def value(self, task: str) -> Any:
         return {"items": self.lists[core.template_of(self.rig.core.ids[task].key)]}
@@ -80,19 +70,11 @@ class Brain:
     def kill(self) -> None:
         """Another process: it knows what a snapshot says."""
         self.expanding = Expanding(self)
-        page = self.peer.ask(Verb.SNAPSHOT, {"attn": True}).header
-        self.work: deque[core.Work] = deque(core.work_of_snapshot([], page["rows"]))
-        self.heard = len(self.rig.events)
+        self.begin()
+        others = (core.PlanBatch, core.CheckAbort)  # another part of it looks at what ended badly
+        self.work = deque(work for work in self.work if not isinstance(work, others))
 
-    def turn(self) -> bool:
-        """Hear what is new, do one piece of work; False when there was none."""
-        for event in self.rig.events[self.heard :]:
-            if event[3] == "a":
-                self.work.extend(core.work_of_event(event[4], event[5], event[6], event[7]))
-        self.heard = len(self.rig.events)
-        if not self.work:
-            return False
-        work = self.work.popleft()
+    def do_work(self, work: core.Work) -> None:
         try:
             if isinstance(work, core.ExpandTemplate):
                 self.work.extend(self.expanding.step(work))
@@ -100,13 +82,6 @@ class Brain:
                 self.work.extend(self.expanding.unblocked(work))
         except Unreachable:
             self.work.appendleft(work)
-        return True
-
-    def settle(self) -> None:
-        for _ in range(1000):
-            if not self.turn():
-                return
-        raise AssertionError("the brain never comes to rest")
 
     # -- the worker ------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import STATE_ID, BrainAtRest, Harness, Peer
+from brainparts import BrainPart
+from harness import STATE_ID, Harness, Peer
 
 from rigbus.agents.brain import core, planner
 from rigbus.agents.brain.class_questions import (
@@ -19,13 +20,15 @@ from rigbus.agents.brain.class_questions import (
     questions_of,
     schema_of,
 )
+from rigbus.agents.brain.expanding import Expanding
 from rigbus.agents.brain.inferring import MORE, NO_MODEL, OFF, Asking, script_head
 from rigbus.agents.brain.placing import Entry
 from rigbus.agents.brain.planning import Planning
+from rigbus.agents.brain.revising import Revising
 from rigbus.agents.models.grammar.schema import to_gbnf
 from rigbus.agents.models.tasks.validation import Schema
 from rigbus.bus.core.model import Batch, Task
-from rigbus.bus.wire import Verb, pack, unpack
+from rigbus.bus.wire import Verb, unpack
 from rigbus.plans import parse_plan
 from rigbus.plans.model import Plan
 
@@ -34,7 +37,7 @@ ONE = HEAD + "### train\n- command: `python3 {PLAN_PATH}/scripts/train.py`\n\n##
 KEY = "plan:classes.1"
 
 
-class Rig(BrainAtRest):
+class Rig(BrainPart):
     """A core with a client's plan in it, maybe a model, and the brain's planning over it."""
 
     def __init__(
@@ -58,42 +61,17 @@ class Rig(BrainAtRest):
         self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         self.told.append(header | {"tasks": message.specs if message else []})
-        header = {"epoch": self.rig.core.epoch, "upto_seq": 0, **header}
-        if message is not None:
-            header |= {"batch": batch, "tasks": message.specs}
-        answer = self.brain.ask(Verb.BRAIN, unpack(pack(header)), message.payloads if message else [])
-        assert answer.verb is Verb.OK, answer.header
-        return answer.header
-
-    def query(self, what: str, **more: Any) -> dict[str, Any]:
-        return self.brain.ask(Verb.QUERY, {"what": what, **more}).header
-
-    def batch_row(self, batch_id: str) -> dict[str, Any]:
-        return self.query("batch", id=batch_id)
-
-    def rows(self, ids: list[str]) -> list[dict[str, Any]]:
-        return [row | {"meta": self.new(row["no"])[3]} for row in self.query("rows", ids=ids)["rows"]]
-
-    def workers(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.query("workers")["workers"]
-        return rows
-
-    def value(self, task: str) -> Any:
-        no = self.rig.core.ids[task].no
-        return [unpack(c.results[no]) for c in self.rig.changes if no in c.results][-1]
+        return super().tell(header, message, batch)
 
     def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
         run = planner.Run(row["id"], "p", STATE_ID, "0" * 64, str(self.staged), "/o", "/v", "/b", {})
         return run, self.planning.settled(self.plan, row["id"])
 
-    def new(self, no: int) -> Any:
-        return next(c.new_tasks[no] for c in self.rig.changes if no in c.new_tasks)
-
     # -- its life --------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
         """Another process: it knows what a snapshot says."""
-        self.planning = Planning(self, self.asking)
+        self.planning = Planning(self, Revising(self, Expanding(self)), self.asking)
         self.begin()
 
     def do_work(self, work: core.Work) -> None:
@@ -411,7 +389,7 @@ def test_an_argv_and_a_command_are_questions_by_what_they_run() -> None:
 def test_a_plan_that_names_a_model_which_there_is_not_ends_unless_a_worker_has_it() -> None:
     text = HEAD + "### a\n- type: generate\n- prompt: x\n- llm_model: smal\n"
     rig = Rig(text, model=False)
-    planning = Planning(rig, None, lambda: {"small": Entry("small", {})})
+    planning = Planning(rig, Revising(rig, Expanding(rig)), None, lambda: {"small": Entry("small", {})})
     rig.rig.worker(name="by-hand", types=["generate"], classes=["llm"], needs=["model:other"])
     fresh = rig.client.submit(key="second", kind="plan", plan={"name": "p"}).header["batch"]
     with pytest.raises(

@@ -352,7 +352,7 @@ def test_a_field_that_the_tool_does_not_know_is_left_out(tmp_path: Path) -> None
 def test_a_tool_that_hangs_is_ended_in_time_and_the_cards_say_so(tmp_path: Path) -> None:
     driver = two_cards()
     smi = FakeSmi(tmp_path, driver)
-    source = SmiSource(str(smi.program), timeout_s=2.0)
+    source = SmiSource(str(smi.program), timeout_s=30.0)
     source.sample()
     source._timeout_s = 0.2  # long enough to start, and to be seen to hang
     driver.hangs = True

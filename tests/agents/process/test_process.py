@@ -17,6 +17,7 @@ from time import monotonic, perf_counter
 
 import pytest
 
+from rigbus.agents.attempts.environment import task_environment
 from rigbus.agents.attempts.output import OutputSummary
 from rigbus.agents.process.linux import (
     PYTHON_LAUNCHER,
@@ -30,7 +31,6 @@ from rigbus.agents.process.linux import (
     default_launcher,
     processes,
     shell_argv,
-    task_environment,
 )
 from rigbus.agents.process.tree import Proc, all_procs, children_of, kill_exactly, read_proc
 
@@ -192,7 +192,7 @@ def test_the_attempt_ends_with_the_process_though_a_grandchild_holds_its_output(
     started = monotonic()
     status, summary = rig.run("echo before; sleep 60 & echo after")
     assert status.code == 0
-    assert monotonic() - started < 5
+    assert monotonic() - started < 30, "the grandchild was waited for"
     assert summary.text() == "before\nafter\n"
 
 

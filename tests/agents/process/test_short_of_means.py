@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from helpers import bearers_of_token, end_all, wait_for
 
+from rigbus.agents.attempts.environment import task_environment
 from rigbus.agents.process import child as child_module
 from rigbus.agents.process import tree as proctree
-from rigbus.agents.process.linux import LinuxProcesses, Spawn, SpawnError, shell_argv, task_environment
+from rigbus.agents.process.linux import LinuxProcesses, Spawn, SpawnError, shell_argv
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's /proc and pidfds")
 TOKEN = f"short-{os.getpid()}"
@@ -132,3 +133,60 @@ def test_whichever_call_fails_the_attempt_ends_and_nothing_lives_on(
         total += nth - 1
         print(f"\n{name} {phase}: {nth - 1} calls")
     assert total, "it is never called: nothing was tested"
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_sweep_of_a_rig_that_is_short_of_means_looks_again_until_all_is_dead(
+    procs: LinuxProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    spec = Spawn(
+        argv=["/bin/sh", "-c", COMMAND],
+        env=task_environment(os.environ, {}),
+        token=f"{TOKEN}:2.1",
+        cwd=tmp_path,
+        log_path=tmp_path / "out.log",
+    )
+    child = procs.spawn(spec)
+    wait_for(lambda: len(bearers_of_token(TOKEN)) >= 3, what="the command's tree")
+    looks = Failing(monkeypatch, proctree, "open", error)
+    looks.arm(3)
+    report = procs.sweep_prefix(f"{TOKEN}:", timeout_s=20.0)
+    assert looks.count >= 3 and report.killed >= 3 and not report.survivors
+    assert not bearers_of_token(TOKEN)
+
+    def none_left(*given: Any) -> int:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as short:
+        short.setattr(proctree, "open", none_left, raising=False)
+        with pytest.raises(OSError, match=os.strerror(error)):
+            procs.sweep_prefix(f"{TOKEN}:", timeout_s=0.1)
+    wait_for(procs.kill_tree(child).step, what="the end of the tree")
+    child.close()
+
+
+def test_a_sweep_says_once_what_keeps_it_from_looking(
+    procs: LinuxProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = Spawn(
+        argv=["/bin/sh", "-c", "exec sleep 300"],
+        env=task_environment(os.environ, {}),
+        token=f"{TOKEN}:3.1",
+        cwd=tmp_path,
+        log_path=tmp_path / "out.log",
+    )
+    child = procs.spawn(spec)
+    sweep = procs.kill_tree(child)
+
+    def none_left(*given: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as short:
+        short.setattr(proctree, "open", none_left, raising=False)
+        for _ in range(5):
+            assert not sweep.step()
+    assert [r.getMessage() for r in caplog.records] == [
+        "a look at the processes of an attempt failed (Too many open files); looking again"
+    ]
+    wait_for(sweep.step, what="the end of the tree")
+    child.close()

@@ -16,7 +16,6 @@ from rigbus.agents.supervisor.core import (
     ChildSpec,
     Finish,
     Gone,
-    Obituaries,
     Phase,
     Say,
     Stage,
@@ -26,6 +25,7 @@ from rigbus.agents.supervisor.core import (
     Terminate,
     missing,
 )
+from rigbus.agents.supervisor.obituaries import Obituaries
 
 SPECS = [
     ChildSpec("broker", ("broker",), Stage.BROKER, watched=True, silent_s=10.0),
@@ -335,9 +335,9 @@ def test_a_death_is_told_once_by_session_and_again_only_to_a_new_broker():
 
 def test_a_death_by_name_is_not_told_once_the_name_has_a_new_owner():
     gone = Obituaries()
-    gone.add("brain", "was ended by signal 9", False)
+    gone.add("brain", "was ended by signal 9", False, pid=7)
     [(_, header)] = gone.untold()
-    assert header["name"] == "brain"
+    assert (header["name"], header["pid"]) == ("brain", 7), "others of its name live"
     gone.taken_over("worker-1")
     assert gone.untold()
     gone.taken_over("brain")

@@ -129,7 +129,7 @@ def test_a_cancel_ends_the_tree_and_then_the_task(worker: Rig) -> None:
 def test_a_grandchild_that_holds_the_output_does_not_hold_the_task(worker: Rig) -> None:
     result = shell(worker, f"(setsid sleep 302.{os.getpid()} &) ; echo done")
     assert result.value["output"] == "done\n"
-    assert result.value["duration_s"] < 5
+    assert result.value["duration_s"] < 60
     assert not _running(f"302.{os.getpid()}")
 
 
@@ -171,7 +171,7 @@ def test_a_killed_worker_loses_no_task_and_leaves_no_process(rig: Rig) -> None:
     ids = rig.bus.submit([Task(type="shell", payload={"command": command})])
     rig.wait(flag.exists, what="the first attempt")
     rig.kill(first)
-    rig.wait(lambda: not _running(mark), timeout_s=3, what="the end of its command")
+    rig.wait(lambda: not _running(mark), timeout_s=15, what="the end of its command")
     rig.add_worker(name=first)  # the same name: the broker takes the old leases back at once
     (result,) = rig.bus.results(ids, timeout_s=20)
     assert (result.value["output"], result.attempts) == ("again\n", 2)

@@ -163,13 +163,13 @@ def scene(name: str, type: str) -> Bench:
     return b
 
 
-@pytest.mark.parametrize(
-    ("name", "event", "type"),
-    list(product(SCENES, TOKEN_EVENTS, ["shell", "noop"])),
-    ids=lambda v: v if isinstance(v, str) else repr(v)[:40],
-)
-def test_every_event_in_every_phase_keeps_the_books(name: str, event: ev.Event, type: str) -> None:
-    b = scene(name, type)
+@pytest.mark.parametrize(("name", "type"), list(product(SCENES, ["shell", "noop"])))
+def test_every_event_in_every_phase_keeps_the_books(name: str, type: str) -> None:
+    for event in TOKEN_EVENTS:
+        keeps_the_books(scene(name, type), event)
+
+
+def keeps_the_books(b: Bench, event: ev.Event) -> None:
     for _ in range(2):  # everything comes twice
         b.do(event)
         b.flush()
@@ -427,7 +427,7 @@ def test_a_cancelled_handler_that_hangs_is_not_reported_while_it_lives() -> None
 def test_short_tasks_earn_a_queue_and_a_long_one_ends_it() -> None:
     b = Bench(slots=1)
     for i in range(20):
-        token = (1, 100 + i)
+        token = (0, 100 + i)
         b.do(ev.Leases([lease(token, "noop")]), ev.Started(token, b.now))
         b.do(ev.Ended(token, ev.Outcome(True, duration_s=0.0001)))
     offer = sent(b.flush(), Verb.OFFER)[-1]

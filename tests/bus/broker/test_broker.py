@@ -15,7 +15,7 @@ import pytest
 import zmq
 from busparts import RealBroker
 from harness import spec
-from helpers import wait_for
+from helpers import slack, wait_for
 
 from rigbus.bus.broker.broker import TRIM_PART, Broker, Options
 from rigbus.bus.errors import ConfigError, Refused, StoreError
@@ -324,7 +324,7 @@ def test_questions_about_the_log_by_the_thousand_hold_up_nobody(rig: Rig) -> Non
     for _ in range(3):
         began = time.monotonic()
         assert client.ask(Verb.QUERY, {"what": "status"}).verb is Verb.OK
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 3.0 * slack()
 
 
 def test_a_frame_over_the_limit_costs_its_sender_the_connection_only(rig: Rig) -> None:
@@ -520,7 +520,7 @@ def test_a_peer_that_does_not_read_is_cut_off_and_the_others_do_not_notice(
             sent += 1
         begun = time.monotonic()
         assert client.ask(Verb.QUERY, {"what": "status"}).verb is Verb.OK
-        assert time.monotonic() - begun < 3.0
+        assert time.monotonic() - begun < 3.0 * slack()
         worker.ask(Verb.RENEW, {"tokens": [lease["token"]]})
         assert sent < 10_000, "it is never cut off"
     worker.result(lease, value="end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import rawzmtp
+import zmq
 from busparts import RealBroker
 from helpers import short_folder, wait_for
 
 from rigbus.bus.broker.broker import Options
-from rigbus.bus.broker.inflow import LOOK_S, MIB, PATIENCE_S, SETTLE_S, TASK_BYTES, Watch
+from rigbus.bus.broker.inflow import LOOK_S, MIB, PATIENCE_S, SETTLE_S, TASK_BYTES, Inflow, Watch
 from rigbus.bus.client.link import Connection
 from rigbus.bus.wire import Verb, encode
 
@@ -106,6 +108,81 @@ def test_tasks_are_no_flood() -> None:
     for _ in range(10):
         b.tasks += 50 * MIB // TASK_BYTES
         assert b.look({1: 5}, grow=50 * MIB) == []
+
+
+# -- the process and its connections -------------------------------------------------------------------------
+
+
+def test_a_number_that_another_socket_has_by_now_is_still_watched() -> None:
+    """The three sockets tell of their connections apart: an old end may be read after the number's next beginning."""
+    context = zmq.Context()
+    sockets = {name: context.socket(zmq.ROUTER) for name in ("commands", "events")}
+    inflow = Inflow(sockets, lambda: 0)
+    here, there = socket.socketpair()
+    try:
+        inflow._heard("events", zmq.EVENT_ACCEPTED, here.fileno())
+        inflow._heard("commands", zmq.EVENT_ACCEPTED, here.fileno())
+        inflow._heard("events", zmq.EVENT_DISCONNECTED, here.fileno())
+        assert inflow.usage()["connections"][0] == 1
+        inflow._heard("commands", zmq.EVENT_DISCONNECTED, here.fileno())
+        assert inflow.usage()["connections"][0] == 0
+    finally:
+        inflow.close()
+        here.close()
+        there.close()
+        context.destroy(linger=0)
+
+
+#: A ROUTER that is watched in a process that may open few files; a line says its bound and where it listens.
+FEW_FILES = """
+import resource, sys, zmq
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+from rigbus.bus.broker.inflow import Inflow
+context = zmq.Context()
+router = context.socket(zmq.ROUTER)
+router.setsockopt(zmq.BACKLOG, 1024)
+router.setsockopt(zmq.HANDSHAKE_IVL, 0)
+router.bind("tcp://127.0.0.1:*")
+inflow = Inflow({"commands": router}, lambda: 0, connections=5000)
+inflow.start()
+print(inflow.usage()["connections"][1], router.last_endpoint.decode(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_connections_that_take_every_descriptor_are_ended_down_to_the_bound() -> None:
+    with ExitStack() as opened:
+        words = [sys.executable, "-c", FEW_FILES]
+        watched = opened.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        try:
+            assert watched.stdout is not None
+            bound, endpoint = watched.stdout.readline().decode().split()
+            assert bound == "150", "5000 are wanted, and of 300 files half are for connections"
+            peers = [opened.enter_context(rawzmtp.connect(endpoint)) for _ in range(600)]
+            for raw in peers:
+                raw.setblocking(False)
+            living = set(peers)
+
+            def few() -> bool:
+                living.difference_update([raw for raw in living if hung_up(raw)])
+                return len(living) <= 150
+
+            wait_for(few, what="the rest to be ended", timeout_s=30)
+            assert watched.poll() is None and living
+        finally:
+            watched.kill()
+
+
+def hung_up(raw: socket.socket) -> bool:
+    """Whether the other end has closed it; what it sent is thrown away."""
+    try:
+        while raw.recv(4096):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
 
 
 # -- a real broker -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from harness import Harness, spec
 
 from rigbus.bus.broker.leftovers import Gone, Holdings
-from rigbus.bus.core.model import Batch, Changes
+from rigbus.bus.core.model import Batch, Changes, Revision
 from rigbus.bus.wire import Verb
 
 A, B = "a" * 64, "b" * 64
@@ -94,3 +94,18 @@ def test_a_purge_names_the_folders_of_batches_and_the_logs_of_calls() -> None:
     logs = [log for gone in found for log in gone.logs]
     assert sorted(logs) == [(calls.id, "a/1", 1), (calls.id, "b", 1)]
     assert [sha for gone in found for sha in gone.results] == [A]
+
+
+def test_the_copies_and_views_of_all_revisions_go_with_the_batch() -> None:
+    first = plan(1, A)
+    held = Holdings([first], [])
+    first.plan, first.revisions = {"name": "p", "sha256": B}, (Revision("k", "d", A, 0.0, "", ""),)
+    assert not held.committed(Changes(batches={1: first}))
+    again = Holdings([first], [])
+    for one in (held, again):
+        assert (
+            one.has_plan(A) and one.has_plan(B) and one.has_view(first.id) and one.has_view(f"{first.id}@2")
+        )
+        gone = one.committed(Changes(purge_batches=[1]))
+        assert (gone.views, gone.plans) == ([first.id, f"{first.id}@2"], [A, B])
+        assert not one.has_view(f"{first.id}@2")

@@ -118,7 +118,7 @@ def test_without_a_rig_the_error_is_quick_and_names_the_folder(tmp_path: Path) -
     begun = time.monotonic()
     with pytest.raises(Unreachable, match=str(tmp_path)) as caught:
         Client(state=tmp_path / "none")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 4, "it waited for a broker"
     assert caught.value.exit_code == 4
 
 
@@ -316,7 +316,22 @@ def test_a_busy_broker_is_asked_again(scripted: ScriptedBroker) -> None:
     tries.clear()
     scripted.answers[Verb.SUBMIT] = lambda e: [(Verb.BUSY, {"retry_after_s": 9, "message": "full"}, [])]
     with Client(scripted.endpoint) as bus, pytest.raises(Busy):
-        bus.submit([Task(type="echo")], timeout_s=0.1)
+        bus.submit([Task(type="echo")], timeout_s=5)
+
+
+def test_a_revision_is_asked_for_under_one_key_until_there_is_room(scripted: ScriptedBroker) -> None:
+    tries = []
+
+    def answer(envelope: Any) -> list[Any]:
+        tries.append(envelope.header)
+        if len(tries) < 3:
+            return [(Verb.BUSY, {"retry_after_s": 0.02, "bound": "disk", "message": "full"}, [])]
+        return [(Verb.OK, {"batch": "b", "revision": 2, "state": "running"}, [])]
+
+    scripted.answers[Verb.REVISE] = answer
+    with Client(scripted.endpoint) as bus:
+        assert bus.revise("b", {"name": "p"}, reason="why", priority=8)["revision"] == 2
+    assert len({t["key"] for t in tries}) == 1 and tries[0]["reason"] == "why" and tries[0]["priority"] == 8
 
 
 # --- values by reference --------------------------------------------------------------------------------------
@@ -378,6 +393,28 @@ def test_ctrl_c_in_a_call_cancels_its_task(own_rig: Rig) -> None:
         (lease,) = own_rig.worker.leases
         row = bus.query("task", id=lease["id"])["rows"][0]
         assert row["cancel_requested"] or row["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("way", ["call", "stream"])
+def test_ctrl_c_in_the_submit_of_a_call_ends_what_was_accepted_of_it(
+    rig: Rig, bus: Client, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    accepted = bus._accepted
+    answers: list[dict[str, Any]] = []
+
+    def interrupted_once(*args: Any) -> dict[str, Any]:
+        answers.append(accepted(*args))
+        if len(answers) == 1:
+            raise KeyboardInterrupt
+        return answers[-1]
+
+    monkeypatch.setattr(bus, "_accepted", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        list(getattr(bus, way)("never", timeout_s=20))
+    (id_,) = answers[0]["ids"]
+    assert answers[1]["ids"] == [id_], "the same submit is the same task"
+    row = bus.query("task", id=id_)["rows"][0]
+    assert row["cancel_requested"] or row["state"] == "cancelled"
 
 
 def test_a_client_that_leaves_ends_its_calls_but_not_its_submits(rig: Rig, bus: Client) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 from busparts import ScriptedBroker, wait_until
-from helpers import free_endpoint
+from helpers import free_endpoint, slack
 
 from rigbus.bus.client import link as link_module
 from rigbus.bus.client.link import Connection, new_session
@@ -77,7 +77,7 @@ def test_without_a_broker_it_says_so_in_time_and_nothing_is_queued(link: Connect
     begun = time.monotonic()
     with pytest.raises(Unreachable, match="rigbus up"):
         link.connect(0.2)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4 * slack()
     assert not link.send(Verb.RENEW, {})
     late = ScriptedBroker(endpoint)
     link.connect(5)
@@ -150,7 +150,7 @@ def test_a_request_that_is_never_answered_ends_at_its_deadline(
     begun = time.monotonic()
     with pytest.raises(Unreachable, match="QUERY"):
         link.request(Verb.QUERY, {"what": "status"}, timeout_s=0.4)
-    assert 0.3 < time.monotonic() - begun < 3
+    assert 0.3 < time.monotonic() - begun < 4 * slack()
 
 
 def test_a_forgotten_session_greets_again_and_asks_again(broker: ScriptedBroker, link: Connection) -> None:

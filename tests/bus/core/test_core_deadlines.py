@@ -29,6 +29,19 @@ def test_a_deadline_expires_what_waits_and_skips_what_waits_for_it(rig: Harness)
     rig.check()
 
 
+def test_a_deadline_holds_for_a_task_whose_turn_came_while_its_own_message_was_read(rig: Harness) -> None:
+    client = rig.client()
+    (dead,) = client.tasks(spec("dead"), key="b", open=True)
+    client.ask(Verb.CANCEL, {"ids": [dead.id]})
+    broken, then = client.tasks(
+        spec("broken", "dead"), spec("then", ["broken", "end"], deadline_s=5), key="b", open=True
+    )
+    assert rig.states([broken, then]) == ["SKIPPED", "READY"]
+    rig.wait(6, (client, []))
+    assert then.state is TaskState.EXPIRED and then.error == "its deadline passed"
+    rig.check()
+
+
 def test_a_deadline_of_a_running_task_waits_until_its_tree_is_dead(rig: Harness) -> None:
     worker, client = rig.worker(), rig.client()
     (task,) = client.tasks(spec("a", deadline_s=3))
@@ -153,11 +166,11 @@ def test_a_batch_of_twenty_thousand_is_cancelled_and_requeued_quickly(rig: Harne
     for start in range(0, 20_000, 1000):
         specs = [spec(f"t{i}", *([f"t{i % 100}"] if i >= 1000 else [])) for i in range(start, start + 1000)]
         answer = client.submit(*specs, key="big", open=True)
-    before = time.perf_counter()
+    before = time.process_time()
     client.ask(Verb.CANCEL, {"batch": answer.header["batch"]})
-    cancelled = time.perf_counter()
+    cancelled = time.process_time()
     assert rig.core.batch_keys["big"].state.name == "CANCELLED"
     client.ask(Verb.REQUEUE, {"batch": answer.header["batch"]})
     assert rig.core.counts[TaskState.READY] == 1000
-    assert cancelled - before < 1.5 and time.perf_counter() - cancelled < 2.0
+    assert cancelled - before < 1.5 and time.process_time() - cancelled < 2.0
     rig.check()

@@ -168,3 +168,38 @@ def test_a_handler_that_is_requeued_does_not_get_the_cancel_of_its_call_as_an_an
     assert top.state is TaskState.READY
     assert cancelled.state is TaskState.READY
     rig.check()
+
+
+def test_nor_does_one_that_is_requeued_while_it_is_being_cancelled(rig: Harness) -> None:
+    worker, client = rig.worker(), rig.client()
+    (top,) = client.tasks(spec("a"))
+    lease = worker.lease()
+    answered, runs, waits = worker.tasks(*(child_of(lease, n) for n in (1, 2, 3)))
+    lent(worker, 1)
+    worker.result(worker.lease(), "kept")
+    assert worker.lease()["id"] == runs.id
+    client.ask(Verb.CANCEL, {"ids": [top.id]})
+    assert client.ask(Verb.REQUEUE, {"ids": [top.id]}).header["requeued"] == 1
+    worker.say(Verb.BYE, {})
+    assert rig.states([top, answered, runs, waits]) == ["READY", "DONE", "CANCELLED", "CANCELLED"]
+    again = rig.worker()
+    lease = again.lease()
+    made = again.tasks(*(child_of(lease, n) for n in (1, 2, 3)))
+    assert made[0] is answered
+    assert rig.states(made) == ["DONE", "READY", "READY"], "their cancel is no answer: they are made anew"
+    rig.check()
+
+
+def test_a_call_does_not_come_back_while_its_handler_is_to_end(rig: Harness) -> None:
+    worker, client = rig.worker(), rig.client()
+    (top,) = client.tasks(spec("a"))
+    lease = worker.lease()
+    (call,) = worker.tasks(child_of(lease, 1))
+    lent(worker, 1)
+    worker.lease()
+    client.ask(Verb.CANCEL, {"ids": [top.id]})
+    assert call.ending
+    assert client.ask(Verb.REQUEUE, {"ids": [call.id]}).header["requeued"] == 0
+    worker.say(Verb.BYE, {})
+    assert rig.states([top, call]) == ["CANCELLED", "CANCELLED"]
+    rig.check()

@@ -30,11 +30,12 @@ def running(rig: Harness) -> tuple[Peer, Task, dict[str, object]]:
     return worker, task, worker.lease()
 
 
-def after_restart(rig: Harness, task: Task) -> Harness:
-    """The broker was killed; its store had this one task, leased."""
+def after_restart(rig: Harness, *tasks: Task) -> Harness:
+    """The broker was killed; its store had these tasks of one batch."""
     core = Core(incarnation=2, state_id="5" * 32)
-    task.batch.counts, task.batch.total, task.batch.keys = [0] * len(TaskState), 0, {}
-    core.load([task.batch], [task], {}, {}, rig.now, rig.wall)
+    batch = tasks[0].batch
+    batch.counts, batch.total, batch.keys = [0] * len(TaskState), 0, {}
+    core.load([batch], list(tasks), {}, {}, rig.now, rig.wall)
     again = Harness(core, now=rig.now, wall=rig.wall)
     again.numbers = rig.numbers  # its peers are others than those of the former life
     return again
@@ -138,6 +139,22 @@ def test_after_a_restart_the_successor_has_a_leases_time_from_its_hello(rig: Har
     again.wait(LEASE_S - 0.5, (heir, []))
     assert present(heir, dead.id, lease).verb is Verb.RECORDED
     assert task.state is TaskState.DONE
+
+
+def test_what_is_owed_outlives_the_other_leases_of_its_session_after_a_restart(rig: Harness) -> None:
+    dead = rig.worker(name="w1", credit=2, slots=1)
+    done, prefetched = rig.client().tasks(spec("a"), spec("b"))
+    lease, _ = dead.leases()
+    again = after_restart(rig, done, prefetched)
+    again.matching = False
+    again.wait(LEASE_S + 4.5)
+    heir = again.peer("worker", "w1", owes={dead.id: [lease["token"]]})
+    again.wait(1.0, (heir, []))
+    assert prefetched.state is TaskState.READY, "nobody owes that one"
+    assert done.state is TaskState.LEASED
+    assert present(heir, dead.id, lease).verb is Verb.RECORDED
+    assert done.state is TaskState.DONE and done.attempt == 1
+    again.check()
 
 
 @pytest.mark.parametrize("owes", [[], "x", {"s": 3}, {"s": [[1]]}, {"s": {"a": 1}}, 7])

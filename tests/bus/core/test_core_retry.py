@@ -165,6 +165,22 @@ def test_a_lost_worker_is_nothing_to_escalate(rig: Harness) -> None:
     assert task.state is TaskState.DEAD
 
 
+def test_a_judged_task_that_ends_well_after_its_cancel_is_cancelled_and_never_runs_again(
+    rig: Harness,
+) -> None:
+    worker, brain = rig.worker(), rig.brain()
+    task = plan_task(rig, brain, review=True, policy={"task": 2})
+    lease = worker.lease()
+    worker.started(lease)
+    assert rig.client().ask(Verb.CANCEL, {"ids": [task.id], "reason": "enough"}).header["ending"] == 1
+    worker.result(lease)
+    assert (task.state, task.error) == (TaskState.CANCELLED, "enough")
+    assert "task.noop.review" not in rig.topics("a"), "nobody is asked to judge it"
+    verdict(brain, task, "reject", "late")
+    assert task.state is TaskState.CANCELLED
+    rig.check()
+
+
 def test_a_reviewed_task_is_accepted_or_done_again_or_rejected(rig: Harness) -> None:
     brain, worker = rig.brain(), rig.worker()
     task = plan_task(rig, brain, review=True, policy={"task": 2})

@@ -60,6 +60,13 @@ def test_who_comes_back_with_the_right_version_is_not_named_any_more(rig: Harnes
     assert client.ask(Verb.QUERY, {"what": "status"}).header["refused"] == []
 
 
+def test_who_was_refused_is_one_line_whatever_it_says_of_itself(rig: Harness) -> None:
+    evil = "x\n\x1b[2Jall is well"
+    hello(rig, proto=[evil, evil], role=evil, name={"a": evil}, host=evil, build=evil, pid=evil)
+    (row,) = rig.client().ask(Verb.QUERY, {"what": "status"}).header["refused"]
+    assert row["who"].isprintable() and row["why"].isprintable()
+
+
 def test_the_list_of_the_refused_is_bounded(rig: Harness) -> None:
     client = rig.client()
     for i in range(200):
@@ -98,6 +105,20 @@ def test_a_hello_that_is_wrong_leaves_nothing_behind(rig: Harness, wrong: dict[s
     assert error_of(answer) == "bad_frame"
     assert set(rig.core.sessions) == {old.id} and len(rig.core.peers) == 1
     rig.check()
+
+
+def test_a_hello_that_a_later_one_has_overtaken_takes_back_nothing(rig: Harness) -> None:
+    worker = rig.worker()
+    worker.reconnect(nth=2)
+    worker.offer()
+    (task,) = rig.client().tasks(spec("a"))
+    assert task.state is TaskState.LEASED
+    old = {"proto": [1, 0], "role": "worker", "session": worker.id, "name": worker.name, "nth": 1}
+    rig.step(Envelope(Verb.HELLO, old, [], b"h", b"an older connection"))
+    assert not rig.inboxes[b"an older connection"], "nobody hears an answer there"
+    assert task.state is TaskState.LEASED and rig.core.sessions[worker.id].peer == worker.address
+    worker.reconnect(nth=3)
+    assert task.state is TaskState.READY, "this one is newer, and does not have it"
 
 
 def test_who_has_not_said_hello_is_told_to(rig: Harness) -> None:
@@ -359,6 +380,18 @@ def test_gone_is_believed_only_from_a_supervisor(rig: Harness) -> None:
     assert answer.header == {"sessions": 1, "leases": 1}
     assert task.state is TaskState.READY and task.error == "killed"
     assert error_of(worker.ask(Verb.RENEW)) == "no_session"
+
+
+def test_gone_of_a_name_ends_only_the_process_that_has_died(rig: Harness) -> None:
+    """Brains of one name: one acts, the other stands by; whichever dies, the other one lives."""
+    acts, waits = rig.peer("brain", "brain", pid=7), rig.peer("brain", "brain", pid=8)
+    supervisor = rig.peer("supervisor")
+    assert supervisor.ask(Verb.GONE, {"name": "brain", "pid": 9}).header == {"sessions": 0, "leases": 0}
+    assert supervisor.ask(Verb.GONE, {"name": "brain", "pid": 7}).header == {"sessions": 1, "leases": 0}
+    assert error_of(acts.ask(Verb.RENEW)) == "no_session"
+    assert waits.ask(Verb.RENEW).header == {"epoch": 2}, "the seat is its own now"
+    assert error_of(supervisor.ask(Verb.GONE, {"name": "brain", "pid": "8"})) == "bad_frame"
+    assert waits.ask(Verb.RENEW).header == {"epoch": 2}
 
 
 def test_gone_of_nobody_is_harmless(rig: Harness) -> None:

@@ -420,7 +420,7 @@ def with_real_ids(value: Any, rig: Harness, peer: Peer) -> Any:
     return value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(list(Verb)),
     st.sampled_from(["worker", "client", "brain", "supervisor"]),
@@ -542,7 +542,7 @@ SHAPED: dict[Verb, st.SearchStrategy[dict[str, Any]]] = {
 }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(SHAPED)).flatmap(lambda v: st.tuples(st.just(v), SHAPED[v])))
 def test_nearly_right_messages_are_applied_whole_or_not_at_all(message: tuple[Verb, dict[str, Any]]) -> None:
     verb, header = message

@@ -128,7 +128,7 @@ def test_the_budget_outlives_a_restart_of_the_broker() -> None:
     assert worker.lease()["key"] == "a"
     stored = next(c.new_tasks[task.no][1] for c in rig.changes if task.no in c.new_tasks)
     row = insert_row(task, stored, b"", {}, {}, 0.0)
-    loaded, _ = task_from(row[:_COLUMNS_READ], task.batch, 0.0, rig.wall)
+    loaded, _ = task_from((*row[:_COLUMNS_READ], 0), task.batch, 0.0, rig.wall)
     assert loaded.shape is task.shape
     assert loaded.shape.vram_mb == 3000
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -67,10 +71,31 @@ def test_a_rig_that_works_is_copied_and_the_copy_goes_on_past_its_numbers(
     assert names(new.state.parent) == ["copy", "new", "state"]
 
 
+def test_the_ratings_of_samples_are_in_it_also_those_of_this_moment(paths: RigPaths, tmp_path: Path) -> None:
+    used(paths).store.close()
+    with closing(sqlite3.connect(paths.state / "samples.db", isolation_level=None)) as book:
+        book.execute("PRAGMA journal_mode = WAL")
+        book.execute("CREATE TABLE samples (id TEXT, human_rating INTEGER)")
+        book.execute("INSERT INTO samples VALUES ('s1', 5)")  # in the write-ahead log, as beside a bridge
+        assert backup(paths, tmp_path / "copy")["samples"] is None
+    new = rig_paths(tmp_path / "new", None)
+    restore(tmp_path / "copy", new)
+    with closing(sqlite3.connect(new.state / "samples.db")) as again:
+        assert again.execute("SELECT * FROM samples").fetchall() == [("s1", 5)]
+
+
+def test_a_damaged_book_of_samples_is_named_and_left_out(paths: RigPaths, tmp_path: Path) -> None:
+    used(paths).store.close()
+    (paths.state / "samples.db").write_bytes(b"no database" * 1000)
+    manifest = backup(paths, tmp_path / "copy")
+    assert "not a database" in manifest["samples"] and "samples.db" not in manifest["files"]
+    restore(tmp_path / "copy", rig_paths(tmp_path / "new", None))
+
+
 def test_a_backup_that_is_not_whole_is_refused_and_nothing_is_made(paths: RigPaths, tmp_path: Path) -> None:
     used(paths).store.close()
     target = tmp_path / "copy"
-    backup(paths, target)
+    manifest = backup(paths, target)
     new = rig_paths(tmp_path / "new", None)
     data = (target / "rigbus.db").read_bytes()
     (target / "rigbus.db").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -80,9 +105,7 @@ def test_a_backup_that_is_not_whole_is_refused_and_nothing_is_made(paths: RigPat
     (target / "results" / "cd" / SHA).unlink()
     with pytest.raises(Refused, match="No such file"):
         restore(target, new)
-    (target / MANIFEST).write_text(
-        json.dumps({"schema": "rigbus.backup/1", "files": {"../id": {"sha256": ""}}})
-    )
+    (target / MANIFEST).write_text(json.dumps({**manifest, "files": {"../id": {"sha256": ""}}}))
     with pytest.raises(Refused, match="outside of the backup"):
         restore(target, new)
     (target / MANIFEST).write_text("{")
@@ -113,3 +136,56 @@ def test_a_result_that_is_not_there_is_named(paths: RigPaths, tmp_path: Path) ->
     used(paths).store.close()
     (paths.results / "cd" / SHA).unlink()
     assert backup(paths, tmp_path / "copy")["missing_results"] == [SHA]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"files": {"id": None}},
+        {"files": {"id": {"sha256": 5}}},
+        {"files": ["id"]},
+        {"tail": None},
+        {"tail": {"commits": 1, "seq": 1, "incarnation": 1}},
+        {"tail": {"commits": "1", "seq": 1, "incarnation": 1, "chain": "00" * 16}},
+        {"tail": {"commits": 1, "seq": -1, "incarnation": 1, "chain": "00" * 16}},
+        {"tail": {"commits": 1, "seq": 1, "incarnation": 1, "chain": "00"}},
+        {"made_at": None},
+        {"schema": "rigbus.backup/2"},
+    ],
+)
+def test_a_manifest_that_somebody_has_changed_is_refused(
+    paths: RigPaths, tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    used(paths).store.close()
+    target = tmp_path / "copy"
+    manifest = backup(paths, target)
+    (target / MANIFEST).write_text(json.dumps({**manifest, **wrong}))
+    new = rig_paths(tmp_path / "new", None)
+    with pytest.raises(Refused, match=r"not of schema .* this backup cannot be used"):
+        restore(target, new)
+    assert not new.state.exists()
+
+
+SMALL = """
+import resource, sys
+from pathlib import Path
+from rigbus.bus.errors import StoreError
+from rigbus.bus.paths import rig_paths
+from rigbus.bus.store.backup import backup
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    backup(rig_paths(Path(sys.argv[1]), None), Path(sys.argv[2]))
+except StoreError as e:
+    print(e)
+"""
+
+
+def test_a_disk_that_does_not_take_the_copy_is_not_called_a_damage_of_the_rig(
+    paths: RigPaths, tmp_path: Path
+) -> None:
+    used(paths).store.close()
+    target = tmp_path / "copy"
+    words = [sys.executable, "-c", SMALL, str(paths.state), str(target)]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.startswith(f"{target}: not finished") and "choose another disk" in said
+    assert "damaged" not in said and "`rigbus repair`" not in said

@@ -18,13 +18,13 @@ ALL = os.environ.get("RIGBUS_TEST_FAILING") == "all"
 @pytest.mark.parametrize(
     ("scene", "step", "calls"),
     [
-        ("broker", 6, 150),  # a restart, then a task's whole life with checkpoints
-        ("first", 4, 100),  # a state folder is made
-        ("backup", 6, 120),  # and restored
-        ("repair", 6, 150),
+        ("broker", 8, 150),  # a restart, then a task's whole life with checkpoints
+        ("first", 5, 100),  # a state folder is made
+        ("backup", 8, 120),  # and restored
+        ("repair", 8, 150),
         ("spool", 1, 15),
-        ("stage", 3, 60),  # with a batch's view, and what goes back to the plan
-        ("drop", 4, 80),  # the intake of a plan, with the share's operations
+        ("stage", 4, 60),  # with a batch's view, and what goes back to the plan
+        ("drop", 5, 80),  # the intake of a plan, with the share's operations
     ],
 )
 def test_whichever_call_fails_nothing_is_lost_or_done_twice(scene: str, step: int, calls: int) -> None:
@@ -32,3 +32,11 @@ def test_whichever_call_fails_nothing_is_lost_or_done_twice(scene: str, step: in
     print(f"\n{scene}: {found}")
     assert found["failures"] == 0, "\n".join(found["first"])
     assert found["calls"] > calls, "too few calls: is everything seen?"
+
+
+def test_what_the_disk_does_not_give_at_a_moment_is_not_called_damage() -> None:
+    """Reads and looks fail as well here: all that is done to a database before it is opened."""
+    found = alone("syscalls.failing", "examine", "all", timeout_s=300.0)
+    print(f"\nexamine: {found}")
+    assert found["failures"] == 0, "\n".join(found["first"])
+    assert found["calls"] > 50, "too few calls: is everything seen?"

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Final
 
-PARTS: Final = ("workers", "broker", "output", "share", "subscriber")
+PARTS: Final = ("workers", "broker", "output", "share", "subscriber", "folder")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ....agents.attempts.output import MAX_LOG_BYTES
+from ....agents.process.tree import peak_rss_bytes
 from ....bus.errors import RigbusError
 from ..figures import Figure, Spread
-from ..machine import forget_peak, peak_rss_bytes, rss_bytes
+from ..machine import forget_peak, rss_bytes
 from ..mirror import quantile
 from ..rig import BenchRig, Setup
 

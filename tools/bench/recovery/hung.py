@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ....agents.process.tree import children_of, read_proc
 from ..bus import run_round
 from ..figures import Figure, Spread
 from ..rig import BenchRig, Setup
@@ -44,16 +45,13 @@ def measure(pairs: int, turn_s: float, say: Callable[[str], None]) -> tuple[list
     ):
         run_round(client, TASKS, 200)
         for n in range(pairs):
-            a = b = _Turn(0.0, 0.0)
-            for hung in (True, False) if n % 2 else (False, True):
-                if not hung:
-                    b = _turn(rig, client, turn_s)
-                    continue
-                began = time.monotonic()
-                with share.hanging(rig, client):
-                    a = _turn(rig, client, turn_s)
-                hung_s += time.monotonic() - began
-                _wait_share(rig, client)
+            b = _turn(rig, client, turn_s) if n % 2 == 0 else None
+            began = time.monotonic()
+            with share.hanging(rig, client):
+                a = _turn(rig, client, turn_s)
+            hung_s += time.monotonic() - began
+            _wait_share(rig, client)
+            b = b or _turn(rig, client, turn_s)
             hung_rates.append(a.rate)
             rates.append(b.rate)
             ratios.append(a.rate / b.rate)
@@ -113,18 +111,12 @@ def _write_much(client: Client) -> None:
 
 def _helpers(rig: BenchRig) -> list[int]:
     """The bridge's child processes."""
-    found: list[int] = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{rig.pid('bridge')}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+    return [child.pid for child in children_of(rig.pid("bridge"))]
 
 
 def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+    proc = read_proc(pid)
+    return proc.state if proc is not None else ""
 
 
 class Frozen:

@@ -11,7 +11,7 @@ from typing import Final
 from .. import limits
 from ..figures import Figure, Outcome
 from ..machine import machine
-from . import PARTS, flood, hung, kills, outage, stopped
+from . import PARTS, flood, folder, hung, kills, outage, stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,14 @@ class Options:
     share_turn_s: float = 8.0
     subscriber_pairs: int = 10
     subscriber_tasks: int = 10_000
+    files: int = 100_000
+    file_starts: int = 5
+    file_sweeps: int = 3
 
 
 FULL: Final = Options()
 #: Whether it works at all: a figure of it says little, and none is held to a target.
-QUICK: Final = Options(3, 1, 200, 1, 100_000_000, 1, 0.5, 1, 500)
+QUICK: Final = Options(3, 1, 200, 1, 100_000_000, 1, 0.5, 1, 500, 300, 1, 0)
 #: A lease of workers that run alone, so that a quick run need not wait for the default one.
 QUICK_LEASE_S: Final = 1.0
 
@@ -46,10 +49,11 @@ def measure(say: Callable[[str], None], *, quick: bool = False, only: Sequence[s
         "output": lambda: flood.measure(o.output_bytes, say),
         "share": lambda: hung.measure(o.share_pairs, o.share_turn_s, say),
         "subscriber": lambda: stopped.measure(o.subscriber_pairs, o.subscriber_tasks, say),
+        "folder": lambda: folder.measure(o.files, o.file_starts, o.file_sweeps, say),
     }
     settings = {"durability": "full", **asdict(o), **machine()}
-    with tempfile.TemporaryDirectory(prefix="rigbus-bench-") as folder:
-        fsync_us = limits.fsync_p50_us(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="rigbus-bench-") as here:
+        fsync_us = limits.fsync_p50_us(Path(here))
     figures: list[Figure] = []
     notes: list[str] = []
     for part in PARTS:

@@ -43,7 +43,7 @@ HAUNTED = """
         if self.title == "odd":
             raise ctypes.ArgumentError("argument 1: wrong type")
         if self.title == "slow to take":
-            time.sleep(1.0)
+            time.sleep(1.0)  # it stands for work: a large grammar being compiled
         begin(self, llama, request)
 
     def haunted_choose(self, row):
@@ -112,6 +112,7 @@ def test_a_cancel_passes_requests_that_are_slow_to_take(make: Make, haunt: Calla
     assert usage_of(slow[-1]).finish == "cancelled"
     for generation in slow[:-1]:
         generation.cancel()
+    for generation in slow[:-1]:
         usage_of(generation)
     assert host.pid == pid, "one child has done all this"
 

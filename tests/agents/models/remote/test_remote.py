@@ -503,8 +503,8 @@ def test_a_cancel_closes_the_connection_and_frees_the_server_at_once(make: Make,
         usage = generation.poll(0)
         assert isinstance(usage, Usage)
         assert usage.finish == "cancelled"
-        assert held.cancels[0].wait(2)
-        assert monotonic() - began < 0.5
+        assert held.cancels[0].wait(5)
+        assert monotonic() - began < 5, "the model or the server was waited for"
 
 
 def served(make: Make, endpoint: Endpoint, **options: Any) -> RemoteModel:
@@ -521,7 +521,7 @@ def test_a_cancel_ends_the_wait_for_another_try(make: Make) -> None:
         assert isinstance(generation.poll(1), Usage)
         began = monotonic()
         model.close()
-        assert monotonic() - began < 2
+        assert monotonic() - began < 20, "the try was waited for"
 
 
 def test_more_requests_than_may_run_wait_here(make: Make) -> None:

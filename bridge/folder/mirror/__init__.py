@@ -1,0 +1,1 @@
+"""Outwards: the broker's state drawn into the folder, and compared with what stands there."""

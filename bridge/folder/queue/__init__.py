@@ -1,0 +1,1 @@
+"""The door ``tasks/queue``: files of the earlier system's scripts and of people become batches."""
