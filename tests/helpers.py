@@ -236,6 +236,18 @@ def end_all(pids: Iterator[int] | Sequence[int] | Mapping[int, str]) -> None:
             pass
 
 
+def open_descriptors() -> set[tuple[str, str]]:
+    """What this process has open: number and target. Compare by difference: what is less than before is what an
+    earlier test had left to the garbage collector."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add((entry.name, os.readlink(entry)))
+        except FileNotFoundError:
+            continue  # of this listing
+    return found
+
+
 def _is_zombie(entry: Path) -> bool:
     try:
         return (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..bus.escalation import Answer
 
 MAX_BYTES: Final = 1 << 20
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+#: What a share without hard links answers.
+NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _PROBLEMS: Final = 8
 _SCHEMA: Final = "`rigbus planner schema` prints what an answer is"
 
@@ -168,7 +169,7 @@ def _put_new(temp: Path, target: Path) -> None:
     except FileExistsError:
         raise Refused(f"{target} is there already: somebody else has answered") from None
     except OSError as e:
-        if e.errno not in _NO_LINKS:
+        if e.errno not in NO_LINKS:
             raise
         if os.path.lexists(target):  # a share without hard links: nothing better is to be had there
             raise Refused(f"{target} is there already: somebody else has answered") from None

@@ -87,6 +87,22 @@ def texts(header: dict[str, Any], name: str) -> list[str]:
     return value
 
 
+def numbers(header: dict[str, Any], name: str) -> dict[str, int]:
+    """A map of texts to whole numbers of a peer's header, empty when absent.
+
+    Raises:
+        BadFrame: it is something else.
+    """
+    value = header.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and type(v) is int for k, v in value.items()
+    ):
+        raise BadFrame(f"{name} must be a map of texts to whole numbers, not {value!r:.60}", rule="§2")
+    return value
+
+
 def maps(header: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """A list of maps of a peer's header, empty when absent.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import DefinitionError, NotFound, Refused
 from ..wire import Envelope, Verb
-from .checks import MAX_INT, texts, whole
+from .checks import MAX_INT, numbers, texts, whole
 from .escalations import OVER
 from .forgetting import Forgetting
 from .model import Session
@@ -16,9 +16,16 @@ class Operating(Forgetting):
     """What people do to a running rig."""
 
     def cancel(self, session: Session, env: Envelope) -> dict[str, Any]:
-        """CANCEL of tasks or of a batch."""
+        """CANCEL of tasks, of a batch, or of attempts whose tasks are to run again."""
         h = env.header
         reason = str(h.get("reason") or f"cancelled by {session.name}")[:500]
+        if h.get("again") is not None:
+            runs = [(self.find_task(id_), attempt) for id_, attempt in numbers(h, "again").items()]
+            came = {task.id: self.run_again(task, attempt, reason) for task, attempt in runs}
+            return {
+                "again": [i for i, yes in came.items() if yes],
+                "left": [i for i, yes in came.items() if not yes],
+            }
         answered = self.answers_escalation(h)
         if answered is not None and answered.status in OVER:
             return {"cancelled": 0, "ending": 0, "already": True}

@@ -269,17 +269,6 @@ class Revising(Submitting):
             if task.state is TaskState.READY and not task.not_before:
                 self.ready.push(task)
 
-    # -- judges ----------------------------------------------------------------------------------------------
-
-    def judges_of(self, task: Task) -> list[Task]:
-        """The tasks that judge a result of ``task`` and have not ended."""
-        return [child for child in task.children or () if child.policy.aside and not child.ended]
-
-    def drop_judges(self, task: Task) -> None:
-        """The result is judged otherwise: what still judges it is not wanted."""
-        for judge in self.judges_of(task):
-            self.cancel_task(judge, f"the result of {task.key} has a verdict already")
-
 
 def _forget_edge(src: Task | None, dst: Task) -> bool:
     """Take an edge out of its source's list; whether there was one."""

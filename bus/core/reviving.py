@@ -36,18 +36,59 @@ class Reviving(Lifecycle):
         requeued = sum(no in chosen for no in coming)
         return requeued + spared, len(coming) - requeued
 
+    def run_again(self, task: Task, attempt: int, reason: str) -> bool:
+        """End this attempt and begin the task anew, in one step, so that its batch does not end in between; whether.
+
+        LEASED comes back when its tree is dead, unless it ended well; REVIEW at once. Left as it is: another attempt, what
+        has ended, what judges, and what is to end with its batch or its caller. The same again changes nothing.
+        """
+        if task.attempt != attempt or not self._stands_alone(task):
+            return False
+        if task.state is TaskState.REVIEW:
+            self.drop_judges(task)
+            self.move(task, TaskEvent.REJECT)
+            task.counts, task.error, task.silences = (0, 0, 0), None, 0
+            self.forget_crashes(task)
+            self.forget_calls(task)
+            self._leave_to_person(task)
+            self.await_again(task, "requeued")
+            return True
+        if task.state is not TaskState.LEASED:
+            return False
+        if Revised.GOES_ON in task.revised:
+            return True
+        if not task.ending:
+            self.cancel_task(task, reason)
+        return self._spare(task)
+
     def _spare(self, task: Task) -> bool:
         """Whether the task is being cancelled by itself, and not with its batch or its caller: then it is to come back."""
-        whole = task.batch.cancelled or task.batch.error is not None
-        if task.ended or task.ending != 1 or task.dropped or task.policy.aside or whole:
+        if task.ended or task.ending != 1 or not self._stands_alone(task):
             return False
-        caller = self.tasks.get(task.parent)
-        if caller is not None and (caller.ended or caller.ending):
-            return False
-        self.disown(task)
-        task.deadline, task.owner = 0.0, ""  # as of one that has ended
+        self._leave_to_person(task)
         self.mark_revised(task, task.revised | Revised.GOES_ON)
         return True
+
+    def _stands_alone(self, task: Task) -> bool:
+        """Neither its batch nor its caller is to end, and it judges nobody's result."""
+        if task.dropped or task.policy.aside or task.batch.cancelled or task.batch.error is not None:
+            return False
+        caller = self.tasks.get(task.parent)
+        return caller is None or not (caller.ended or caller.ending)
+
+    def _leave_to_person(self, task: Task) -> None:
+        """A person is there now: as of a task that has ended, neither its client's session nor its time counts."""
+        self.disown(task)
+        task.deadline, task.owner = 0.0, ""
+
+    def judges_of(self, task: Task) -> list[Task]:
+        """The tasks that judge a result of ``task`` and have not ended."""
+        return [child for child in task.children or () if child.policy.aside and not child.ended]
+
+    def drop_judges(self, task: Task) -> None:
+        """The result is judged otherwise: what still judges it is not wanted."""
+        for judge in self.judges_of(task):
+            self.cancel_task(judge, f"the result of {task.key} has a verdict already")
 
     def _coming(self, chosen: dict[int, Task], *, by_edges: bool = False) -> dict[int, Task]:
         """The chosen that can come back, and what was skipped for them. ``by_edges``: a broken one keeps the chosen down,

@@ -21,12 +21,12 @@ STATE = "brain/state.json"
 
 
 class Controlled:
-    """See the module. ``cancels`` and ``requeues`` are what the broker was asked, in order."""
+    """See the module. ``cancels``: what the broker was asked to cancel, in order; ``agains``: what of it to run again."""
 
     def __init__(self, share: Share, tmp_path: Path, **how: Any) -> None:
         self.share, self._tmp_path, self._how = share, tmp_path, how
         self.cancels: list[str] = []
-        self.requeues: list[str] = []
+        self.agains: list[str] = []
         self.world: Any = None
         self.begin()
 
@@ -67,14 +67,9 @@ class Controlled:
             self.look()
 
     def answer(self, ask: Ask) -> Envelope:
-        """The broker, which cancels and requeues at once."""
+        """The broker, where what runs dies at once."""
         if ask.verb is Verb.CANCEL:
-            return self._cancel(ask.header)
-        if ask.verb is Verb.REQUEUE:
-            self.requeues += ask.header["ids"]
-            for id_ in ask.header["ids"]:
-                self.change(id_, state="ready", started=False)
-            return Envelope(Verb.OK, {"requeued": len(ask.header["ids"]), "revived": 0})
+            return self._again(ask.header["again"]) if "again" in ask.header else self._cancel(ask.header)
         found: Envelope = self.world(ask)
         return found
 
@@ -87,6 +82,14 @@ class Controlled:
         if whole:
             self.end(whole)
         return Envelope(Verb.OK, {"cancelled": len(hit), "ending": 0, "already": 0})
+
+    def _again(self, runs: dict[str, int]) -> Envelope:
+        rows = {id_: self.world.tasks[id_] for id_ in runs}
+        ended = [i for i, row in rows.items() if row["state"] == "leased" and row["attempt"] == runs[i]]
+        self.agains += ended
+        for id_ in ended:
+            self.change(id_, state="ready", started=False)
+        return Envelope(Verb.OK, {"again": ended, "left": [id_ for id_ in runs if id_ not in ended]})
 
     def change(self, id_: str, **changes: Any) -> None:
         """A task is another; its row has the number of the event that says so."""

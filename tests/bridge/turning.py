@@ -15,7 +15,10 @@ from rigbus.bus.wire import Envelope, Verb, unpack
 
 
 class Rig:
-    """Enough of a broker: batches by key, tasks that end when the test says so, workers with sessions."""
+    """Enough of a broker: batches by key, tasks that end when the test says so, workers with sessions.
+
+    ``left``: tasks of which no attempt is ended to run again. ``on_cancel`` is called once.
+    """
 
     def __init__(self) -> None:
         self.asked: list[Ask] = []
@@ -23,6 +26,8 @@ class Rig:
         self.tasks: dict[str, dict[str, Any]] = {}
         self.workers: list[dict[str, Any]] = []
         self.payloads: list[Any] = []
+        self.left: set[str] = set()
+        self.on_cancel: Callable[[], object] | None = None
 
     def __call__(self, ask: Ask) -> Envelope:
         self.asked.append(ask)
@@ -34,6 +39,14 @@ class Rig:
             row = self._row(ask.header.get("batch"))
             row["state"], row["ended_at"] = "running", None
             return Envelope(Verb.OK, {"requeued": 1, "revived": 0})
+        if ask.verb is Verb.CANCEL and self.on_cancel is not None:
+            then, self.on_cancel = self.on_cancel, None
+            then()
+        if ask.verb is Verb.CANCEL and "again" in ask.header:
+            runs = ask.header["again"]
+            return Envelope(
+                Verb.OK, {"again": [i for i in runs if i not in self.left], "left": sorted(self.left)}
+            )
         if ask.verb is Verb.CONTROL and ask.header["action"] == "kill":
             for worker in self.workers:
                 if worker["session"] == ask.header["session"]:

@@ -148,6 +148,8 @@ class Checkers:
 
     def asked(self, env: Envelope) -> None:
         """The broker is about to do this: a batch that is to go on again is stopped no more."""
+        for id_ in env.header.get("again") or () if env.verb is Verb.CANCEL else ():
+            self._begins_anew(id_)
         batch = env.header.get("batch") if env.verb in (Verb.CANCEL, Verb.REQUEUE, Verb.REVISE) else None
         if isinstance(batch, str):
             question = env.peer, env.corr
@@ -156,6 +158,12 @@ class Checkers:
             if env.verb is not Verb.CANCEL:
                 self._retries[batch] = self._retries.get(batch, 0) + (env.verb is Verb.REQUEUE)
                 self._stopped.discard(batch)
+
+    def _begins_anew(self, id_: str) -> None:
+        """Its attempts are counted from the first."""
+        task = self.core.ids.get(id_) if self.core is not None else None
+        if task is not None:
+            self._retries[task.batch.id] = self._retries.get(task.batch.id, 0) + 1
 
     def _stop(self, send: Send) -> None:
         """A batch is cancelled, and nobody has said anything else of it since: nothing of it begins any more."""

@@ -48,6 +48,7 @@ class Job:
     cancel_after_s: float = 1.0
     revise: list[Revise] = field(default_factory=list)
     stop: Stop | None = None
+    again_s: list[float] = field(default_factory=list)  #: then what runs of it is ended, to run again
 
 
 class Client(Process):
@@ -63,13 +64,15 @@ class Client(Process):
         self._cancels: deque[tuple[float, list[str]]] = deque()
         self._revises: list[tuple[float, str, str, Revise]] = []  #: at, batch, its key
         self._stops: list[tuple[float, Verb, str, Stop]] = []  #: at, what is asked, batch
+        self._agains: list[tuple[float, str]] = []  #: at, batch
+        self._runs: dict[str, int] = {}  #: attempts that are to be ended now
         self._asked: Any = None
         self._corr = 0
 
     @property
     def done(self) -> bool:
         """Everything it wanted was answered."""
-        return not (self._todo or self._cancels or self._revises or self._stops)
+        return not (self._todo or self._cancels or self._revises or self._stops or self._agains)
 
     def begin(self) -> None:
         self._waits_for = b""
@@ -85,6 +88,15 @@ class Client(Process):
         elif self._cancels and now >= self._cancels[0][0]:
             self._asked = None
             self._ask(Verb.CANCEL, {"ids": self._cancels[0][1], "reason": "not wanted any more"})
+        elif self._agains and now >= self._agains[0][0]:
+            self._asked = self._agains[0]
+            if self._runs:
+                self._ask(Verb.CANCEL, {"again": self._runs, "reason": "once more"})
+            else:
+                states = ["leased", "review"]
+                self._ask(
+                    Verb.QUERY, {"what": "tasks", "batch": self._asked[1], "states": states, "limit": 4}
+                )
         elif self._stops and now >= self._stops[0][0]:
             self._asked = self._stops[0]
             _, verb, batch, _ = self._asked
@@ -123,6 +135,17 @@ class Client(Process):
                 self._stops = sorted(
                     [*self._stops, (due, Verb.CANCEL, env.header["batch"], job.stop)], key=_due
                 )
+            for after_s in job.again_s:
+                self._agains = sorted([*self._agains, (self.world.now + after_s, env.header["batch"])])
+        elif env.verb is Verb.OK and "rows" in env.header:
+            self._waits_for = b""
+            self._runs = {row["id"]: row["attempt"] for row in env.header["rows"]}
+            if not self._runs:
+                self._agains.remove(self._asked)
+        elif env.verb is Verb.OK and "again" in env.header:
+            self._waits_for = b""
+            self._agains.remove(self._asked)
+            self._runs = {}
         elif env.verb is Verb.OK and "revision" in env.header:
             self._waits_for = b""
             self._revises.remove(self._asked)

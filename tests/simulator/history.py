@@ -72,6 +72,7 @@ class Work:
     fences: float = 0.3  #: of histories: workers fence themselves, as over tcp
     revises: float = 0.4  #: of plans
     stops: float = 0.3  #: of plans: their batch is cancelled; in half of these it is retried later
+    agains: float = 0.3  #: of batches: what runs is ended, to run again; of these once more, and so on
     cards: float = 0.3  #: of histories: all workers share a card
     took_s: tuple[float, ...] = (0.001, 0.01, 0.1, 0.5, 2.0, 6.0)
     losses: tuple[float, ...] = (0.0, 0.0, 0.01, 0.1)  #: shares of messages, one for each weather
@@ -109,6 +110,7 @@ class History:
             seed ^ 0xED17
         )  #: of who revises plans: the rest of a history is what it was without
         self.brake = Random(seed ^ 0xCA9C)  #: of who cancels a plan's batch, likewise
+        self.broom = Random(seed ^ 0xB400)  #: of who has tasks run again, likewise
         self.work = work
         self.disk: Disk = disk if disk is not None else Disk()
         self.checkers = Checkers(world, self.disk)
@@ -153,7 +155,8 @@ class History:
             specs.append(spec)
         payloads = [pack({"key": s["key"]}) for s in specs]
         cancel = [s["key"] for s in specs if chance.random() < self.work.cancels]
-        return Job(at, {"key": f"job-{n}", "name": f"job-{n}"}, specs, payloads, cancel, 3 * chance.random())
+        job = Job(at, {"key": f"job-{n}", "name": f"job-{n}"}, specs, payloads, cancel, 3 * chance.random())
+        return job if cancel else self._again(job)  # of two words about one task the later would count
 
     def _plan(self, n: int, at: float) -> Job:
         sha = f"{n:064x}"
@@ -173,6 +176,11 @@ class History:
             self._revise(job, sha)
         if self.brake.random() < self.work.stops:
             job.stop = Stop(8.0 * self.brake.random(), self.brake.choice((0.0, 0.5, 2.0, 6.0)))
+        return self._again(job)
+
+    def _again(self, job: Job) -> Job:
+        while self.broom.random() < self.work.agains:
+            job.again_s.append(8.0 * self.broom.random())
         return job
 
     def _revise(self, job: Job, first: str) -> None:

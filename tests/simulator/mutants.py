@@ -305,6 +305,13 @@ class CutOff(Core):
         return tally
 
 
+class EndsForGood(Core):
+    """What is ended to run again is only ended."""
+
+    def run_again(self, task: Task, attempt: int, reason: str) -> bool:
+        return task.attempt == attempt and self.cancel_task(task, reason) == "ending"
+
+
 class _TwiceExpanding(Expanding):
     """Keys of its children are not derived from the list: an expansion that is done again declares others."""
 
@@ -346,6 +353,7 @@ def _two_brains(history: History) -> None:
 _LISTS: Final = Work(plans=1.0, items=(60,))  # more than one message takes
 _REVISED: Final = Work(plans=1.0, revises=1.0, items=(3, 8))
 _CANCELS: Final = Work(plans=0.0, cancels=0.5)
+_AGAINS: Final = Work(plans=0.5, agains=0.7)
 _STOPS: Final = Work(plans=1.0, revises=1.0, stops=1.0, items=(3, 8))
 _TASKS: Final = Work(plans=0.0)
 _LONG: Final = Work(plans=0.0, took_s=(1.0, 2.0, 3.0))
@@ -384,6 +392,7 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
     "what a plan has no more goes on": (_core(KeepsAll), _REVISED),
     "what waits in a cancelled batch goes on": (_core(EndsWhatRuns), _STOPS),
     "a plan that was cut off is not planned when it is retried": (_core(CutOff), _STOPS),
+    "what is to run again is only ended": (_core(EndsForGood), _AGAINS),
     "a list is expanded twice": (_double_expansion, _LISTS),
     "two brains act": (_two_brains, _LISTS),
 }

@@ -361,6 +361,32 @@ class TestSeat:
             seat.take(wait=False)
             assert seat.is_ours()
 
+    def test_its_record_is_whole_from_its_first_moment(self, share, tmp_path, monkeypatch):
+        named = []
+        link = os.link
+
+        def looked_at(src, dst):
+            named.append((json.loads(Path(src).read_text())["pid"], os.path.lexists(dst)))
+            link(src, dst)
+
+        monkeypatch.setattr(os, "link", looked_at)
+        with Seat(share, tmp_path / "a") as seat:
+            seat.take(wait=False)
+            assert named == [(os.getpid(), False)] and seat.is_ours()
+            assert [p.name for p in (share / RECORD).parent.glob(".planner*")] == [".planner.json"]
+
+    def test_a_share_without_hard_links_has_a_seat_too(self, share, tmp_path, monkeypatch):
+        def none(src, dst):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", none)
+        with Seat(share, tmp_path / "a", beat_s=60) as first:
+            first.take(wait=False)
+            assert first.is_ours()
+            with Seat(share, tmp_path / "b", free_s=0.1) as second:
+                second.take(wait=True)  # nothing beats: it is nobody's
+                assert second.is_ours() and not first.is_ours()
+
     def test_a_record_that_somebody_removed_is_written_again(self, share, tmp_path):
         with Seat(share, tmp_path / "a", beat_s=0.02) as seat:
             seat.take(wait=False)

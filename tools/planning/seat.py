@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from ...bus.errors import Refused
 from ...bus.paths import write_atomic
+from ..answering import NO_LINKS
 from ..escalation_rows import FOLDER, as_object, read_bytes
 from ..reach import lives
 from ..requests import pause
@@ -143,15 +144,25 @@ class Seat:
 
     def _created(self) -> bytes | None:
         """None: the record is ours now. Else what stands there."""
+        temp = self.file.with_name(f".planner.{uuid4().hex[:8]}.tmp")
         try:
-            handle = os.open(
-                self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o664
-            )
+            self._write_new(temp)
+            try:
+                os.link(temp, self.file)  # whole from its first moment, as others read this folder
+            except OSError as e:
+                if e.errno not in NO_LINKS:
+                    raise
+                self._write_new(self.file)  # empty for a moment, but still of one planner alone
         except FileExistsError:
             return read_bytes(self.file, _MAX_BYTES) or b""
+        finally:
+            temp.unlink(missing_ok=True)
+        return None
+
+    def _write_new(self, file: Path) -> None:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o664)
         with os.fdopen(handle, "wb") as out:
             out.write(self._record())
-        return None
 
     def _take_away(self, stale: bytes) -> None:
         """Move the record aside; where it was another one than we have watched, give it back."""

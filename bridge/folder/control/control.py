@@ -25,7 +25,7 @@ from ..share.port import FolderPort
 from ..share.seal import MAX_BYTES, sealed
 from .books import ControlBooks, Deed
 from .core import Half, Kill, Refused, Reset, mark_of, read_state, read_stray
-from .signals import given_up, rows_of
+from .signals import rows_of, run_again
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class Control:
         mark = mark_of("reset", repr(sorted(tasks)).encode(), ())
         files = [[path, was] for path, _, was in found]
         if mark not in self._books.begin():
-            self._books.enter(mark, {"verb": "reset", "tasks": tasks, "files": files, "stage": "end"})
+            self._books.enter(mark, {"verb": "reset", "tasks": tasks, "files": files})
         for path, _, was in found:
             yield from self._aside(path, was)
             self._done_with(path)
@@ -266,41 +266,30 @@ class Control:
         return said[:TOLD] + [f"And {len(said) - TOLD} more."] * (len(said) > TOLD)
 
     def _reset_on(self, mark: str, deed: Deed) -> Flow[None]:
-        """End the run and let the task run again, at once: its batch does not end in between. Never a later run than the
-        one that was meant."""
+        """End the run and let the task run again, in one step: its batch does not end in between. Never a later run than
+        the one that was meant."""
         meant = {str(task): int(seq) for task, seq in deed["tasks"]}
         ids = list(meant)
-        if "answer" not in deed:
+        if "runs" not in deed:
             rows = yield from rows_of(ids)
-            if deed["stage"] == "end":
-                running = [i for i, row in rows.items() if _goes_on(row, meant[i])]
-                if running:
-                    yield from ask(Verb.CANCEL, {"ids": running, "reason": "moved back to the queue"})
-                    rows = yield from rows_of(ids)
-                deed = {**deed, "stage": "requeue"}
-                self._books.enter(mark, deed)
-            deed = yield from self._requeue(mark, deed, ids, rows)
+            deed = {**deed, "runs": {i: row["attempt"] for i, row in rows.items() if _goes_on(row, meant[i])}}
+            self._books.enter(mark, deed)
+        if "answer" not in deed:
+            deed = yield from self._run_again(mark, deed, ids)
         for path, was in deed["files"]:
             yield from self._aside(path, was)
         yield from self._answer(_receipt(deed["answer"], self._clock.wall()))
         self._findings.redraw |= dict.fromkeys(ids, "")
         self._books.leave(mark)
 
-    def _requeue(
-        self, mark: str, deed: Deed, ids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
-    ) -> Flow[Deed]:
-        over = yield from given_up(row["batch"] for row in rows.values())
-        ended = [
-            i
-            for i, row in rows.items()
-            if row["batch"] not in over and (row["state"] == "cancelled" or row.get("ending"))
-        ]
-        note, problem = _reset_note(ids, ended, rows), ""
-        if ended:
-            try:
-                yield from ask(Verb.REQUEUE, {"ids": ended})
-            except RigbusError as e:
-                problem = f"the rig refuses it: {e}"
+    def _run_again(self, mark: str, deed: Deed, ids: Sequence[str]) -> Flow[Deed]:
+        again: list[str] = []
+        problem = ""
+        try:
+            again = yield from run_again(deed["runs"], "moved back to the queue")
+        except RigbusError as e:
+            problem = f"the rig refuses it: {e}"
+        note = _reset_note(ids, again, (yield from rows_of(ids)))
         log.info("a file was moved back to the queue: %s", problem or note)
         return self._answered_with(mark, deed, name=f"reset-{ids[0]}", note=note, problem=problem)
 
@@ -365,9 +354,9 @@ def _unreadable(got: Result, path: str) -> Problem:
     return Problem(str(got["what"]), path, fix)
 
 
-def _reset_note(ids: Sequence[str], ended: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
-    said = [f"{i} was ended and runs again" for i in ended[:TOLD]]
-    for i in [i for i in ids if i not in ended][:TOLD]:
+def _reset_note(ids: Sequence[str], again: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    said = [f"{i} was ended and runs again" for i in again[:TOLD]]
+    for i in [i for i in ids if i not in again][:TOLD]:
         said.append(f"{i} is {rows[i]['state'] if i in rows else 'gone'} by now and was left so")
     return "; ".join(said) + "."
 

@@ -7,7 +7,7 @@ between, the bridge goes on with the same, and never with what has come since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ....bus.errors import NotFound, RigbusError
@@ -29,7 +29,6 @@ MAX_LOOK_S: Final = 5.0
 PAGE: Final = 2000
 AGAIN_S: Final = 2.0
 HALF_S: Final = 10.0  #: for a JSON object that is not whole
-END_S: Final = 60.0  #: for aborted tasks to end, before they run again
 KILL_S: Final = 20.0
 MAX_TOLD: Final = 1000
 ASKED: Final = 100  #: rows in one question
@@ -173,7 +172,8 @@ class Signals:
                     Problem(what, where, f"`rigbus task show {shown(wish.task_id)[:80]}` says where it is")
                 )
             ids = [wanted]
-        return {"ids": ids, "reason": _reason(signal, wish), "requeue": wish.requeue}
+        runs = {"runs": {id_: rows[id_]["attempt"] for id_ in ids}} if wish.requeue else {}
+        return {"ids": ids, "reason": _reason(signal, wish), **runs}
 
     # -- doing -----------------------------------------------------------------------------------------------
 
@@ -227,21 +227,13 @@ class Signals:
         ids = list(deed["ids"])
         if not ids:
             return "nothing runs there; nothing was aborted."
-        yield from ask(Verb.CANCEL, {"ids": ids, "reason": deed["reason"]})
-        if not deed.get("requeue"):
+        if "runs" not in deed:
+            yield from ask(Verb.CANCEL, {"ids": ids, "reason": deed["reason"]})
             return f"{_many(ids)} cancelled: {', '.join(ids[:5])}. `rigbus retry ID` runs one again."
-        until = self._clock.now() + END_S
-        while True:
-            rows = yield from rows_of(ids)
-            if all(row["state"] != "leased" for row in rows.values()) or self._clock.now() >= until:
-                break
-            yield Idle(0.2)
-        over = yield from given_up(row["batch"] for row in rows.values())
-        kept = {i for i, row in rows.items() if row["batch"] in over}
-        wanted = [id_ for id_ in ids if id_ not in kept]
-        again = (yield from ask(Verb.REQUEUE, {"ids": wanted})).header if wanted else {}
-        left = f" {len(kept)} are left: their batch was cancelled." if kept else ""
-        return f"{_many(ids)} ended, {again.get('requeued', 0)} of that to run again.{left}"
+        again = yield from run_again(deed["runs"], deed["reason"])
+        left = len(ids) - len(again)
+        said = f"{_many(ids)}: {len(again)} ended, to run again."
+        return said + (f" {left} left: over by now, or cancelled with the batch." if left else "")
 
     def _kill(self, deed: Deed) -> Flow[str]:
         for worker, session, _ in deed["kill"]:
@@ -304,17 +296,23 @@ def rows_of(ids: Sequence[str]) -> Flow[dict[str, dict[str, Any]]]:
     return found
 
 
-def given_up(batches: Iterable[str]) -> Flow[set[str]]:
-    """Those of ``batches`` that somebody has cancelled as a whole: a task of theirs would bring one back."""
-    found = set()
-    for batch in set(batches):
-        try:
-            row = (yield from ask(Verb.QUERY, {"what": "batch", "id": batch})).header
-        except NotFound:
-            continue
-        if row.get("cancelled"):
-            found.add(batch)
-    return found
+def run_again(runs: Mapping[str, int], reason: str) -> Flow[list[str]]:
+    """End these attempts, task -> attempt, and let their tasks run again; which do. To be repeated after a kill: what has
+    come back since is another attempt, and stays."""
+    known = (yield from rows_of(list(runs))) if runs else {}
+    runs = {id_: attempt for id_, attempt in runs.items() if id_ in known}
+    if not runs:
+        return []
+    said = (yield from ask(Verb.CANCEL, {"again": runs, "reason": reason})).header
+    rows = yield from rows_of(said["left"])
+    return [*said["again"], *(id_ for id_, row in rows.items() if _is_back(row, runs[id_]))]
+
+
+def _is_back(row: Mapping[str, Any], attempt: int) -> bool:
+    """It runs again, or waits for that, without this word."""
+    return row["state"] in ("ready", "waiting", "failed") or (
+        row["state"] in ("leased", "review") and row["attempt"] != attempt
+    )
 
 
 def _reason(signal: Signal, wish: Wish) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 
 import pytest
+from helpers import open_descriptors
 
 from rigbus.agents.attempts.environment import task_environment
 from rigbus.agents.attempts.output import OutputSummary
@@ -406,11 +407,11 @@ def test_a_command_inherits_its_token_and_no_descriptor_but_those_passed(rig: Ri
     ],
 )
 def test_what_cannot_start_is_a_named_error(rig: Rig, more: dict, word: str, error_class: str) -> None:  # type: ignore[type-arg]
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with pytest.raises(SpawnError, match=word) as caught:
         rig.spawn(**{"command": "true", **more})
     assert caught.value.error_class == error_class
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_descriptors() - before
 
 
 def test_a_missing_state_folder_is_an_infra_error(rig: Rig) -> None:
@@ -436,13 +437,13 @@ def test_the_whole_group_dies_with_the_attempt(rig: Rig) -> None:
 
 
 def test_a_released_child_leaves_no_descriptor_open(rig: Rig) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(5):
         child = rig.spawn("echo x")
         rig.exit(child)
         rig.procs.release(child)
         child.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_descriptors() - before
 
 
 def test_a_running_child_is_not_released(rig: Rig) -> None:
@@ -529,7 +530,7 @@ def test_exit_seven_is_seven_while_adopted_orphans_die_around(lrig: Rig) -> None
 
 @linux
 def test_two_hundred_hostile_tasks_leave_no_zombie_and_no_descriptor(lrig: Rig) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     running: list[Child] = []
     for number in range(200):
         running.append(lrig.spawn(f"(setsid sleep 60 &); sleep 60 & exit {number}"))
@@ -544,7 +545,7 @@ def test_two_hundred_hostile_tasks_leave_no_zombie_and_no_descriptor(lrig: Rig) 
     lrig.procs.reap_adopted()
     assert zombies() == []
     assert lrig.procs.orphans(RIG) == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_descriptors() - before
 
 
 @linux

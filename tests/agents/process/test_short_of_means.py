@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import ctypes
 import errno
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import bearers_of_token, end_all, wait_for
+from helpers import bearers_of_token, end_all, open_descriptors, wait_for
 
 from rigbus.agents.attempts.environment import task_environment
 from rigbus.agents.process import child as child_module
@@ -114,8 +113,7 @@ def test_whichever_call_fails_the_attempt_ends_and_nothing_lives_on(
     argv = shell_argv(COMMAND) if name == "posix_spawn" else ["/bin/sh", "-c", COMMAND]
     attempt(procs, tmp_path, argv, at_start=nothing, at_end=nothing)
     total = 0
-    gc.collect()  # what tests before this one have left open is closed now, not in the midst of it
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for phase, other in (("at_start", "at_end"), ("at_end", "at_start")):
         for nth in range(1, 60):
             how = {
@@ -127,7 +125,7 @@ def test_whichever_call_fails_the_attempt_ends_and_nothing_lives_on(
             failing.disarm()
             assert not said or (said.startswith("infra: ") and os.strerror(error) in said), said
             assert not (left := bearers_of_token(TOKEN)), f"{phase}, call {nth}: {left}"
-            assert len(os.listdir("/proc/self/fd")) <= descriptors, f"{phase}, call {nth} leaves a descriptor"
+            assert not open_descriptors() - before, f"{phase}, call {nth} leaves a descriptor"
             if not reached:
                 break
         total += nth - 1

@@ -381,7 +381,7 @@ class TestAFileMovedBackToTheQueue:
     def test_ends_the_run_and_begins_another(self, running: Controlled) -> None:
         assert reset(running.share.root) == [ID]
         running.pass_time(6)
-        assert (running.cancels, running.requeues) == ([ID], [ID])
+        assert (running.cancels, running.agains) == ([], [ID])
         said = running.said(f"reset-{ID}")
         assert (said["state"], "runs again" in said["note"]) == ("accepted", True)
         assert running.drawn.read(f"{layout.QUEUE}/{ID}.json")["status"] == "pending"
@@ -395,18 +395,16 @@ class TestAFileMovedBackToTheQueue:
         try:
             running.look(die_at=steps)
         except Killed:
-            if running.requeues:
-                running.change(ID, state="leased", started=True, worker="w", attempt=1)
+            if running.agains:
+                running.change(ID, state="leased", started=True, worker="w", attempt=3)
             running.begin()
-        cancels = len(running.cancels) if running.requeues else 0
         running.pass_time(6)
-        assert set(running.cancels) == {ID}
-        assert running.requeues == [ID]
-        assert cancels in (0, len(running.cancels)), "the next run was ended"
-        running.change(ID, state="leased", started=True, worker="w", attempt=1)
+        assert running.agains == [ID]
+        assert "was ended and runs again" in running.said(f"reset-{ID}")["note"]
+        running.change(ID, state="leased", started=True, worker="w", attempt=3)
         running.begin()
         running.pass_time(4)
-        assert running.requeues == [ID], "it ended a later run"
+        assert running.agains == [ID], "it ended a later run"
 
     @pytest.mark.parametrize("meta", [None, {"file_id": UUID}])
     def test_while_no_bridge_ran_too(self, share: Share, tmp_path: Path, meta: Any) -> None:
@@ -414,7 +412,7 @@ class TestAFileMovedBackToTheQueue:
         assert reset(share.root) == [ID if meta is None else UUID]
         running.begin()
         running.pass_time(4)
-        assert running.requeues == [ID]
+        assert running.agains == [ID]
 
     def test_an_author_s_own_file_of_a_task_that_runs_by_now_is_none(
         self, share: Share, tmp_path: Path
@@ -465,7 +463,7 @@ class TestAFileMovedBackToTheQueue:
         running.change(ID, state="leased", started=True, worker="w", attempt=3)
         running.begin()
         running.pass_time(4)
-        assert (running.cancels, running.requeues) == ([], [])
+        assert (running.cancels, running.agains) == ([], [])
         assert "is leased by now and was left so" in running.said(f"reset-{ID}")["note"]
 
     def test_one_that_only_vanished_is_drawn_again(self, running: Controlled) -> None:
@@ -474,49 +472,24 @@ class TestAFileMovedBackToTheQueue:
         assert running.cancels == []
         assert running.drawn.files(layout.PROCESSING) == [f"{ID}.json"]
 
-    def test_a_task_that_ends_before_its_tree_is_dead_is_left_so(
-        self, running: Controlled, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("state", "said"), [("done", "is done by now"), ("leased", "is leased by now")])
+    def test_what_the_broker_leaves_is_told(
+        self, running: Controlled, monkeypatch: pytest.MonkeyPatch, state: str, said: str
     ) -> None:
-        def ends_by_itself(header: dict[str, Any]) -> Envelope:
-            running.change(header["ids"][0], state="done", ended_at=AT + 5)
-            return Envelope(Verb.OK, {"cancelled": 0, "ending": 1, "already": 0})
+        """It has ended meanwhile, or is to end with its batch."""
 
-        monkeypatch.setattr(running, "_cancel", ends_by_itself)
-        reset(running.share.root)
-        running.pass_time(6)
-        assert running.requeues == []
-        assert "is done by now and was left so" in running.said(f"reset-{ID}")["note"]
-        assert running.drawn.files(layout.COMPLETE) == [f"{ID}.json"]
+        def leaves(runs: dict[str, int]) -> Envelope:
+            running.change(
+                ID, state=state, ending=state == "leased", ended_at=AT + 5 if state == "done" else 0.0
+            )
+            return Envelope(Verb.OK, {"again": [], "left": list(runs)})
 
-    def test_a_run_that_is_being_ended_is_wanted_again_at_once_so_that_its_batch_does_not_end(
-        self, running: Controlled, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked: list[Any] = []
-
-        def takes_long(header: dict[str, Any]) -> Envelope:
-            asked.append(header["ids"])
-            running.change(ID, ending=True)
-            return Envelope(Verb.OK, {"cancelled": 0, "ending": 1, "already": 0})
-
-        monkeypatch.setattr(running, "_cancel", takes_long)
+        monkeypatch.setattr(running, "_again", leaves)
         reset(running.share.root)
         running.pass_time(8)
-        assert (asked, running.requeues) == ([[ID]], [ID])
-        assert "was ended and runs again" in running.said(f"reset-{ID}")["note"]
-
-    def test_of_a_batch_that_is_cancelled_meanwhile_nothing_runs_again(
-        self, running: Controlled, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def with_its_batch(_: dict[str, Any]) -> Envelope:
-            running.change(ID, ending=True)
-            running.world.batches = [raw_batch(state="cancelled", cancelled=True, ended_at=AT + 5)]
-            return Envelope(Verb.OK, {"cancelled": 0, "ending": 1})
-
-        monkeypatch.setattr(running, "_cancel", with_its_batch)
-        reset(running.share.root)
-        running.pass_time(8)
-        assert running.requeues == []
-        assert "was left so" in running.said(f"reset-{ID}")["note"]
+        assert f"{said} and was left so" in running.said(f"reset-{ID}")["note"]
+        lane = layout.COMPLETE if state == "done" else layout.PROCESSING
+        assert running.drawn.files(lane) == [f"{ID}.json"]
 
     def test_half_of_it_is_waited_for(self, running: Controlled) -> None:
         path = running.share.root / layout.QUEUE / f"{ID}.json"
@@ -549,7 +522,7 @@ class TestAClaimByFile:
         ready.pass_time(3)
         assert len(ready.drawn.files(layout.QUEUE)) == 2
         assert ready.drawn.files(layout.PRIVATE) == []
-        assert (ready.cancels, ready.requeues) == ([], [])
+        assert (ready.cancels, ready.agains) == ([], [])
 
     def test_is_found_by_the_comparison_that_misses_it_in_the_queue(self, ready: Controlled) -> None:
         CpuAgent(ready.share.root).claim(ID)
@@ -573,7 +546,7 @@ class TestAClaimByFile:
         assert ready.drawn.files(layout.QUEUE) == [] and len(ready.drawn.files(layout.PRIVATE)) == 2
         assert len(ready.asides(f"{layout.COMPLETE}/{ID}.json")) == 1, "its result counts for nothing, again"
         assert ready.world.tasks[ID]["state"] == "ready"
-        assert (ready.cancels, ready.requeues) == ([], [])
+        assert (ready.cancels, ready.agains) == ([], [])
 
     def test_its_sidecar_and_lock_are_left_alone(self, ready: Controlled) -> None:
         CpuAgent(ready.share.root).claim(ID)
@@ -596,7 +569,7 @@ class TestAClaimByFile:
         assert (f"{ID}.json" in ready.drawn.files(layout.COMPLETE)) is ended
         name = f"conflict-{ID}" if ended else f"claim-{ID}"
         assert ready.said(name)["state"] == "refused"
-        assert (ready.cancels, ready.requeues) == ([], [])
+        assert (ready.cancels, ready.agains) == ([], [])
 
     def test_a_late_save_of_the_rigs_own_words_is_no_claim(self, ready: Controlled) -> None:
         ready.change(ID, state="done", ended_at=AT + 9, worker="w", attempt=1)

@@ -105,8 +105,8 @@ class Door:
         self.begin()
 
     def _worker(self, n: int) -> dict[str, Any]:
-        task = {"id": f"task-{n}", "state": "leased", "started": True, "batch": "b"}
-        waiting = {"id": f"next-{n}", "state": "leased", "started": False, "batch": "b"}
+        task = {"id": f"task-{n}", "state": "leased", "started": True, "batch": "b", "attempt": 1}
+        waiting = {"id": f"next-{n}", "state": "leased", "started": False, "batch": "b", "attempt": 1}
         self.rig.tasks |= {task["id"]: task, waiting["id"]: waiting}  # type: ignore[dict-item]
         return {"id": f"worker-{n}", "session": f"{n}" * 32, "pid": n, "tasks": [task["id"], waiting["id"]]}
 
@@ -166,33 +166,24 @@ class TestTheDoor:
 
     def test_abort_and_run_again(self, door: Door) -> None:
         door.put("worker-1.abort", '{"requeue": true}')
-        door.turning.until(lambda: door.asked(Verb.CANCEL))
-        assert not door.asked(Verb.REQUEUE)  # not while it may still run
-        door.rig.tasks["task-1"]["state"] = "cancelled"
-        door.receipt("worker-1.abort")
-        assert door.asked(Verb.REQUEUE) == [{"ids": ["task-1"]}]
+        assert "1 ended, to run again" in door.receipt("worker-1.abort")["note"]
+        assert door.asked(Verb.CANCEL) == [{"again": {"task-1": 1}, "reason": "signal worker-1.abort"}]
 
-    def test_what_was_aborted_of_a_batch_that_is_cancelled_meanwhile_does_not_run_again(
-        self, door: Door
-    ) -> None:
+    def test_what_is_to_end_with_its_batch_does_not_run_again(self, door: Door) -> None:
+        door.rig.left.add("task-1")
         door.put("all.abort", '{"requeue": true}')
-        door.turning.until(lambda: door.asked(Verb.CANCEL))
-        door.rig.tasks["task-2"]["batch"] = "c"
-        door.rig.batches["k"] = {"id": "b", "cancelled": True}
-        for task in door.rig.tasks.values():
-            task["state"] = "cancelled"
-        assert "their batch was cancelled" in door.receipt("all.abort")["note"]
-        assert door.asked(Verb.REQUEUE) == [{"ids": ["task-2"]}]
+        note = door.receipt("all.abort")["note"]
+        assert "1 ended, to run again" in note and "1 left" in note
 
     def test_what_is_written_over_a_signal_that_is_being_done_is_a_signal_of_its_own(
         self, door: Door
     ) -> None:
+        file = door.folder / "all.abort"
+        door.rig.on_cancel = lambda: file.write_text('{"task_id": "task-2"}')  # in place: the same number
         door.put("all.abort", '{"task_id": "task-1", "requeue": true}')
-        door.turning.until(lambda: door.asked(Verb.CANCEL))
-        file = door.put("all.abort", '{"task_id": "task-2"}')  # in place: the same number
-        door.rig.tasks["task-1"]["state"] = "cancelled"
-        door.turning.until(lambda: not file.exists())
-        assert [cancel["ids"] for cancel in door.asked(Verb.CANCEL)] == [["task-1"], ["task-2"]]
+        door.turning.until(lambda: len(door.asked(Verb.CANCEL)) == 2 and not file.exists())
+        first, second = door.asked(Verb.CANCEL)
+        assert (first["again"], second["ids"]) == ({"task-1": 1}, ["task-2"])
 
     def test_kill_hits_the_process_that_was_there(self, door: Door) -> None:
         door.put("worker-2.kill")
