@@ -94,8 +94,9 @@ class _Level:
 
     def _has(self, task: Task) -> bool:
         """Whether an entry is due and still stands where it belongs: a revision of its plan may have moved it."""
-        here = task.priority == self.priority and apart(task.shape, ()) is self.shape
-        return here and _is_due(task)
+        if task.priority != self.priority or not _is_due(task):
+            return False
+        return task.shape is self.shape or apart(task.shape, ()) == self.shape
 
     def head(self) -> Task | None:
         """The next task, or None; drops what is no longer ready."""

@@ -92,7 +92,23 @@ class Policy:
         return wait_s * (1.0 + JITTER * zlib.crc32(who.encode()) / 0xFFFFFFFF)
 
 
-intern_shape = lru_cache(maxsize=4096)(Shape)
+_interned = lru_cache(maxsize=4096)(Shape)
+
+
+def intern_shape(
+    type_: str,
+    cls: str | None = None,
+    pool: str | None = None,
+    needs: tuple[str, ...] = (),
+    view: str | None = None,
+    depth: int = 0,
+    vram_mb: int = 0,
+    avoid: Places = (),
+) -> Shape:
+    """One object for what is equal, as far as it is kept: how it is called must not make two (``lru_cache`` would)."""
+    return _interned(type_, cls, pool, needs, view, depth, vram_mb, avoid)
+
+
 MAX_DEPTH_SEEN: Final = 64  #: deeper calls are matched as if they were as deep as this
 intern_policy = lru_cache(maxsize=1024)(Policy)
 

@@ -48,11 +48,11 @@ def line_before(
     mine = task.priority
     levels = []
     for shape, by_priority in ready.shapes.items():
-        if shape is not task.shape and not competes(shape):
+        if shape != task.shape and not competes(shape):
             continue
         for priority, level in by_priority.items():
             aged = priority + int(max(0.0, now - level.oldest_at()) / ready.age_s)
-            if shape is task.shape and priority == task.priority:
+            if shape == task.shape and priority == task.priority:
                 mine = aged
             levels.append((aged, level))
     out = Line([])
@@ -73,7 +73,7 @@ def line_before(
                 same.setdefault(no, []).extend(tasks)
             elif task.not_before:
                 before += tasks
-            elif tasks[0].shape is task.shape and tasks[0].priority == task.priority:
+            elif tasks[0].shape == task.shape and tasks[0].priority == task.priority:
                 before += takewhile(lambda t: t is not task, tasks)
             else:
                 before += [t for t in tasks if t.no < task.no]

@@ -74,7 +74,7 @@ ABOUT: Final[Mapping[str, tuple[str, str, str]]] = {
         (
             "Done to real processes: workers and brokers killed with -9, a command that floods its output, a shared folder "
             "that hangs, a subscriber that is stopped. Ratios are medians of paired turns of one run. Not a part of `bench "
-            "all`: it takes ten minutes, and a machine with nothing else to do."
+            "all`: it takes a quarter of an hour, and a machine with nothing else to do."
         ),
     ),
     "soak": (

@@ -27,7 +27,7 @@ from .status import status, status_tasks
 from .watch import BrainTail, CompleteTail, watch_once
 
 PAUSE_S = 0.05
-LASTS_S = 5.0  #: a mirror needs a moment for a move; on a busy machine a longer one
+LASTS_S = 15.0  #: a mirror needs a moment for a move; on a busy machine a much longer one
 LANES = ("brain/private_tasks", "tasks/queue", "tasks/processing", "tasks/complete", "tasks/failed")
 ENDED = ("complete", "failed", "cancelled")
 #: Files of the rig of which a reader may take the whole at any moment.

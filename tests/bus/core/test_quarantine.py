@@ -10,7 +10,7 @@ import pytest
 from harness import STATE_ID, Harness, Peer, error_of, spec
 
 from rigbus.bus.core.core import Core
-from rigbus.bus.core.model import Task
+from rigbus.bus.core.model import Task, apart, intern_shape
 from rigbus.bus.core.quarantine import APART_S, QUARANTINE_S, WINDOW_S, Crash, Quarantine, places_of
 from rigbus.bus.states import TaskState
 from rigbus.bus.store.store import Store
@@ -140,6 +140,30 @@ def test_a_task_that_crashes_on_two_workers_is_dead_and_names_them(rig: Harness)
     rig.client().ask(Verb.REQUEUE, {"ids": [task.id]})
     assert task.shape.avoid == () and task.state is TaskState.LEASED
     rig.check()
+
+
+def test_one_that_is_requeued_after_its_crashes_runs_though_others_of_its_kind_wait(rig: Harness) -> None:
+    first, second, long = pair(rig)
+    (task,) = rig.client().tasks(spec("a", policy={"crash": 9, "backoff_s": 0}))
+    crash(first)
+    second.result(long)
+    crash(second)
+    keys = [f"b{n}" for n in range(4)]
+    rig.client().tasks(*(spec(key) for key in keys))
+    rig.client().ask(Verb.REQUEUE, {"ids": [task.id]})
+    ran = []
+    for _ in range(5):
+        worker, lease = next((w, lease) for w in (first, second) for lease in w.leases()[-1:])
+        ran.append(lease["key"])
+        worker.result(lease)
+    assert sorted(ran) == ["a", *keys]
+    rig.check()
+
+
+def test_equal_shapes_are_one_object_however_they_are_made() -> None:
+    plain = intern_shape("shell", "cpu", vram_mb=3)
+    assert plain is intern_shape("shell", "cpu", None, (), None, 0, 3)
+    assert plain is apart(apart(plain, ("w1",)), ())
 
 
 def test_crashes_on_one_worker_count_by_the_policy(rig: Harness) -> None:
