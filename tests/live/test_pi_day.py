@@ -355,8 +355,15 @@ class TestEvening:
         asked = day.write(request, "ack", key=key, by="pi", note="seen")
         assert day.until(receipt_of(asked))["state"] == "accepted"
         day.until(f"alerts/{key}.json", lambda found: found["state"] == "cleared")
-        raised = {a["subject"]: a["title"] for a in alerts().values() if a["state"] == "raised"}
-        assert not [id_ for id_ in raised if day.batches.get(id_, ("", "failed"))[1] != "failed"], raised
+
+        def raised_wrongly() -> list[str]:
+            ends = {id_: ends for id_, (_, ends) in day.batches.items()}
+            raised = [a["subject"] for a in alerts().values() if a["state"] == "raised"]
+            return [id_ for id_ in raised if ends.get(id_, "failed") != "failed"]
+
+        wait_for(
+            lambda: not raised_wrongly(), timeout_s=WAIT_S, what="alerts of what is mended to be cleared"
+        )
         path = day.write(answer, day.escalation(batch), "abandon", note="it was a test")
         assert day.until(receipt_of(path))["state"] == "accepted"
 
@@ -365,16 +372,17 @@ class TestEvening:
         for lane in ("brain/private_tasks", "tasks/queue", "tasks/processing"):
             empty = lambda lane=lane: not list((shared / lane).glob("*.json"))  # noqa: E731
             wait_for(empty, timeout_s=WAIT_S, what=f"{lane} to be empty")
-        assert read_state(shared)["active_batches"] == {}
+        none_active = lambda: read_state(shared)["active_batches"] == {}  # noqa: E731
+        wait_for(none_active, timeout_s=WAIT_S, what="no batch to be active")
         assert {id_: day.batch(id_)["status"] for id_ in day.batches} == {
             id_: ends for id_, (_, ends) in day.batches.items()
         }
         counted = day.counted()
         assert {id_: counted[id_] for id_ in day.expected} == dict(day.expected)
         assert set(counted) <= set(day.expected)
-        log = [json.loads(line) for line in (shared / "logs/brain_decisions.log").open()]
-        ends = {line["details"].get("batch_id") for line in log if line["type"].startswith("BATCH_")}
-        assert set(day.batches) <= ends
+        wait_for(
+            lambda: set(day.batches) <= self.told(day), timeout_s=WAIT_S, what="the log to tell of each end"
+        )
         files = [
             p
             for folder in ("complete", "failed", "archive")
@@ -386,12 +394,14 @@ class TestEvening:
         left = {p.name for p in (shared / "inbox").iterdir() if not p.name.startswith(".")}
         assert all(".receipt." in name or name.startswith("night.") for name in left), left
         assert all(".receipt." in p.name for p in (shared / "signals").iterdir())
-        open_ = [
-            p
-            for p in (shared / "brain/escalations").glob("*_????????.json")
-            if day.read(p)["status"] == "pending"
-        ]
-        assert not open_
+        questions = (shared / "brain/escalations").glob("*_????????.json")
+        for path in questions:
+            day.until(path, lambda found: found["status"] != "pending")
+
+    def told(self, day: Day) -> set[str]:
+        """The batches of whose end the log of decisions tells."""
+        log = [json.loads(line) for line in (day.shared / "logs/brain_decisions.log").open()]
+        return {line["details"].get("batch_id") for line in log if line["type"].startswith("BATCH_")}
 
     def test_no_reader_ever_stumbled(self, day: Day) -> None:
         lookout = day.lookout
