@@ -41,7 +41,9 @@ def backup(paths: RigPaths, target: Path) -> dict[str, Any]:
         NotFound: there is no rig.  Refused: ``target`` is there and not empty.
         StoreError: the database cannot be read, its copy is damaged, or a disk refuses.
     """
-    if not paths.db.exists():
+    with _told(paths.state, "nothing was copied; check its disk"):
+        there = paths.db.exists()
+    if not there:
         raise NotFound(f"{paths.state}: no rig's state; name the right one with --state DIR")
     _require_empty(target, "choose a new folder")
     with _told(

@@ -79,7 +79,9 @@ def repair(state: Path, db: Path, *, dry_run: bool = False) -> dict[str, Any]:
     Raises:
         StoreError: nothing of it can be read, or the disk refuses.  Refused: no room for the copies.
     """
-    if (state / READY).exists():
+    with _told(state, "nothing was changed"):
+        is_made = (state / READY).exists()
+    if is_made:
         with _told(state, "what it has made waits in repair.ready and the next `rigbus repair` goes on"):
             return _put_in_place(state, db)
     with _told(state, "nothing was changed"):
