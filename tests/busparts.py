@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -179,6 +180,7 @@ class SmallWorker:
         self.leases: list[dict[str, Any]] = []
         self.progress: Callable[[str, dict[str, Any], list[bytes]], None]
         self._held: dict[tuple[int, int], tuple[dict[str, Any], bytes]] = {}
+        self._unsent: deque[tuple[dict[str, Any], list[bytes]]] = deque()  #: RESULTs that the socket had no room for
         self._stop = threading.Event()
         self._offered = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -218,6 +220,8 @@ class SmallWorker:
                 elif env.verb is Verb.RECORDED:
                     for token in env.header["tokens"]:
                         self._held.pop(tuple(token), None)
+            while self._unsent and link.send(Verb.RESULT, *self._unsent[0]):
+                self._unsent.popleft()
             if time.monotonic() - renewed > 1.0:
                 renewed = time.monotonic()
                 link.send(Verb.RENEW, {"tokens": [list(t) for t in self._held]})
@@ -228,7 +232,7 @@ class SmallWorker:
         known = [t for t in tokens if tuple(t) in self._held]
         if known:
             results = [{"token": t, "ok": False, "cancelled": True, "duration_s": 0.0} for t in known]
-            link.send(Verb.RESULT, {"results": results}, [b""] * len(known))
+            self._unsent.append(({"results": results}, [b""] * len(known)))
 
     def _leased(self, link: Connection, env: Envelope) -> None:
         results, body = [], []
@@ -258,7 +262,7 @@ class SmallWorker:
                 results.append({"token": token, "ok": True, "duration_s": 0.0})
                 body.append(pack(value))
         if results:
-            link.send(Verb.RESULT, {"results": results}, body)
+            self._unsent.append(({"results": results}, body))
 
 
 class Ref:

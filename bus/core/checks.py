@@ -87,22 +87,6 @@ def texts(header: dict[str, Any], name: str) -> list[str]:
     return value
 
 
-def numbers(header: dict[str, Any], name: str) -> dict[str, int]:
-    """A map of texts to whole numbers of a peer's header, empty when absent.
-
-    Raises:
-        BadFrame: it is something else.
-    """
-    value = header.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(
-        isinstance(k, str) and type(v) is int for k, v in value.items()
-    ):
-        raise BadFrame(f"{name} must be a map of texts to whole numbers, not {value!r:.60}", rule="§2")
-    return value
-
-
 def maps(header: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """A list of maps of a peer's header, empty when absent.
 
@@ -142,6 +126,18 @@ def tokens(value: Any) -> list[Token]:
     if not isinstance(value, list):
         raise BadFrame(f"tokens are a list, not {value!r:.60}", rule="§2")
     return list(dict.fromkeys(map(token, value)))
+
+
+def tokens_by_id(header: dict[str, Any], name: str) -> dict[str, Token]:
+    """A map of ids to tokens of a peer's header.
+
+    Raises:
+        BadFrame: it is something else.
+    """
+    value = header.get(name)
+    if not isinstance(value, dict) or not all(isinstance(id_, str) for id_ in value):
+        raise BadFrame(f"{name} must be a map of ids to tokens, not {value!r:.60}", rule="§2")
+    return {id_: token(shown) for id_, shown in value.items()}
 
 
 def owed(header: dict[str, Any]) -> dict[str, list[Token]]:

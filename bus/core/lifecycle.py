@@ -226,6 +226,7 @@ class Lifecycle(Quarantining):
     def _come_back(self, task: Task) -> None:
         """What ran of it is over, and meanwhile its plan was revised, or a person wanted it again: it begins anew."""
         why = "revised" if task.batch.revisions else "requeued"
+        other = Revised.VOID in task.revised  #: another definition, whose edges may be broken
         task.revised = Revised.NO
         task.error = None
         task.counts = (0, 0, 0)
@@ -233,7 +234,7 @@ class Lifecycle(Quarantining):
         self.forget_crashes(task)
         self.forget_calls(task)
         self.move(task, TaskEvent.RETURN)
-        self.await_again(task, why)
+        self.await_again(task, why, by_edges=other)
 
     def forget_calls(self, task: Task, *, done: bool = False) -> None:
         """A handler begins anew, or is dropped: how its calls have ended is no answer any more, but for what is done.
@@ -252,10 +253,13 @@ class Lifecycle(Quarantining):
             self.mark_revised(child, Revised.DROPPED | void)
             self.cancel_task(child, f"{task.key}, which called it, begins anew or is dropped"[:500])
 
-    def await_again(self, task: Task, why: str = "revised") -> None:
-        """Where a READY task that begins anew belongs by its edges, as they are now. ``why`` is for its event."""
+    def await_again(self, task: Task, why: str = "revised", *, by_edges: bool = True) -> None:
+        """Where a READY task that begins anew belongs by its edges, as they are now. ``why`` is for its event.
+
+        Without ``by_edges`` a broken one does not count: it has run before, in spite of it.
+        """
         task.unmet = int(task.hold) + sum(self._is_open(no) for no, _ in task.after)
-        broken = [no for no, on_end in task.after if not on_end and self._is_broken(no)]
+        broken = [no for no, on_end in task.after if by_edges and not on_end and self._is_broken(no)]
         if not (task.unmet or task.join or broken):
             self.enter_ready(task)
             self.announce(task, None, **{why: True})
@@ -322,6 +326,8 @@ class Lifecycle(Quarantining):
         while todo:
             child, why = todo.pop()
             if child.ended or child.ending:
+                if Revised.GOES_ON in child.revised:  # nobody waits for its answer any more
+                    self.mark_revised(child, child.revised & ~Revised.GOES_ON)
                 continue
             if child.state is TaskState.LEASED:
                 self._ask_end(child, why, 1)

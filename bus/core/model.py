@@ -399,6 +399,7 @@ class Task:
             "state": STATE_NAMES[self.state],
             "started": self.state is TaskState.LEASED and self.started_at > 0,
             "attempt": self.attempt,
+            "token": list(self.token) if self.state in (TaskState.LEASED, TaskState.REVIEW) else None,
             "attempts": dict(zip(CLASSES, self.counts, strict=True)),
             "worker": self.worker,
             "created_at": self.created_at,

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import DefinitionError, NotFound, Refused
 from ..wire import Envelope, Verb
-from .checks import MAX_INT, numbers, texts, whole
+from .checks import MAX_INT, texts, tokens_by_id, whole
 from .escalations import OVER
 from .forgetting import Forgetting
 from .model import Session
@@ -16,16 +16,9 @@ class Operating(Forgetting):
     """What people do to a running rig."""
 
     def cancel(self, session: Session, env: Envelope) -> dict[str, Any]:
-        """CANCEL of tasks, of a batch, or of attempts whose tasks are to run again."""
+        """CANCEL of tasks, of a batch, or of runs whose tasks are to run again."""
         h = env.header
         reason = str(h.get("reason") or f"cancelled by {session.name}")[:500]
-        if h.get("again") is not None:
-            runs = [(self.find_task(id_), attempt) for id_, attempt in numbers(h, "again").items()]
-            came = {task.id: self.run_again(task, attempt, reason) for task, attempt in runs}
-            return {
-                "again": [i for i, yes in came.items() if yes],
-                "left": [i for i, yes in came.items() if not yes],
-            }
         answered = self.answers_escalation(h)
         if answered is not None and answered.status in OVER:
             return {"cancelled": 0, "ending": 0, "already": True}
@@ -33,6 +26,11 @@ class Operating(Forgetting):
             batch = self.find_batch(h["batch"])
             self.end_escalation(answered, "closed")
             return dict(self.cancel_batch(batch, reason))
+        if h.get("again") is not None:
+            runs = [(self.find_task(id_), token) for id_, token in tokens_by_id(h, "again").items()]
+            self.end_escalation(answered, "closed")
+            done = [(task.id, self.run_again(task, token, reason)) for task, token in runs]
+            return {"again": [id_ for id_, yes in done if yes], "left": [id_ for id_, yes in done if not yes]}
         tally = {"cancelled": 0, "ending": 0, "already": 0}
         tasks = [self.find_task(i) for i in texts(h, "ids")]
         self.end_escalation(answered, "closed")

@@ -36,45 +36,47 @@ class Reviving(Lifecycle):
         requeued = sum(no in chosen for no in coming)
         return requeued + spared, len(coming) - requeued
 
-    def run_again(self, task: Task, attempt: int, reason: str) -> bool:
-        """End this attempt and begin the task anew, in one step, so that its batch does not end in between; whether.
+    def run_again(self, task: Task, run: tuple[int, int], reason: str) -> bool:
+        """End what runs under this token and begin the task anew, in one step, so that its batch does not end in between;
+        whether.
 
-        LEASED comes back when its tree is dead, unless it ended well; REVIEW at once. Left as it is: another attempt, what
-        has ended, what judges, and what is to end with its batch or its caller. The same again changes nothing.
+        LEASED comes back when its tree is dead, unless it ended well; REVIEW at once. Left as it is: another run, what
+        has ended, what judges, and what is to end with its batch or its caller.
         """
-        if task.attempt != attempt or not self._stands_alone(task):
+        if task.token != run or task.policy.aside or task.dropped:
             return False
         if task.state is TaskState.REVIEW:
+            self.close_attempt(task, "task", reason)
             self.drop_judges(task)
             self.move(task, TaskEvent.REJECT)
             task.counts, task.error, task.silences = (0, 0, 0), None, 0
             self.forget_crashes(task)
             self.forget_calls(task)
             self._leave_to_person(task)
-            self.await_again(task, "requeued")
+            self.await_again(task, "requeued", by_edges=False)
             return True
         if task.state is not TaskState.LEASED:
             return False
-        if Revised.GOES_ON in task.revised:
-            return True
-        if not task.ending:
-            self.cancel_task(task, reason)
-        return self._spare(task)
+        if task.ending:
+            return Revised.GOES_ON in task.revised or self._spare(task)
+        self.cancel_task(task, reason)
+        self._come_back_later(task)
+        return True
 
     def _spare(self, task: Task) -> bool:
         """Whether the task is being cancelled by itself, and not with its batch or its caller: then it is to come back."""
-        if task.ended or task.ending != 1 or not self._stands_alone(task):
-            return False
-        self._leave_to_person(task)
-        self.mark_revised(task, task.revised | Revised.GOES_ON)
-        return True
-
-    def _stands_alone(self, task: Task) -> bool:
-        """Neither its batch nor its caller is to end, and it judges nobody's result."""
-        if task.dropped or task.policy.aside or task.batch.cancelled or task.batch.error is not None:
+        whole = task.batch.cancelled or task.batch.error is not None
+        if task.ended or task.ending != 1 or task.dropped or task.policy.aside or whole:
             return False
         caller = self.tasks.get(task.parent)
-        return caller is None or not (caller.ended or caller.ending)
+        if caller is not None and (caller.ended or caller.ending):
+            return False
+        self._come_back_later(task)
+        return True
+
+    def _come_back_later(self, task: Task) -> None:
+        self._leave_to_person(task)
+        self.mark_revised(task, task.revised | Revised.GOES_ON)
 
     def _leave_to_person(self, task: Task) -> None:
         """A person is there now: as of a task that has ended, neither its client's session nor its time counts."""

@@ -83,19 +83,20 @@ class Controlled:
             self.end(whole)
         return Envelope(Verb.OK, {"cancelled": len(hit), "ending": 0, "already": 0})
 
-    def _again(self, runs: dict[str, int]) -> Envelope:
-        rows = {id_: self.world.tasks[id_] for id_ in runs}
-        ended = [i for i, row in rows.items() if row["state"] == "leased" and row["attempt"] == runs[i]]
+    def _again(self, runs: dict[str, Any]) -> Envelope:
+        ended = [i for i, token in runs.items() if self.world.tasks[i]["token"] == token]
         self.agains += ended
         for id_ in ended:
             self.change(id_, state="ready", started=False)
         return Envelope(Verb.OK, {"again": ended, "left": [id_ for id_ in runs if id_ not in ended]})
 
     def change(self, id_: str, **changes: Any) -> None:
-        """A task is another; its row has the number of the event that says so."""
+        """A task is another; its row has the number of the event that says so. Leased (anew), it has another token."""
         row = {**self.world.tasks[id_], **changes}
         topic = "started" if row["started"] and row["state"] == "leased" else row["state"]
         happened = self.world.happen(f"task.shell.{topic}", id_, attempt=row["attempt"])
+        if "token" not in changes and ("state" in changes or row["state"] != "leased"):
+            row["token"] = [1, happened.seq] if row["state"] == "leased" else None
         self.world.tasks[id_] = {**row, "seq": happened.seq}
         self.drawn.mirror.event(happened)
 

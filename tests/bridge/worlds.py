@@ -36,6 +36,7 @@ def raw_task(no: int = 1, state: str = "ready", **changes: Any) -> dict[str, Any
         "state": state,
         "started": False,
         "attempt": 0,
+        "token": None,
         "worker": None,
         "created_at": AT,
         "started_at": 0.0,

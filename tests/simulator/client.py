@@ -65,7 +65,7 @@ class Client(Process):
         self._revises: list[tuple[float, str, str, Revise]] = []  #: at, batch, its key
         self._stops: list[tuple[float, Verb, str, Stop]] = []  #: at, what is asked, batch
         self._agains: list[tuple[float, str]] = []  #: at, batch
-        self._runs: dict[str, int] = {}  #: attempts that are to be ended now
+        self._runs: dict[str, list[int]] = {}  #: what is to be ended now: task -> token
         self._asked: Any = None
         self._corr = 0
 
@@ -139,7 +139,7 @@ class Client(Process):
                 self._agains = sorted([*self._agains, (self.world.now + after_s, env.header["batch"])])
         elif env.verb is Verb.OK and "rows" in env.header:
             self._waits_for = b""
-            self._runs = {row["id"]: row["attempt"] for row in env.header["rows"]}
+            self._runs = {row["id"]: row["token"] for row in env.header["rows"]}
             if not self._runs:
                 self._agains.remove(self._asked)
         elif env.verb is Verb.OK and "again" in env.header:

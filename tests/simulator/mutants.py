@@ -308,8 +308,8 @@ class CutOff(Core):
 class EndsForGood(Core):
     """What is ended to run again is only ended."""
 
-    def run_again(self, task: Task, attempt: int, reason: str) -> bool:
-        return task.attempt == attempt and self.cancel_task(task, reason) == "ending"
+    def run_again(self, task: Task, run: tuple[int, int], reason: str) -> bool:
+        return task.token == run and self.cancel_task(task, reason) == "ending"
 
 
 class _TwiceExpanding(Expanding):

@@ -375,6 +375,14 @@ class TestSeat:
             assert named == [(os.getpid(), False)] and seat.is_ours()
             assert [p.name for p in (share / RECORD).parent.glob(".planner*")] == [".planner.json"]
 
+    def test_who_waits_for_it_writes_nothing(self, share, tmp_path):
+        put(share / RECORD, {"id": "other"})
+        folder = (share / RECORD).parent
+        before = folder.stat().st_mtime_ns
+        with Seat(share, tmp_path / "a", free_s=60) as seat:
+            assert seat._created() == (share / RECORD).read_bytes()
+        assert folder.stat().st_mtime_ns == before
+
     def test_a_share_without_hard_links_has_a_seat_too(self, share, tmp_path, monkeypatch):
         def none(src, dst):
             raise PermissionError(errno.EPERM, "Operation not permitted")

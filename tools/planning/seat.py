@@ -144,6 +144,8 @@ class Seat:
 
     def _created(self) -> bytes | None:
         """None: the record is ours now. Else what stands there."""
+        if os.path.lexists(self.file):  # who waits writes nothing
+            return read_bytes(self.file, _MAX_BYTES) or b""
         temp = self.file.with_name(f".planner.{uuid4().hex[:8]}.tmp")
         try:
             self._write_new(temp)

@@ -272,7 +272,7 @@ class Control:
         ids = list(meant)
         if "runs" not in deed:
             rows = yield from rows_of(ids)
-            deed = {**deed, "runs": {i: row["attempt"] for i, row in rows.items() if _goes_on(row, meant[i])}}
+            deed = {**deed, "runs": {i: row["token"] for i, row in rows.items() if _goes_on(row, meant[i])}}
             self._books.enter(mark, deed)
         if "answer" not in deed:
             deed = yield from self._run_again(mark, deed, ids)

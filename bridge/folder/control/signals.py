@@ -172,7 +172,7 @@ class Signals:
                     Problem(what, where, f"`rigbus task show {shown(wish.task_id)[:80]}` says where it is")
                 )
             ids = [wanted]
-        runs = {"runs": {id_: rows[id_]["attempt"] for id_ in ids}} if wish.requeue else {}
+        runs = {"runs": {id_: rows[id_]["token"] for id_ in ids}} if wish.requeue else {}
         return {"ids": ids, "reason": _reason(signal, wish), **runs}
 
     # -- doing -----------------------------------------------------------------------------------------------
@@ -231,9 +231,15 @@ class Signals:
             yield from ask(Verb.CANCEL, {"ids": ids, "reason": deed["reason"]})
             return f"{_many(ids)} cancelled: {', '.join(ids[:5])}. `rigbus retry ID` runs one again."
         again = yield from run_again(deed["runs"], deed["reason"])
-        left = len(ids) - len(again)
-        said = f"{_many(ids)}: {len(again)} ended, to run again."
-        return said + (f" {left} left: over by now, or cancelled with the batch." if left else "")
+        # what judges, say, has no use for a second run: it is aborted all the same
+        rows = yield from rows_of([id_ for id_ in ids if id_ not in again])
+        left = [id_ for id_, row in rows.items() if row["token"] == deed["runs"][id_] and not row["ending"]]
+        if left:
+            yield from ask(Verb.CANCEL, {"ids": left, "reason": deed["reason"]})
+        said = f"{_many(ids)}: {len(again)} ended, to run again"
+        said += f"; {len(left)} only ended" if left else ""
+        over = len(ids) - len(again) - len(left)
+        return f"{said}; {over} over by now, or to end with its batch." if over else f"{said}."
 
     def _kill(self, deed: Deed) -> Flow[str]:
         for worker, session, _ in deed["kill"]:
@@ -296,11 +302,11 @@ def rows_of(ids: Sequence[str]) -> Flow[dict[str, dict[str, Any]]]:
     return found
 
 
-def run_again(runs: Mapping[str, int], reason: str) -> Flow[list[str]]:
-    """End these attempts, task -> attempt, and let their tasks run again; which do. To be repeated after a kill: what has
-    come back since is another attempt, and stays."""
+def run_again(runs: Mapping[str, Any], reason: str) -> Flow[list[str]]:
+    """End these runs, task -> token, and let their tasks run again; which do. To be repeated after a kill: what has come
+    back since is another run, and stays."""
     known = (yield from rows_of(list(runs))) if runs else {}
-    runs = {id_: attempt for id_, attempt in runs.items() if id_ in known}
+    runs = {id_: token for id_, token in runs.items() if id_ in known}
     if not runs:
         return []
     said = (yield from ask(Verb.CANCEL, {"again": runs, "reason": reason})).header
@@ -308,11 +314,9 @@ def run_again(runs: Mapping[str, int], reason: str) -> Flow[list[str]]:
     return [*said["again"], *(id_ for id_, row in rows.items() if _is_back(row, runs[id_]))]
 
 
-def _is_back(row: Mapping[str, Any], attempt: int) -> bool:
+def _is_back(row: Mapping[str, Any], token: Any) -> bool:
     """It runs again, or waits for that, without this word."""
-    return row["state"] in ("ready", "waiting", "failed") or (
-        row["state"] in ("leased", "review") and row["attempt"] != attempt
-    )
+    return row["state"] in ("ready", "waiting") or (row["token"] is not None and row["token"] != token)
 
 
 def _reason(signal: Signal, wish: Wish) -> str:

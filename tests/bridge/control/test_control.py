@@ -406,6 +406,23 @@ class TestAFileMovedBackToTheQueue:
         running.pass_time(4)
         assert running.agains == [ID], "it ended a later run"
 
+    @pytest.mark.parametrize("steps", range(1, 14))
+    def test_killed_after_any_step_it_never_ends_a_run_that_began_meanwhile(
+        self, running: Controlled, steps: int
+    ) -> None:
+        reset(running.share.root)
+        running.drawn.pass_time(3.0)
+        try:
+            running.look(die_at=steps)
+        except Killed:
+            running.begin()
+        asked = list(running.agains)
+        running.change(
+            ID, state="leased", started=True, worker="w", attempt=2
+        )  # given back, and leased again
+        running.pass_time(6)
+        assert running.agains == asked
+
     @pytest.mark.parametrize("meta", [None, {"file_id": UUID}])
     def test_while_no_bridge_ran_too(self, share: Share, tmp_path: Path, meta: Any) -> None:
         running = a_run(share, tmp_path, meta=meta)
@@ -472,23 +489,24 @@ class TestAFileMovedBackToTheQueue:
         assert running.cancels == []
         assert running.drawn.files(layout.PROCESSING) == [f"{ID}.json"]
 
-    @pytest.mark.parametrize(("state", "said"), [("done", "is done by now"), ("leased", "is leased by now")])
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [({"state": "done", "ended_at": AT + 5}, "is done by now"), ({"ending": True}, "is leased by now")],
+    )
     def test_what_the_broker_leaves_is_told(
-        self, running: Controlled, monkeypatch: pytest.MonkeyPatch, state: str, said: str
+        self, running: Controlled, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], said: str
     ) -> None:
         """It has ended meanwhile, or is to end with its batch."""
 
-        def leaves(runs: dict[str, int]) -> Envelope:
-            running.change(
-                ID, state=state, ending=state == "leased", ended_at=AT + 5 if state == "done" else 0.0
-            )
+        def leaves(runs: dict[str, Any]) -> Envelope:
+            running.change(ID, **row)
             return Envelope(Verb.OK, {"again": [], "left": list(runs)})
 
         monkeypatch.setattr(running, "_again", leaves)
         reset(running.share.root)
         running.pass_time(8)
         assert f"{said} and was left so" in running.said(f"reset-{ID}")["note"]
-        lane = layout.COMPLETE if state == "done" else layout.PROCESSING
+        lane = layout.COMPLETE if "state" in row else layout.PROCESSING
         assert running.drawn.files(lane) == [f"{ID}.json"]
 
     def test_half_of_it_is_waited_for(self, running: Controlled) -> None:

@@ -105,8 +105,9 @@ class Door:
         self.begin()
 
     def _worker(self, n: int) -> dict[str, Any]:
-        task = {"id": f"task-{n}", "state": "leased", "started": True, "batch": "b", "attempt": 1}
-        waiting = {"id": f"next-{n}", "state": "leased", "started": False, "batch": "b", "attempt": 1}
+        task = {"id": f"task-{n}", "state": "leased", "started": True, "batch": "b", "ending": False}
+        waiting = {"id": f"next-{n}", "state": "leased", "started": False, "batch": "b", "ending": False}
+        task["token"], waiting["token"] = [1, n], [1, 10 + n]
         self.rig.tasks |= {task["id"]: task, waiting["id"]: waiting}  # type: ignore[dict-item]
         return {"id": f"worker-{n}", "session": f"{n}" * 32, "pid": n, "tasks": [task["id"], waiting["id"]]}
 
@@ -167,13 +168,16 @@ class TestTheDoor:
     def test_abort_and_run_again(self, door: Door) -> None:
         door.put("worker-1.abort", '{"requeue": true}')
         assert "1 ended, to run again" in door.receipt("worker-1.abort")["note"]
-        assert door.asked(Verb.CANCEL) == [{"again": {"task-1": 1}, "reason": "signal worker-1.abort"}]
+        assert door.asked(Verb.CANCEL) == [{"again": {"task-1": [1, 1]}, "reason": "signal worker-1.abort"}]
 
-    def test_what_is_to_end_with_its_batch_does_not_run_again(self, door: Door) -> None:
-        door.rig.left.add("task-1")
+    def test_what_is_not_to_run_again_is_aborted_all_the_same_unless_it_is_to_end(self, door: Door) -> None:
+        """What judges, and what was to end with its batch already."""
+        door.rig.left |= {"task-1", "task-2"}
+        door.rig.tasks["task-2"]["ending"] = True
         door.put("all.abort", '{"requeue": true}')
         note = door.receipt("all.abort")["note"]
-        assert "1 ended, to run again" in note and "1 left" in note
+        assert "0 ended, to run again; 1 only ended; 1 over by now" in note
+        assert [asked.get("ids") for asked in door.asked(Verb.CANCEL)] == [None, ["task-1"]]
 
     def test_what_is_written_over_a_signal_that_is_being_done_is_a_signal_of_its_own(
         self, door: Door
@@ -183,7 +187,7 @@ class TestTheDoor:
         door.put("all.abort", '{"task_id": "task-1", "requeue": true}')
         door.turning.until(lambda: len(door.asked(Verb.CANCEL)) == 2 and not file.exists())
         first, second = door.asked(Verb.CANCEL)
-        assert (first["again"], second["ids"]) == ({"task-1": 1}, ["task-2"])
+        assert (first["again"], second["ids"]) == ({"task-1": [1, 1]}, ["task-2"])
 
     def test_kill_hits_the_process_that_was_there(self, door: Door) -> None:
         door.put("worker-2.kill")

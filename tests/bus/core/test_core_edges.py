@@ -432,63 +432,6 @@ def test_of_a_requeue_and_a_cancel_the_later_word_counts_and_a_good_end_over_bot
     rig.check()
 
 
-def test_an_attempt_that_is_ended_to_run_again_never_lets_its_batch_end(rig: Harness) -> None:
-    worker, client = rig.worker(), rig.client()
-    (a,) = client.tasks(spec("a", deadline_s=50, orphan="cancel"))
-    first = worker.lease()
-    for _ in range(2):  # the same again changes nothing
-        said = client.ask(Verb.CANCEL, {"again": {a.id: 1}, "reason": "anew"}).header
-        assert said == {"again": [a.id], "left": []}
-    rig.check()
-    assert not worker.leases(), "what runs of it is not dead yet"
-    worker.fail(first, cancelled=True)
-    assert (a.state.name, a.attempt, a.counts, a.deadline) == ("LEASED", 2, (0, 0, 0), 0.0)
-    assert not [event for event in rig.events if event[4].startswith("batch.") and "failed" in event[4]]
-    said = client.ask(Verb.CANCEL, {"again": {a.id: 1}}).header
-    assert (said, a.ending) == ({"again": [], "left": [a.id]}, 0), "a later attempt was ended"
-    worker.result(worker.lease())
-    assert client.ask(Verb.CANCEL, {"again": {a.id: 2}}).header["left"] == [a.id]
-    assert a.state is TaskState.DONE
-    rig.check()
-
-
-def test_a_result_that_waits_for_its_verdict_is_thrown_away_to_run_again(rig: Harness) -> None:
-    brain, worker, client = rig.brain(), rig.worker(), rig.client()
-    _, (task,) = brain_batch(rig, brain, spec("a", review=True))
-    worker.result(worker.lease(), "poor")
-    assert task.state is TaskState.REVIEW
-    assert client.ask(Verb.CANCEL, {"again": {task.id: 1}}).header["again"] == [task.id]
-    assert (task.attempt, task.state) == (2, TaskState.LEASED)
-    worker.result(worker.lease(), "better")
-    tell(brain, verdicts=[{"id": task.id, "attempt": 1, "verdict": "accept"}])
-    assert task.state is TaskState.REVIEW, "the verdict is about the result that was thrown away"
-    rig.check()
-
-
-@pytest.mark.parametrize("how", ["batch", "task"])
-def test_what_is_to_end_with_its_batch_does_not_run_again(rig: Harness, how: str) -> None:
-    worker, client = rig.worker(), rig.client()
-    (a,) = client.tasks(spec("a"))
-    lease = worker.lease()
-    client.ask(Verb.CANCEL, {"batch": a.batch.id} if how == "batch" else {"ids": [a.id]})
-    said = client.ask(Verb.CANCEL, {"again": {a.id: 1}}).header
-    assert said["again"] == ([] if how == "batch" else [a.id]), "of two words about one task the later counts"
-    worker.fail(lease, cancelled=True)
-    assert a.state is (TaskState.CANCELLED if how == "batch" else TaskState.LEASED)
-    rig.check()
-
-
-@pytest.mark.parametrize("again", [["t"], {"t": "1"}, {"t": True}, {1: 1}, "t"])
-def test_again_is_a_map_of_ids_to_attempts(rig: Harness, again: object) -> None:
-    client = rig.client()
-    (task,) = client.tasks(spec("a"))
-    answer = client.ask(Verb.CANCEL, {"again": again})
-    assert answer.verb is Verb.ERROR and "again must be a map" in answer.header["message"]
-    assert client.ask(Verb.CANCEL, {"again": {task.id: 0}}).header["left"] == [task.id]
-    unknown = client.ask(Verb.CANCEL, {"again": {task.id: 0, "none": 1}})
-    assert unknown.header["code"] == "not_found"
-
-
 def test_requeue_leaves_alone_what_is_live_or_done(rig: Harness) -> None:
     worker, client = rig.worker(), rig.client()
     done, live = client.tasks(spec("done"), spec("live"))
