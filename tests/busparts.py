@@ -180,7 +180,8 @@ class SmallWorker:
         self.leases: list[dict[str, Any]] = []
         self.progress: Callable[[str, dict[str, Any], list[bytes]], None]
         self._held: dict[tuple[int, int], tuple[dict[str, Any], bytes]] = {}
-        self._unsent: deque[tuple[dict[str, Any], list[bytes]]] = deque()  #: RESULTs that the socket had no room for
+        #: RESULTs that the socket had no room for.
+        self._unsent: deque[tuple[dict[str, Any], list[bytes]]] = deque()
         self._stop = threading.Event()
         self._offered = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
