@@ -86,7 +86,8 @@ class TestThePlanOfTheEarlierSystem:
         assert len(readings) >= 7  # its own file, and one of each task
 
     def test_a_missing_input_is_refused_with_its_line(self, rig: LiveRig) -> None:
-        task = put(rig, type="execute_plan", plan_path="/mnt/shared/plans/sensor_survey", config={"LIMIT": 1})
+        write_old_plan(rig.shared / "plans/of_sensors")
+        task = put(rig, type="execute_plan", plan_path="/mnt/shared/plans/of_sensors", config={"LIMIT": 1})
         said = until(rig, "complete", task)
         assert said["status"] == "failed"
         assert "UNIT" in said["result"]["error"]
