@@ -100,9 +100,9 @@ class LoopbackServer:
                 poller.register(self._wake_out, select.POLLIN)
                 pause_s = accept_at_s - monotonic()
                 halves = False
-                if pause_s <= 0:
-                    poller.register(listener, select.POLLIN)
                 with self._lock:
+                    if pause_s <= 0 and not self._is_crowded():
+                        poller.register(listener, select.POLLIN)
                     for fd, watch in self._watched.items():
                         poller.register(fd, watch.events)
                         halves = halves or watch.half
@@ -151,11 +151,14 @@ class LoopbackServer:
             sock.close()
         return 0.0
 
+    def _is_crowded(self) -> bool:
+        """So many threads of strangers that were shut have yet to end: who comes now waits for the next that does. With the
+        lock held."""
+        return len(self._open) >= 2 * self.limits.connections
+
     def _has_room(self) -> bool:
         """Is there a place for one more, if need be that of a stranger? With the lock held."""
         most = self.limits.connections
-        if len(self._open) >= 2 * most:
-            return False  # so many threads of those that were shut have yet to end
         there = [connection for connection in self._open.values() if not connection.ended]
         if len(there) < most:
             return True
@@ -209,7 +212,10 @@ class LoopbackServer:
             log.exception("the model's endpoint failed in a connection")
         finally:
             with self._lock:
+                crowded = self._is_crowded()
                 self._open.pop(threading.current_thread(), None)
+            if crowded:
+                self._wake()
             _shut(sock)  # a close alone waits for the poll that still looks at it
             sock.close()
 

@@ -16,6 +16,7 @@ import pytest
 from helpers import wait_for
 from served import HeldModel, endpoint_of
 
+from rigbus.agents.models.endpoint import loopback
 from rigbus.agents.models.endpoint.peers import TABLE
 from rigbus.agents.models.endpoint.server import Endpoint, Limits
 from rigbus.agents.models.scripted import ScriptedModel
@@ -342,6 +343,28 @@ def test_a_stranger_that_comes_again_and_again_keeps_nobody_out() -> None:
             assert rig.serves()
         for sock in held:
             sock.close()
+        rig.close()
+
+
+def test_while_the_threads_of_strangers_have_yet_to_end_who_comes_waits_and_is_not_refused(
+    model: ScriptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with endpoint_of(model, Limits(connections=2)) as endpoint:
+        rig = Rig(endpoint)
+        real, shut = loopback._shut, []
+        monkeypatch.setattr(loopback, "_shut", shut.append)  # they do not hear of it yet
+        for _ in range(4):
+            rig.connect()
+        wait_for(lambda: len(shut) == 2, what="two of four strangers to be shut")
+        sock = rig.connect()
+        sock.sendall(rig.head("GET /v1/models HTTP/1.1"))
+        assert not select.select([sock], [], [], 0.2)[0], "refused"
+        monkeypatch.undo()
+        for other in shut:
+            real(other)
+        response = http.client.HTTPResponse(sock)
+        response.begin()
+        assert response.status == 200
         rig.close()
 
 
