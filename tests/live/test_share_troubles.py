@@ -73,7 +73,10 @@ def _text(path: Path) -> str:
 
 def _waits_for(words: str, rig: LiveRig, client: Client, batch: str) -> None:
     wait_for(lambda: words in str(client.query("why", id=batch)), timeout_s=20, what=f"the reason: {words}")
-    assert words in " ".join(say(rig, "why", batch)[1].split())
+    shown = lambda: words in " ".join(say(rig, "why", batch)[1].split())  # noqa: E731
+    wait_for(
+        shown, timeout_s=20, poll_s=0.2, what=f"`rigbus why` to show it: {words}"
+    )  # it tries again meanwhile
 
 
 def _completes(rig: LiveRig, client: Client, batch: str, name: str, lines: str) -> None:
