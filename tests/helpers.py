@@ -236,6 +236,14 @@ def end_all(pids: Iterator[int] | Sequence[int] | Mapping[int, str]) -> None:
             pass
 
 
+def written(file: Path) -> str:
+    """What a command has written by now. A shell makes the file first: one that is there may be empty still."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def open_descriptors() -> set[tuple[str, str]]:
     """What this process has open: number and target. Compare by difference: what is less than before is what an
     earlier test had left to the garbage collector."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from drops import HEAD, own_rig, run_plan, task
-from helpers import wait_for
+from helpers import wait_for, written
 from pi_scripts import (
     CpuAgent,
     archive_tasks,
@@ -136,7 +136,7 @@ def test_a_reset_of_the_dashboard_runs_that_attempt_again_once(
     said = f"echo $$ >> {runs}; until [ -e {gate} ]; do sleep 0.02; done"
     batch = run_plan(rig, "reset", HEAD + task("a", said) + task("b", "true", depends_on="a"))
     wait_for(lambda: "a" in lane(rig, "tasks/processing", batch), timeout_s=20, what="the task to run")
-    wait_for(runs.exists, what="its first run")
+    wait_for(lambda: written(runs), what="its first run")
     (moved,) = reset(rig.shared)
     rig.kill("bridge")
     wait_for(lambda: len(runs.read_text().split()) == 2, timeout_s=30, what="its second run")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from drops import own_rig, say
-from helpers import wait_for
+from helpers import wait_for, written
 from old_plan import OLD_TABLE, write_old_plan, write_submit
 from rigs import LiveRig
 
@@ -150,7 +150,7 @@ class TestSignals:
         one = put(rig, command="sleep 60")
         two = put(rig, command=f"echo $$ >> {mark}; test $(wc -l < {mark}) -gt 1 || sleep 60")
         by = {task: worker for worker, task in self.runs(rig, one, two).items()}
-        wait_for(mark.exists)
+        wait_for(lambda: written(mark), what="its first run")
 
         assert self.signal(rig, f"{by[one]}.abort", "takes too long")["state"] == "accepted"
         ended = until(rig, "failed", one)

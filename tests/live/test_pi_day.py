@@ -16,7 +16,7 @@ from typing import Any
 import pi_scripts
 import pytest
 from drops import HEAD, task
-from helpers import ROOT, Processes, short_folder, wait_for
+from helpers import ROOT, Processes, short_folder, wait_for, written
 from old_plan import write_old_plan
 from pi_scripts import CpuAgent, archive_tasks, kill_plan_1, read_state, reset
 from piday import ENDED, HOUR_S, WAIT_S, Day, PiTime
@@ -209,7 +209,7 @@ class TestMorning:
         began = day.home / "began"
         batch = day.drop("reset", HEAD + task("a", f"echo x >> {began}; {day.gated('reset', 'reset')}"))
         day.running(batch, "a")
-        wait_for(began.exists, timeout_s=WAIT_S, what="its first run")
+        wait_for(lambda: written(began), timeout_s=WAIT_S, what="its first run")
         with day.writing():
             (moved,) = reset(day.shared)
             day.touch(day.shared / f"tasks/queue/{moved}.json")

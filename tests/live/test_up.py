@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import bearers_of_token, processes_of, short_folder, slack, wait_for
+from helpers import bearers_of_token, processes_of, short_folder, slack, wait_for, written
 
 from rigbus import Client, Task
 from rigbus.bus.paths import find_rig
@@ -273,7 +273,7 @@ def test_sigterm_lets_a_running_task_finish(up, rig_dir):
     mark = rig_dir / "mark"
     with Client(state=up.state) as client:
         shell(client, f"echo start > {mark}; sleep 1; echo end >> {mark}")
-        wait_for(mark.exists, what="the task")
+        wait_for(lambda: written(mark), what="the task")
     assert up.stop() == 0
     assert mark.read_text().split() == ["start", "end"]
 
@@ -283,7 +283,7 @@ def test_a_second_signal_ends_it_at_once_and_the_task_is_not_lost(state, rig_dir
     mark = rig_dir / "mark"
     with Client(state=state) as client:
         task = shell(client, f"echo x >> {mark}; [ $(wc -l < {mark}) -gt 1 ] || sleep 300")
-        wait_for(mark.exists, what="the task")
+        wait_for(lambda: written(mark), what="the task")
     rig.process.send_signal(signal.SIGINT)
     wait_for(lambda: "once more to stop at once" in rig.said(), what="the first signal")
     asked_at = time.monotonic()
