@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -25,14 +26,19 @@ class SmallDisk:
         disk = os.statvfs(self.point)
         return disk.f_bavail * disk.f_frsize
 
-    def fill(self, *, leave: int = 0) -> None:
-        """As another program does that fills the disk; at most ``leave`` bytes stay free."""
+    def fill(self) -> None:
+        """As another program does that fills the disk.
+
+        It takes what was free when it began and no more: a broker that gives up its ballast meanwhile keeps that room.
+        """
+        room = self.free_bytes
         fd = os.open(self._filler, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            while self.free_bytes > leave:
-                os.write(fd, bytes(min(_CHUNK, max(1, self.free_bytes - leave))))
-        except OSError:
-            assert not leave
+            while room > 0:
+                room -= os.write(fd, bytes(min(_CHUNK, room)))
+        except OSError as e:
+            if e.errno != errno.ENOSPC:  # that is somebody else who wrote meanwhile
+                raise
         finally:
             os.close(fd)
 

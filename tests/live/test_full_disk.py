@@ -151,14 +151,19 @@ def test_a_disk_that_fills_and_empties_again_and_again_loses_nothing_that_was_ac
     submitter = threading.Thread(target=submit)
     submitter.start()
     with rig.client() as client:
-        for _ in range(ROUNDS):
-            before = len(accepted)
-            wait_for(lambda before=before: len(accepted) >= before + 20, timeout_s=30, what="work")
-            disk.fill()
-            wait_for(lambda: level(client) == "full", timeout_s=30, what="the broker to see the full disk")
+        try:
+            for _ in range(ROUNDS):
+                before = len(accepted)
+                wait_for(lambda before=before: len(accepted) >= before + 20, timeout_s=30, what="work")
+                disk.fill()
+                wait_for(
+                    lambda: level(client) == "full", timeout_s=30, what="the broker to see the full disk"
+                )
+                disk.free()
+        finally:
             disk.free()
-        stop.set()
-        submitter.join(60)
+            stop.set()
+            submitter.join(70)
         assert not submitter.is_alive()
         ended = {r.id: r for r in client.results(accepted, timeout_s=90)}
         assert set(ended) == set(accepted) and all(r.ok for r in ended.values())
