@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import Harness, Peer
 
-from rigbus.agents.brain import core, planner
+from rigbus.agents.brain import core, messages
 from rigbus.bus.wire import Verb, pack, unpack
 
 
@@ -29,7 +29,7 @@ class BrainPart:
     # -- what the process offers -----------------------------------------------------------------------------
 
     def tell(
-        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+        self, header: dict[str, Any], message: messages.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         header = {"epoch": self.rig.core.epoch, "upto_seq": 0, **header}
         if batch is not None:

@@ -10,7 +10,7 @@ from brainparts import BrainPart
 from durable import Durable
 from harness import STATE_ID, Harness, Peer, Send
 
-from rigbus.agents.brain import core, planner
+from rigbus.agents.brain import core, messages
 from rigbus.agents.brain.expanding import Expanding
 from rigbus.agents.brain.planning import Planning
 from rigbus.agents.brain.revising import Revising
@@ -79,7 +79,7 @@ class Rig(BrainPart):
     # -- what the brain's process offers ---------------------------------------------------------------------
 
     def tell(
-        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+        self, header: dict[str, Any], message: messages.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         if self.kill_after == 0:
             raise Unreachable("killed before it said so")
@@ -94,10 +94,10 @@ class Rig(BrainPart):
     def value(self, task: str) -> Any:
         return {"items": self.lists[core.template_of(self.rig.core.ids[task].key)]}
 
-    def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
+    def run_of(self, row: dict[str, Any]) -> tuple[messages.Run, Plan]:
         spec = row["spec"]
         view = f"/views/{view_name(row['id'], row['revision'])}"
-        run = planner.Run(
+        run = messages.Run(
             row["id"],
             "p",
             STATE_ID,

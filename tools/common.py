@@ -24,8 +24,6 @@ HANDED_ON: Final = "RIGBUS_UP_SETTINGS"
 
 #: Of one entry in a process' log, a traceback included.
 LOG_CHARS: Final = 16 << 10
-#: Columns that text for people may have.
-WIDEST: Final = 100
 #: A word with the blanks before it; backticks keep their words together.
 _WORD: Final = re.compile(r"\s*(?:`[^`]*`|[^\s`]|`)+")
 
@@ -194,7 +192,7 @@ def say(text: str) -> None:
 def talk(text: str) -> None:
     """What is for people and not the answer: stderr, controls as escapes. Long lines are folded in a terminal; a pipe gets
     them whole."""
-    from .render import clean_lines
+    from .render import WIDEST, clean_lines
 
     text = clean_lines(text)
     if sys.stderr.isatty():

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..agents.gpu.cards import rows_in
 from . import render
-from .common import WIDEST
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -201,7 +200,7 @@ def picture(sample: Row, warn_c: float) -> Group:
 
     shown = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     rows = [cells(card) for card in sample["cards"]]
-    spared = _SPARED if render.width() < WIDEST else ()
+    spared = _SPARED if render.width() < render.WIDEST else ()
     kept = [i for i in _filled(rows) if HEAD[i] not in spared]
     for i in kept:
         last = HEAD[i] in ("THROTTLE", "RUNS", "NAME")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from . import plan_source, render
-from .common import WIDEST, fold, json_option, print_json, shared_option, state_option
+from .common import fold, json_option, print_json, shared_option, state_option
 from .keyvalue import json_object, pairs
 from .reach import rig_folders
 
@@ -164,14 +164,16 @@ def lines_of(result: Linted) -> list[str]:
         place = ":".join(str(part) for part in (fault.file, fault.line, fault.column) if part)
         head = render.clean(f"{place}: {fault.severity}: {fault.what}")
         fix = render.clean(fault.fix)
-        short = len(f"{head}; {fix}") <= WIDEST
-        said = [f"{head}; {fix}"] if short else fold(head, WIDEST, 4) if sys.stdout.isatty() else [head]
+        short = len(f"{head}; {fix}") <= render.WIDEST
+        said = (
+            [f"{head}; {fix}"] if short else fold(head, render.WIDEST, 4) if sys.stdout.isatty() else [head]
+        )
         said[0] = said[0].replace(
             fault.severity, render.colour(_COLOUR_OF[fault.severity], fault.severity), 1
         )
-        lines += said + [render.clean(row) for row in fault.excerpt(WIDEST - 6)]
+        lines += said + [render.clean(row) for row in fault.excerpt(render.WIDEST - 6)]
         if not short:
-            lines += fold(f"    fix: {fix}", WIDEST, 9)
+            lines += fold(f"    fix: {fix}", render.WIDEST, 9)
     grouped: dict[tuple[str, Any, str], list[str]] = {}
     for row in result.inferred:
         grouped.setdefault((row["field"], row["value"], row["rule"]), []).append(row["task"])

@@ -14,7 +14,6 @@ from typing import Any, Final
 import click
 
 from ..bridge.folder.share.ops import shown as clean
-from .common import WIDEST
 
 __all__ = [
     "age",
@@ -31,6 +30,8 @@ __all__ = [
     "wrap",
 ]
 
+#: Columns that text for people may have.
+WIDEST: Final = 100
 _COLOURS: Final = {
     "done": "green",
     "complete": "green",

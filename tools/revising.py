@@ -100,7 +100,7 @@ def show(rig: Reach, new: NewPlan, as_json: bool) -> int:
 
 
 def _outcomes(rig: Reach, new: NewPlan) -> list[dict[str, Any]]:
-    from ..agents.brain.planner import Run
+    from ..agents.brain.messages import Run
     from ..agents.brain.planning import SCOPE, settled_by
     from ..agents.brain.revision import kept_lists, outcomes, specs_of
     from ..plans.stage import hash_beside_plan, remove_tree, stage_plan

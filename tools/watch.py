@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from .files import Folder
 from .reach import Reach, reach
 from .requests import pause
 from .rows import ENDED, batch_object, worker_object
-from .watch_view import Frame, batch_line, lines_of, picture
+from .watch_view import Frame, batch_line, decision_of, lines_of, logged_decision, picture
 
 _SHOWN: Final = 8  #: decisions
 _LOOK_BACK: Final = 200  #: events looked at for them
@@ -25,8 +25,6 @@ _RUNNING: Final = 200  #: running tasks whose names are asked for
 _STILL: Final = 3  #: batches that do not move and are asked why
 _REFRESH_S: Final = 0.5
 _FOLDER_S: Final = 2.0
-#: Topics that say no more than the counts do.
-QUIET: Final = frozenset({"ready", "waiting", "leased", "started"})
 
 
 @click.command()
@@ -147,23 +145,6 @@ def _decisions(rig: Reach, seq: int, batch: str | None) -> list[dict[str, Any]]:
     answer = rig.bus.request(Verb.EVENTS, {"since": max(0, seq - _LOOK_BACK), "limit": _LOOK_BACK + 1})
     events = map(event_of, answer.header.get("events") or ())
     return [found for e in events if (found := decision_of(e, batch)) is not None][-_SHOWN:]
-
-
-def decision_of(event: Any, batch: str | None) -> dict[str, Any] | None:
-    """An event as a decision ``{at, what, about, why}``; None for what is none, or of another batch."""
-    word = event.topic.rpartition(".")[2]
-    if event.channel == "a" or word in QUIET or (batch is not None and event.batch != batch):
-        return None
-    data: Mapping[str, Any] = event.data
-    name = data.get("key") or data.get("name") or data.get("worker") or event.id or ""
-    why = data.get("error") or data.get("reason") or ""
-    return {"at": event.at, "what": event.topic, "about": str(name), "why": str(why)}
-
-
-def logged_decision(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of ``brain_decisions.log``."""
-    at = str(line.get("timestamp", ""))
-    return {"at": at, "what": str(line.get("type", "")), "about": str(line.get("message", "")), "why": ""}
 
 
 # --- following --------------------------------------------------------------------------------------------------

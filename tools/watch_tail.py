@@ -14,8 +14,7 @@ from .files import Folder
 from .reach import Reach
 from .requests import pause
 from .rows import ENDED, TASK_ENDED
-from .watch import decision_of, logged_decision
-from .watch_view import decision_line
+from .watch_view import decision_line, decision_of, logged_decision
 
 _REST_S: Final = 2.0  #: after the end of a batch, for the events of its end
 _DECISIONS: Final = 500  #: of a log's last lines that are looked at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from . import gpu_view, render
@@ -45,6 +46,8 @@ _STYLES: Final = {
 }
 _WIDE: Final = 96  #: columns from which a batch's whole id is shown
 _WHY: Final = 150  #: characters of a reason
+#: Topics that say no more than the counts do.
+_QUIET: Final = frozenset({"ready", "waiting", "leased", "started"})
 _BAD: Final = ("dead", "expired", "failed")
 _LEFT_OUT: Final = ("cancelled", "skipped")
 _FRAME_ROWS: Final = 9  #: lines of the picture that are neither batches nor workers nor decisions
@@ -123,6 +126,23 @@ def _runs(worker: Row, frame: Frame) -> str:
     held = str(worker.get("held") or "")
     crashed = str((worker.get("quarantine") or {}).get("why") or "")
     return "; ".join(text for text in (held, crashed, shown) if text)
+
+
+def decision_of(event: Any, batch: str | None) -> dict[str, Any] | None:
+    """An event as a decision ``{at, what, about, why}``; None for what is none, or of another batch."""
+    word = event.topic.rpartition(".")[2]
+    if event.channel == "a" or word in _QUIET or (batch is not None and event.batch != batch):
+        return None
+    data: Mapping[str, Any] = event.data
+    name = data.get("key") or data.get("name") or data.get("worker") or event.id or ""
+    why = data.get("error") or data.get("reason") or ""
+    return {"at": event.at, "what": event.topic, "about": str(name), "why": str(why)}
+
+
+def logged_decision(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of ``brain_decisions.log``."""
+    at = str(line.get("timestamp", ""))
+    return {"at": at, "what": str(line.get("type", "")), "about": str(line.get("message", "")), "why": ""}
 
 
 def decision_line(d: Row) -> str:

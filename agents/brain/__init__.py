@@ -1,1 +1,1 @@
-"""The brain: a stateless logic engine. ``planner`` and ``core`` are pure, ``service`` is the process."""
+"""The brain: a stateless logic engine. ``planner``, ``messages`` and ``core`` are pure, ``service`` is the process."""

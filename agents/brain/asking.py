@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ...bus.core.model import PLACEMENT_ASKS
 from ...bus.tags import BRAIN_ROLE, MODEL_TYPES, ROLE, wanted_tags
@@ -16,11 +16,9 @@ from ...plans.environment import encode_value, lookup
 from ...plans.model import Plan, PlanTask
 from ...plans.placeholders import ValueFault, is_item
 from ...plans.variables import find_variables, substitute
+from .messages import Run
 from .naming import no_model_for
 from .placing_view import Entry
-
-if TYPE_CHECKING:
-    from .planner import Run
 
 #: Fields that are passed on as they stand in the plan.
 _AS_WRITTEN: Final = ("max_tokens", "temperature", "seed", "stop")

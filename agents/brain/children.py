@@ -13,18 +13,8 @@ from ...plans.keys import ItemsError, item_groups, item_id, task_keys
 from ...plans.model import Plan, PlanTask
 from ...plans.values import Rewritten
 from .definitions import definition
-from .planner import (
-    Message,
-    Run,
-    Unplannable,
-    batch_size,
-    cut,
-    payload_of,
-    rewritten,
-    show_prompt,
-    spec_of,
-    values_of,
-)
+from .messages import Message, Run, Unplannable
+from .planner import batch_size, cut, payload_of, rewritten, show_prompt, spec_of, values_of
 
 _ID_BYTES: Final = 200  #: of one id in a task's meta
 _IDS_BYTES: Final = 4000  #: of all ids of a micro-batch; a thousand long ones would not go into a meta

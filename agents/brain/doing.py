@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from ...bus.errors import Refused
 from .core import ExpandTemplate, PlanBatch, Work, template_of
-from .planner import Unplannable
+from .messages import Unplannable
 
 SCOPE: Final = "brain.doing"
 TRIES: Final = 3

@@ -26,8 +26,8 @@ from .judgement import (
     read_judgement,
     sample_of,
 )
+from .messages import Message, Run, Unplannable
 from .placing import Entry
-from .planner import Message, Run, Unplannable
 
 log = logging.getLogger(__name__)
 

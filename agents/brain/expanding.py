@@ -19,7 +19,8 @@ from ...plans.keys import ItemsError
 from ...plans.model import Plan, PlanTask
 from .children import Children, next_message, other_ids
 from .core import ExpandTemplate, Unblock, Work, template_of
-from .planner import Message, Run, Unplannable, batch_size
+from .messages import Message, Run, Unplannable
+from .planner import batch_size
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from .class_questions import (
     questions_of,
     read_answers,
 )
-from .planner import Message, Run, Unplannable
+from .messages import Message, Run, Unplannable
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 from ...bus.core.model import PLACEMENT_ASKS
 from ...bus.tags import MODEL_TYPES
-from ...bus.wire import MAX_BATCH, MAX_PAYLOAD_BYTES, pack
+from ...bus.wire import MAX_BATCH
 from ...plans.check import check_plan
 from ...plans.environment import encode_value, fill, lookup
 from ...plans.model import PRIORITY_LEVELS, Foreach, Plan, PlanTask
@@ -25,77 +24,11 @@ from ...plans.values import Rewritten, rewrite_argv, rewrite_batch, rewrite_comm
 from ...plans.variables import find_variables, substitute
 from .asking import agent_payload, asked_texts, model_name, model_needs, needs_view
 from .definitions import definition
+from .messages import Message, Run, Unplannable
 
-#: Bounds of one message: its payloads, and its header, which is one frame (PROTOCOL §9: 1 MiB).
-CHUNK_BYTES: Final = 2 << 20
-HEAD_BYTES: Final = 512 << 10
 #: Seconds for reading a list, whatever the template allows its tasks.
 EXPAND_TIMEOUT_S: Final = 300.0
 _META_TEXT: Final = 4000
-
-
-class Unplannable(Exception):
-    """The plan cannot become tasks; the text says what, where and the fix."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One batch of a plan. Paths are absolute texts; ``config`` is what the submitter gave."""
-
-    batch: str
-    name: str
-    state_id: str
-    sha256: str
-    staged: str
-    original: str
-    view: str
-    batch_path: str
-    config: Mapping[str, Any]
-    priority: int | None = None
-    revision: int = 1
-    files: str = ""  #: a hash of what the staged copy has beside its plan.md
-
-    def plan_part(self) -> dict[str, str]:
-        """What a worker needs to make the plan's view."""
-        return {
-            "sha256": self.sha256,
-            "staged": self.staged,
-            "original": self.original,
-            "view": self.view,
-            "batch_path": self.batch_path,
-        }
-
-    def built_ins(self) -> dict[str, str]:
-        """The variables that every plan has."""
-        return {"PLAN_PATH": self.view, "BATCH_ID": self.batch, "BATCH_PATH": self.batch_path}
-
-
-@dataclass(slots=True)
-class Message:
-    """One BRAIN message's tasks: specs with their payloads."""
-
-    specs: list[dict[str, Any]] = field(default_factory=list)
-    payloads: list[bytes] = field(default_factory=list)
-    head: int = 0  #: bytes of the packed specs, about
-    body: int = 0  #: bytes of the payloads
-
-    def add(self, spec: dict[str, Any], payload: Mapping[str, Any], head: int = 0) -> None:
-        """``head`` is about the packed size of ``spec`` where the caller knows it."""
-        packed = pack(payload)
-        if len(packed) > MAX_PAYLOAD_BYTES:
-            raise Unplannable(
-                f"task {spec['key']!r} needs {len(packed)} bytes of values, {MAX_PAYLOAD_BYTES} are allowed; "
-                "write large values to a file and pass its path"
-            )
-        self.specs.append(spec)
-        self.payloads.append(packed)
-        self.head += head or len(pack(spec))
-        self.body += len(packed)
-
-    @property
-    def full(self) -> bool:
-        """Whether its bytes are enough for one message."""
-        return self.body > CHUNK_BYTES or self.head > HEAD_BYTES
 
 
 def values_of(plan: Plan, run: Run) -> dict[str, Any]:

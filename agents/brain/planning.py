@@ -15,8 +15,8 @@ from . import inferring, planner
 from .asking import model_faults
 from .class_questions import Classes, classes_from
 from .inferring import Asking, Inferring
+from .messages import Run, Unplannable
 from .placing_view import Entry
-from .planner import Run, Unplannable
 from .revising import Revising
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from ...plans.model import Plan
 from . import planner
 from .core import ExpandTemplate
 from .expanding import Expanding
-from .planner import Message, Run
+from .messages import Message, Run
 from .revision import difference, kept_lists
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from ...plans.keys import ItemsError, task_keys
 from ...plans.model import Plan
 from .children import Children, other_ids
 from .core import template_of
-from .planner import Run, Unplannable, batch_size, declare
+from .messages import Run, Unplannable
+from .planner import batch_size, declare
 
 Row = Mapping[str, Any]
 

@@ -30,7 +30,7 @@ from ...plans.errors import PlanInvalid
 from ...plans.model import Plan
 from ...plans.parser import parse_plan
 from ...plans.stage import hash_beside_plan
-from . import core, planner
+from . import core, messages
 from .catalogue import ModelFiles
 from .doing import Doing
 from .escalating import AFTER_S, Escalating
@@ -296,7 +296,7 @@ class Brain:
             raise
         except (Busy, Unreachable, Refused):
             raise
-        except (planner.Unplannable, RigbusError) as e:
+        except (messages.Unplannable, RigbusError) as e:
             why = str(e)
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as e:
             # a recorded value or row that no rule of ours foresaw: one batch may fail for it, not the brain of all
@@ -350,7 +350,7 @@ class Brain:
         self.link.poll(min(pause_s, 1.0))
 
     def tell(
-        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+        self, header: dict[str, Any], message: messages.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         """One atomic BRAIN message; the broker's answer."""
         header = {"epoch": self.epoch, "upto_seq": self._cursor.since, **header}
@@ -401,7 +401,7 @@ class Brain:
 
     # -- reading ---------------------------------------------------------------------------------------------
 
-    def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
+    def run_of(self, row: dict[str, Any]) -> tuple[messages.Run, Plan]:
         """The run and the parsed plan of a batch, from its staged copy, with the classes that were found for it.
 
         Raises:
@@ -410,7 +410,7 @@ class Brain:
         spec = row["spec"] or {}
         sha = str(spec.get("sha256"))
         staged = self.paths.staged / sha
-        run = planner.Run(
+        run = messages.Run(
             batch=row["id"],
             name=str(spec.get("name")),
             state_id=str(self.link.welcome["state_id"]),
@@ -438,18 +438,18 @@ class Brain:
         try:
             return hash_beside_plan(staged)
         except OSError as e:
-            raise planner.Unplannable(f"{e.filename}: {e.strerror}; submit the plan again") from None
+            raise messages.Unplannable(f"{e.filename}: {e.strerror}; submit the plan again") from None
 
     @staticmethod
     def _parse(staged: Path, name: str) -> Plan:
         try:
             text = (staged / "plan.md").read_bytes()
         except OSError as e:
-            raise planner.Unplannable(f"{staged}/plan.md: {e.strerror}; submit the plan again") from None
+            raise messages.Unplannable(f"{staged}/plan.md: {e.strerror}; submit the plan again") from None
         try:
             return parse_plan(text, file="plan.md", name=name)
         except PlanInvalid as e:
-            raise planner.Unplannable("; ".join(map(str, e.faults))) from None
+            raise messages.Unplannable("; ".join(map(str, e.faults))) from None
 
     def batch_row(self, batch_id: str) -> dict[str, Any]:
         """A batch as QUERY shows it.
@@ -499,7 +499,7 @@ class Brain:
         try:
             return _unpack(path.read_bytes())
         except OSError as e:
-            raise planner.Unplannable(
+            raise messages.Unplannable(
                 f"the recorded list {path} cannot be read: {e.strerror}; retry the task"
             ) from None
 
@@ -535,7 +535,7 @@ def _unpack(data: bytes) -> Any:
     try:
         return msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as e:
-        raise planner.Unplannable(f"a recorded list cannot be read ({e}); retry its task") from None
+        raise messages.Unplannable(f"a recorded list cannot be read ({e}); retry its task") from None
 
 
 def main(state: Path | None = None, settings: Mapping[str, Any] | None = None) -> int:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from rigbus.agents.brain import planner
+from rigbus.agents.brain import messages, planner
 from rigbus.agents.brain.children import Children
 from rigbus.bus.wire import unpack
 from rigbus.plans import parse_plan
 
 HEAD = "# Plan: p\n## Inputs\n- **MODEL**: which (default: ``)\n- **WHO**: whom (default: `me`)\n## Tasks\n### a\n"
-RUN = planner.Run(
+RUN = messages.Run(
     batch="b",
     name="p",
     state_id="s" * 32,
@@ -28,7 +28,7 @@ RUN = planner.Run(
 def one(fields: str, config: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """(spec, payload) of the plan's only task."""
     plan = parse_plan(HEAD + fields, name="p")
-    run = planner.Run(**{**{name: getattr(RUN, name) for name in RUN.__slots__}, "config": config or {}})
+    run = messages.Run(**{**{name: getattr(RUN, name) for name in RUN.__slots__}, "config": config or {}})
     (message,) = planner.declare(plan, run)
     return message.specs[0], unpack(message.payloads[0])
 
@@ -115,5 +115,5 @@ def test_each_item_gets_its_own_texts() -> None:
 
 def test_a_field_that_an_item_lacks_is_said_with_the_line() -> None:
     plan = parse_plan(HEAD + "- type: generate\n- prompt: {ITEM.x}\n- foreach: m.json:items\n", name="p")
-    with pytest.raises(planner.Unplannable, match=r"plan\.md:8: task 'a': \{ITEM\.x\}: ITEM has no x"):
+    with pytest.raises(messages.Unplannable, match=r"plan\.md:8: task 'a': \{ITEM\.x\}: ITEM has no x"):
         list(Children(plan, RUN, "a", [{"id": "y"}]))

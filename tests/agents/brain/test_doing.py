@@ -9,7 +9,7 @@ from harness import Harness
 
 from rigbus.agents.brain.core import ExpandTemplate, PlaceModels, PlanBatch, Work
 from rigbus.agents.brain.doing import SCOPE, TRIES, Doing
-from rigbus.agents.brain.planner import Unplannable
+from rigbus.agents.brain.messages import Unplannable
 from rigbus.bus.errors import Refused, Unreachable
 from rigbus.bus.wire import Verb
 

@@ -8,7 +8,7 @@ import pytest
 from brainparts import BrainPart
 from harness import STATE_ID, Harness, Peer, error_of
 
-from rigbus.agents.brain import core, planner
+from rigbus.agents.brain import core, messages, planner
 from rigbus.agents.brain.evaluating import NO_MODEL, Evaluating, Judging, judge_keys, judging_of
 from rigbus.agents.brain.judgement import OUTPUT_CHARS
 from rigbus.agents.brain.placing import Entry
@@ -58,18 +58,18 @@ class Rig(BrainPart):
         return self.rig.worker(name="model-1", types=["generate"], classes=["llm"])
 
     @property
-    def run(self) -> planner.Run:
-        return planner.Run(self.batch, "p", STATE_ID, "0" * 64, "/s", "/o", "/v", "/b", {})
+    def run(self) -> messages.Run:
+        return messages.Run(self.batch, "p", STATE_ID, "0" * 64, "/s", "/o", "/v", "/b", {})
 
     # -- what the process offers -----------------------------------------------------------------------------
 
     def tell(
-        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+        self, header: dict[str, Any], message: messages.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         self.told.append(header | {"tasks": message.specs if message else []})
         return super().tell(header, message, batch)
 
-    def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Any]:
+    def run_of(self, row: dict[str, Any]) -> tuple[messages.Run, Any]:
         return self.run, self.plan
 
     # -- its life --------------------------------------------------------------------------------------------

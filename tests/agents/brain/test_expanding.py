@@ -9,7 +9,7 @@ import pytest
 from brainparts import BrainPart
 from harness import STATE_ID, Harness, Peer
 
-from rigbus.agents.brain import core, planner
+from rigbus.agents.brain import core, messages, planner
 from rigbus.agents.brain.expanding import FIRST_CHUNK, Expanding
 from rigbus.bus.core.model import Task
 from rigbus.bus.errors import Unreachable
@@ -47,11 +47,11 @@ class Brain(BrainPart):
     # -- what the process offers -----------------------------------------------------------------------------
 
     @property
-    def run(self) -> planner.Run:
-        return planner.Run(self.batch, "p", STATE_ID, "0" * 64, "/s", "/o", "/v", "/b", {})
+    def run(self) -> messages.Run:
+        return messages.Run(self.batch, "p", STATE_ID, "0" * 64, "/s", "/o", "/v", "/b", {})
 
     def tell(
-        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+        self, header: dict[str, Any], message: messages.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         answer = super().tell(header, message, batch)
         if self.lose_answer:
@@ -62,7 +62,7 @@ class Brain(BrainPart):
     def value(self, task: str) -> Any:
         return {"items": self.lists[core.template_of(self.rig.core.ids[task].key)]}
 
-    def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
+    def run_of(self, row: dict[str, Any]) -> tuple[messages.Run, Plan]:
         return self.run, self.plan
 
     # -- its life --------------------------------------------------------------------------------------------

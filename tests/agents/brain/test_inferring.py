@@ -10,7 +10,7 @@ import pytest
 from brainparts import BrainPart
 from harness import STATE_ID, Harness, Peer
 
-from rigbus.agents.brain import core, planner
+from rigbus.agents.brain import core, messages, planner
 from rigbus.agents.brain.class_questions import (
     ASKED_AT_ONCE,
     MAX_ASKS,
@@ -58,13 +58,13 @@ class Rig(BrainPart):
     # -- what the process offers -----------------------------------------------------------------------------
 
     def tell(
-        self, header: dict[str, Any], message: planner.Message | None = None, batch: str | None = None
+        self, header: dict[str, Any], message: messages.Message | None = None, batch: str | None = None
     ) -> dict[str, Any]:
         self.told.append(header | {"tasks": message.specs if message else []})
         return super().tell(header, message, batch)
 
-    def run_of(self, row: dict[str, Any]) -> tuple[planner.Run, Plan]:
-        run = planner.Run(row["id"], "p", STATE_ID, "0" * 64, str(self.staged), "/o", "/v", "/b", {})
+    def run_of(self, row: dict[str, Any]) -> tuple[messages.Run, Plan]:
+        run = messages.Run(row["id"], "p", STATE_ID, "0" * 64, str(self.staged), "/o", "/v", "/b", {})
         return run, self.planning.settled(self.plan, row["id"])
 
     # -- its life --------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_a_plan_that_is_cancelled_meanwhile_has_no_tasks() -> None:
 
 
 def test_a_plan_that_cannot_run_is_not_asked_about() -> None:
-    with pytest.raises(planner.Unplannable, match="WIDTH"):
+    with pytest.raises(messages.Unplannable, match="WIDTH"):
         Rig(HEAD + "### a\n- command: `./run.sh {WIDTH}`\n")
 
 
@@ -393,7 +393,7 @@ def test_a_plan_that_names_a_model_which_there_is_not_ends_unless_a_worker_has_i
     rig.rig.worker(name="by-hand", types=["generate"], classes=["llm"], needs=["model:other"])
     fresh = rig.client.submit(key="second", kind="plan", plan={"name": "p"}).header["batch"]
     with pytest.raises(
-        planner.Unplannable, match=r"llm_model 'smal' is not configured; did you mean 'small'\?"
+        messages.Unplannable, match=r"llm_model 'smal' is not configured; did you mean 'small'\?"
     ):
         planning.step(fresh)
     rig.rig.worker(name="by-hand-too", types=["generate"], classes=["llm"], needs=["model:smal"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rigbus.agents.brain import children, core, planner
+from rigbus.agents.brain import children, core, messages, planner
 from rigbus.agents.brain.asking import model_faults
 from rigbus.agents.brain.placing import Entry
 from rigbus.bus.core.model import task_id
@@ -18,7 +18,7 @@ from rigbus.plans.items import Counterparts
 HEAD = "# Plan: p\n\n## Inputs\n- **N**: how many (default: `3`)\n\n## Tasks\n"
 
 
-def run_of(**more: Any) -> planner.Run:
+def run_of(**more: Any) -> messages.Run:
     base: dict[str, Any] = {
         "batch": "20260101_000000_abcdef",
         "name": "p",
@@ -30,7 +30,7 @@ def run_of(**more: Any) -> planner.Run:
         "batch_path": "/share/plans/p/batches/b",
         "config": {},
     }
-    return planner.Run(**{**base, **more})
+    return messages.Run(**{**base, **more})
 
 
 def declared(tasks: str, head: str = HEAD, **run: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -119,7 +119,7 @@ def test_the_same_list_makes_the_same_keys_and_payloads() -> None:
     assert expanded(EACH, items) == expanded(EACH, items)
 
 
-def messages_of(made: Any, most: int = 500) -> list[planner.Message]:
+def messages_of(made: Any, most: int = 500) -> list[messages.Message]:
     source, messages, more = iter(made), [], True
     while more:
         message, more = children.next_message(source, most)
@@ -196,7 +196,7 @@ def test_what_a_model_writes_is_in_the_folder_of_the_batch_and_its_schema_with_t
     [([{"id": 1}, {"id": 1}], "twice"), ([{"name": "x"}], "no id"), ([{"id": "a\0b"}], "NUL")],
 )
 def test_a_bad_list_fails_with_the_plans_line(items: list[Any], says: str) -> None:
-    with pytest.raises(planner.Unplannable, match=says) as e:
+    with pytest.raises(messages.Unplannable, match=says) as e:
         expanded(EACH, items)
     assert "plan.md:" in str(e.value)
 
@@ -246,7 +246,7 @@ def test_the_task_of_an_item_waits_for_that_items_task_only(policy: str, on: str
 
 def test_an_item_without_a_counterpart_is_named_with_its_template_and_line() -> None:
     with pytest.raises(
-        planner.Unplannable, match=r"plan\.md:\d+: the list of 'next': element 0 \('x'\) has no counter"
+        messages.Unplannable, match=r"plan\.md:\d+: the list of 'next': element 0 \('x'\) has no counter"
     ):
         expanded(
             INIT + EACH + NEXT,
@@ -296,7 +296,7 @@ def test_a_handlers_task_needs_memory_only_where_the_plan_says_script() -> None:
 
 def test_a_missing_value_is_named() -> None:
     plan = parse_plan("# Plan: p\n## Tasks\n### a\n- command: `echo {MISSING}`\n", name="p")
-    with pytest.raises(planner.Unplannable, match="MISSING"):
+    with pytest.raises(messages.Unplannable, match="MISSING"):
         planner.declare(plan, run_of())
 
 
