@@ -58,7 +58,7 @@ class Rig:
             (folder / "READY").touch()
         return folder
 
-    def receipt(self, name: str, *states: str) -> dict[str, Any]:
+    def receipt(self, name: str, *states: str, timeout_s: float = 20.0) -> dict[str, Any]:
         """Wait for the receipt in one of these states."""
         file = self.inbox / f"{name}.receipt.json"
 
@@ -69,7 +69,7 @@ class Rig:
                 return None
             return said if said["state"] in (states or ("accepted", "refused")) else None
 
-        found = wait_for(there, timeout_s=20, what=f"the receipt of {name}")
+        found = wait_for(there, timeout_s=timeout_s, what=f"the receipt of {name}")
         assert found is not None
         return found
 

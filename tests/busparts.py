@@ -277,4 +277,4 @@ NEVER = object()  #: a task that does not end
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> Any:
-    return wait_for(condition, timeout_s=5.0, what=what)
+    return wait_for(condition, timeout_s=20.0, what=what)

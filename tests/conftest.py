@@ -16,6 +16,11 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, Processes, end_all, processes_of, short_folder, wait_for
+from hypothesis import HealthCheck, settings
+
+#: A machine with more to do makes an example slow, not wrong.
+settings.register_profile("rigbus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rigbus")
 
 LIVE = ROOT / "tests" / "live"
 #: Files that take longest, the longest first: with several processes none of them is to begin when all others have ended.

@@ -55,7 +55,10 @@ def drop(
     ready: bytes | None = b"",
     files: Mapping[str, str | bytes] | None = None,
 ) -> Path:
-    """Put a folder into the inbox, READY last (None: none); the folder."""
+    """Put a folder into the inbox, READY last (None: none), where no receipt of an earlier one stands; the folder."""
+    Path(os.fsdecode(os.fsencode(rig.shared / "inbox") + b"/" + os.fsencode(name) + b".receipt.json")).unlink(
+        missing_ok=True
+    )
     folder = Path(os.fsdecode(os.fsencode(rig.shared / "inbox") + b"/" + os.fsencode(name)))
     folder.mkdir(parents=True)
     wanted = {**({} if plan is None else {"plan.md": plan}), **(files or {})}

@@ -66,6 +66,7 @@ def serving(rig: LiveRig, model: Callable[[], Model]) -> Iterator[Any]:
             made.open.set()
         workers[0].stop(fast=True)
         thread.join(20)
+        made.close()  # a worker whose handler still runs leaves its model to the end of its process
         with rig.client() as bus:
             wait_for(
                 lambda: not any("generate" in w["types"] for w in bus.query("workers")["workers"]),

@@ -109,14 +109,15 @@ class LiveRig:
 
     def client(self) -> Client:
         """A client of this rig, for this thread."""
-        return Client(state=self.state)
+        return Client(state=self.state, timeout_s=30)  # a broker that was killed may be starting
 
     def drop(
         self, name: str = "census", *, limit: int = 24, source: Path | None = None, plan: Path = EXAMPLE
     ) -> Path:
-        """Drop the example plan into the inbox, READY last; where its receipt will be."""
+        """Drop the example plan into the inbox, READY last; where its receipt will be, no earlier one's stands there."""
         inbox = self.shared / "inbox"
         inbox.mkdir(exist_ok=True)
+        (inbox / f"{name}.receipt.json").unlink(missing_ok=True)
         folder = inbox / name
         shutil.copytree(plan, folder, ignore=shutil.ignore_patterns("__pycache__"))
         config: dict[str, Any] = {"LIMIT": str(limit)}

@@ -85,9 +85,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The names in a wheel built from a clean copy: a stale build/ beside the sources would leak into it."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    left_out = shutil.ignore_patterns(".*", "build", "dist", "tests", "docs", "*.egg-info", "node_modules")
+    left_out = shutil.ignore_patterns(
+        ".*", "__pycache__", "build", "dist", "tests", "docs", "*.egg-info", "node_modules"
+    )
     shutil.copytree(ROOT, copy, ignore=left_out)
-    (copy / "bus" / "__pycache__").mkdir(exist_ok=True)
+    (copy / "bus" / "__pycache__").mkdir()
     (copy / "bus" / "__pycache__" / "stale.cpython-311.pyc").write_bytes(b"stale")
     code = "from setuptools import build_meta as b; import sys; b.build_wheel(sys.argv[1])"
     done = subprocess.run(

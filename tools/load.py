@@ -13,7 +13,7 @@ from .reach import reach_bus
 
 if TYPE_CHECKING:
     from ..bus.client.client import Client
-    from ..bus.client.work import Result
+    from ..bus.client.work import Result, Task
 
 _CANCEL_S: Final = 5.0
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,6 +72,8 @@ def unload(
 def _ask(
     op: str, model: str, worker: str, state: Path | None, config: Path | None, as_json: bool, timeout_s: float
 ) -> int:
+    import uuid
+
     from ..bus.client.work import Task
     from ..bus.errors import TaskFailed
 
@@ -82,10 +84,15 @@ def _ask(
     with reach_bus(state, config) as rig:
         meta = {"model": model, "worker": worker}
         key = ":".join(word for word in (op, model, worker) if word)
-        ids = rig.bus.submit([Task(type=op, cls="meta", key=key, meta=meta)])
-        if not as_json:
-            talk(f"asked for; `rigbus why {ids[0][:12]}` says how far it is")
-        result = _heard(rig.bus, ids, timeout_s)
+        ask, batch = Task(type=op, cls="meta", key=key, meta=meta), str(uuid.uuid4())
+        try:
+            ids = rig.bus.submit([ask], batch=batch)
+            if not as_json:
+                talk(f"asked for; `rigbus why {ids[0][:12]}` says how far it is")
+            result = _heard(rig.bus, ids, timeout_s)
+        except KeyboardInterrupt:
+            _take_back(rig.bus, ask, batch)
+            raise
     if as_json:
         said = {"task": result.id, "state": result.state, "error": result.error, "note": _note(result.value)}
         print_json({"schema": "rigbus.placement/1", "op": op, "model": model, "worker": worker, **said})
@@ -97,12 +104,12 @@ def _ask(
 
 
 def _heard(bus: Client, ids: list[str], timeout_s: float) -> Result:
-    """The ask's end. Who stops waiting by Ctrl-C takes the ask back; after ``timeout_s`` it goes on.
+    """The ask's end; after ``timeout_s`` it goes on.
 
     Raises:
         WaitTimeout: it has not ended in time; the text says how to end it.
     """
-    from ..bus.errors import RigbusError, WaitTimeout
+    from ..bus.errors import WaitTimeout
 
     try:
         (result,) = bus.results(ids, timeout_s=timeout_s)
@@ -113,13 +120,23 @@ def _heard(bus: Client, ids: list[str], timeout_s: float) -> Result:
             f"`rigbus cancel {short}` ends it",
             ids=e.ids,
         ) from None
-    except KeyboardInterrupt:
-        try:
-            bus.cancel(ids, reason="its asker has stopped waiting", timeout_s=_CANCEL_S)
-        except RigbusError as e:
-            talk(f"it goes on, for it could not be cancelled: {e}; `rigbus cancel {ids[0][:12]}` ends it")
-        raise
     return result
+
+
+def _take_back(bus: Client, ask: Task, batch: str) -> None:
+    """Cancel it. Ctrl-C may have come while the broker was taking it: the same batch asked for again says as what."""
+    from ..bus.errors import RigbusError
+
+    try:
+        ids = bus.submit([ask], batch=batch, timeout_s=_CANCEL_S)
+        bus.cancel(ids, reason="its asker has stopped waiting", timeout_s=_CANCEL_S)
+    except RigbusError as e:
+        way = (
+            f"`rigbus cancel {ask.id[:12]}` ends it"
+            if ask.id
+            else "`rigbus status` shows whether it was accepted"
+        )
+        talk(f"it may go on, for it could not be cancelled: {e}; {way}")
 
 
 def _note(value: object) -> str:

@@ -105,13 +105,15 @@ def call(
     until = time.monotonic() + timeout_s
     try:
         connection.sock = raw = _connected(host, port, until)
-        with _cut_at(until, raw):
+        with _cut_at(until, raw) as was_cut:
             found = ""
             if secure:
                 connection.sock, found = _secured(raw, host, where, pin)
             connection.request(method, path, body, sent)
             response = connection.getresponse()
             data = _body(response)
+            if was_cut.is_set():  # a body without a length ends with its connection: this one was ended by us
+                raise TimeoutError(f"no whole answer within {timeout_s:g} s")
     except ssl.SSLCertVerificationError as e:
         raise WebError(f"{where}: its certificate is not valid ({e.verify_message})") from None
     except (OSError, http.client.HTTPException, ValueError) as e:
@@ -185,23 +187,26 @@ def _connected(host: str, port: int, until: float) -> socket.socket:
 
 
 @contextmanager
-def _cut_at(until: float, raw: socket.socket) -> Iterator[None]:
+def _cut_at(until: float, raw: socket.socket) -> Iterator[threading.Event]:
     """Shut the connection down at ``until``: each recv has a timeout, but who sends a byte now and then never reaches it.
 
     By a descriptor of its own: TLS takes ``raw`` away from under us, and begins with a handshake that may drip, too.
+    The event is set where that was done.
     """
+    was_cut = threading.Event()
     with raw.dup() as handle:
-        timer = threading.Timer(max(0.0, until - time.monotonic()), _cut, (handle,))
+        timer = threading.Timer(max(0.0, until - time.monotonic()), _cut, (handle, was_cut))
         timer.daemon = True
         timer.start()
         try:
-            yield
+            yield was_cut
         finally:
             timer.cancel()
             timer.join()  # it may be cutting just now
 
 
-def _cut(handle: socket.socket) -> None:
+def _cut(handle: socket.socket, was_cut: threading.Event) -> None:
+    was_cut.set()
     try:
         handle.shutdown(socket.SHUT_RDWR)
     except OSError:

@@ -208,7 +208,7 @@ def test_a_broker_whose_machine_sleeps_and_whose_clock_is_set_says_so_and_takes_
     rig_dir: Path,
 ) -> None:
     clocks = MachineClocks(rig_dir)
-    broker = RealBroker(rig_dir, Options(lease_s=2.0))
+    broker = RealBroker(rig_dir, Options(lease_s=5.0))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in clocks.env.items():
             patch.setenv(name, value)

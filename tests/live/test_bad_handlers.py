@@ -201,18 +201,19 @@ def test_a_cancel_reaches_a_handler_that_waits_for_an_answer_and_what_it_waits_f
     outer = submit(odd, "odd.asks", {"type": "odd.polite", "payload": {"mark": str(mark)}})
     wait_for(lambda: "begun" in lines(mark), what="the inner handler")
     odd.bus.cancel([outer])
-    result = end_of(odd, outer, 5.0)
+    result = end_of(odd, outer, 20.0)
     assert result.state == "cancelled"
     wait_for(lambda: "tidied" in lines(mark), timeout_s=15, what="the end of the inner handler")
-    states = {
-        row["key"]: row["state"] for row in odd.bus.query("tasks", batch=row_of(odd, outer)["batch"])["rows"]
-    }
-    assert set(states.values()) == {"cancelled"}
+    batch = row_of(odd, outer)["batch"]
+    wait_for(
+        lambda: {row["state"] for row in odd.bus.query("tasks", batch=batch)["rows"]} == {"cancelled"},
+        what="both to be recorded",
+    )
     assert odd.call("odd.pid") == pid
 
 
 def test_a_call_that_is_not_answered_in_time_fails_its_handler_and_ends_with_it(odd: Rig, mark: Path) -> None:
-    payload = {"type": "odd.polite", "payload": {"mark": str(mark)}, "limit_s": 0.5}
+    payload = {"type": "odd.polite", "payload": {"mark": str(mark)}, "limit_s": 3.0}
     result = run(odd, "odd.asks", payload, max_attempts=1)
     assert (result.state, result.error_class) == ("dead", "task")
     assert "WaitTimeout" in str(result.error)
@@ -247,7 +248,7 @@ def test_a_handler_that_looks_at_cancelled_ends_at_once_and_may_tidy_up(odd: Rig
     id_ = submit(odd, "odd.polite", {"mark": str(mark)})
     wait_for(lambda: lines(mark) == ["begun"], what="its start")
     odd.bus.cancel([id_])
-    assert end_of(odd, id_, 3.0).state == "cancelled"
+    assert end_of(odd, id_, 20.0).state == "cancelled"
     assert lines(mark) == ["begun", "tidied"]
 
 
@@ -255,7 +256,7 @@ def test_a_cancel_ends_an_async_handler_at_its_await(odd: Rig, mark: Path) -> No
     id_ = submit(odd, "odd.async", {"mark": str(mark)})
     wait_for(lambda: lines(mark) == ["begun"], what="its start")
     odd.bus.cancel([id_])
-    assert end_of(odd, id_, 3.0).state == "cancelled"
+    assert end_of(odd, id_, 20.0).state == "cancelled"
     assert lines(mark) == ["begun", "tidied"]
 
 
@@ -282,14 +283,14 @@ def test_a_timeout_ends_handlers_that_listen_and_their_agent_goes_on(odd: Rig, m
 
 @pytest.mark.parametrize("end", ["timeout", "cancel"])
 def test_an_isolated_handler_is_killed_with_all_its_children(odd: Rig, mark: Path, end: str) -> None:
-    limit = {"timeout_s": 1.5} if end == "timeout" else {}
+    limit = {"timeout_s": 4.0} if end == "timeout" else {}
     id_ = submit(odd, "apart.family", {"mark": str(mark)}, max_attempts=1, **limit)
     wait_for(lambda: "ready" in lines(mark), what="its children")
     children = [int(line) for line in lines(mark) if line.isdigit()]
     assert len(children) == 3
     if end == "cancel":
         odd.bus.cancel([id_])
-    result = end_of(odd, id_, 10.0)
+    result = end_of(odd, id_, 20.0)
     assert result.state == ("cancelled" if end == "cancel" else "dead")
     assert not [pid for pid in children if alive(pid)], "a child outlived its attempt's end"
 
@@ -300,9 +301,9 @@ def test_an_isolated_handler_that_listens_to_nothing_is_killed_alone(
 ) -> None:
     pid = odd.call("odd.pid")
     apart = odd.pid("apart-1")
-    result = run(odd, type_, {"mark": str(mark)}, timeout_s=1.0, max_attempts=1)
+    result = run(odd, type_, {"mark": str(mark)}, timeout_s=3.0, max_attempts=1)
     assert (result.state, result.error_class) == ("dead", "task")
-    assert "timed out after 1 s" in str(result.error)
+    assert "timed out after 3 s" in str(result.error)
     assert lines(mark) == ["ready"]
     assert (odd.call("odd.pid"), odd.pid("apart-1")) == (pid, apart)
     assert alive(apart)

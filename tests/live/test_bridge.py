@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from bridgerig import PLAN, Rig
-from helpers import Processes, short_folder, slack, wait_for
+from helpers import Processes, short_folder, slack, wait_for, written
 
 
 @pytest.fixture
@@ -52,7 +52,8 @@ def test_a_drop_with_ready_runs_to_its_mirrored_result(running: Rig) -> None:
     assert task["result"]["output"] == "out\n"
     log = running.share / f"plans/hello/batches/{batch}/logs/one.1.log"
     assert log.read_text() == "out\n"
-    assert "SHELL_COMPLETE" in (running.share / "logs/brain_decisions.log").read_text()
+    decisions = running.share / "logs/brain_decisions.log"
+    wait_for(lambda: "SHELL_COMPLETE" in written(decisions), what="its line in the log")
     wait_for((running.share / "workers/worker-1/heartbeat.json").exists, what="the heartbeat")
 
 
@@ -211,7 +212,8 @@ def test_a_full_share_and_a_read_only_one_make_drops_wait(rig: Rig, small_share:
         if spoil == "full":
             _fill(small_share / "filler")
         else:
-            assert _run("mount", "-o", "remount,ro", str(small_share))
+            # busy while a helper of the bridge has a file open for writing
+            wait_for(lambda: _run("mount", "-o", "remount,ro", str(small_share)), what="nobody to write")
         os.kill(bridge.pid, signal.SIGCONT)
         # A rename needs no room, a receipt does; nothing can be moved on a read-only share.
         says = f"drop{n} waits"
@@ -239,7 +241,7 @@ def test_a_helper_that_hangs_stops_neither_the_bridge_nor_the_rig(rig: Rig) -> N
     assert rig.query("status")["bridge"]["state"] == "attached"
     assert time.monotonic() - before < 2.0 * slack()
     rig.drop("through")
-    assert wait_for(lambda: rig.receipt("through"), timeout_s=60)["state"] == "accepted"
+    assert rig.receipt("through", timeout_s=60)["state"] == "accepted"
 
 
 def test_a_request_file_is_answered(running: Rig) -> None:

@@ -32,6 +32,7 @@ def test_a_rig_is_well_then_its_broker_stands_still_then_everything_is_gone(
 ) -> None:
     rig = LiveRig(rig_dir, processes)
     rig.start()
+    wait_for((rig.shared / "brain/state.json").exists, what="the mirror")
     code, found = doctor(rig)
     assert code == 0, found
     assert [found[f"Rig/{name}"]["status"] for name in ("up", "processes", "broker", "versions")] == [

@@ -160,7 +160,7 @@ def test_a_model_killed_in_the_middle_is_a_crash_and_the_next_attempt_succeeds(
     rig, agent = served
     model: Any = agent.model
     model.load(30)
-    stream = rig.bus.stream("generate", {"prompt": "hello", "max_tokens": 1500}, timeout_s=60)
+    stream = rig.bus.stream("generate", {"prompt": "hello", "max_tokens": 4000}, timeout_s=60)
     first = next(stream)
     assert not isinstance(first, Result)
     os.kill(model.pid, signal.SIGKILL)

@@ -35,6 +35,7 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(10)
+        self.look()  # what came while its last round was under way
 
     def _loop(self) -> None:
         while not self._stop.wait(0.005):

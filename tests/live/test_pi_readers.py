@@ -57,7 +57,11 @@ def test_every_script_reads_on_and_each_event_is_told_once_over_a_killed_bridge(
     done = row["tasks"]["done"]
     assert (done, row["tasks"]["dead"]) == (45, 1), row  # with the expansion and its template
     summary = folder / "RUN_SUMMARY.json"
-    wait_for(summary.exists, timeout_s=30, what="the summary")
+    wait_for(
+        (folder / "execution_stats.json").exists,
+        timeout_s=30,
+        what="the summary, and what is written behind it",
+    )
     found = _events(log)
     counts = Counter(line["event"] for line in found)
     assert len({line["seq"] for line in found}) == len(found)

@@ -96,9 +96,11 @@ def test_a_share_that_goes_and_comes_costs_waiting_only(
         mount.go()
         (tmp_path / "1").touch()
         _waits_for("share unavailable", rig, client, batch)
-        status = say(rig, "status")[1]
-        assert "share unavailable" in status
-        assert "is the share mounted?" in status
+        wait_for(
+            lambda: (
+                "share unavailable" in (status := say(rig, "status")[1]) and "is the share mounted?" in status
+            )
+        )
         assert os.listdir(rig.shared) == [], "something was written into the empty mount point"
         mount.come()
         _completes(rig, client, batch, "gone", "a\nb\n")

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import bearers_of_token, processes_of, short_folder, slack, wait_for, written
+from helpers import bearers_of_token, end_all, processes_of, short_folder, slack, wait_for, written
 
 from rigbus import Client, Task
 from rigbus.bus.paths import find_rig
 
-READY_S = 20.0
+READY_S = 40.0
 NAMES = ("broker", "brain", "brain-worker", "bridge", "worker-1", "worker-2")
 
 
@@ -255,8 +255,7 @@ def test_up_ends_what_an_earlier_run_left_and_goes_on_with_its_tasks(state, rig_
         task = shell(client, f"echo $$ >> {mark}; [ $(wc -l < {mark}) -gt 1 ] || setsid sleep 300")
         wait_for(lambda: mark.exists() and mark.read_text(), what="the first attempt")
     # A power cut for the rig's processes, not for what its tasks have started.
-    for pid in [rig.process.pid, *rig.run["pids"].values()]:
-        os.kill(pid, signal.SIGKILL)
+    end_all([rig.process.pid, *rig.run["pids"].values()])
     rig.process.wait()
     rig.process.stdout.close()
     again = Up(state)
@@ -288,8 +287,8 @@ def test_a_second_signal_ends_it_at_once_and_the_task_is_not_lost(state, rig_dir
     wait_for(lambda: "once more to stop at once" in rig.said(), what="the first signal")
     asked_at = time.monotonic()
     rig.process.send_signal(signal.SIGINT)
-    assert rig.process.wait(timeout=15) == 0
-    assert time.monotonic() - asked_at < 10
+    assert rig.process.wait(timeout=15 * slack()) == 0
+    assert time.monotonic() - asked_at < 10 * slack()
     rig.process.stdout.close()
     again = Up(state)
     try:

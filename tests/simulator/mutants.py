@@ -401,7 +401,7 @@ MUTANTS: Final[dict[str, tuple[Arm, Work]]] = {
 #: Seeds that find a mutant as the cores are now. After a change of theirs another seed may, and the search begins at the first.
 FOUND_BY: Final[dict[str, int]] = {
     "a stale attempt runs on": 342,
-    "an older plan's result is recorded": 136,
+    "an older plan's result is recorded": 208,
     "no fence": 53,
     "grants are not synced, tokens have no incarnation": 25,
     "a lease never expires": 14,

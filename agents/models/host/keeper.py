@@ -399,7 +399,8 @@ class Keeper:
     def _note_memory(self, peak_rss_bytes: int) -> None:
         if peak_rss_bytes > self._peak_rss_bytes:
             self._peak_rss_bytes = peak_rss_bytes
-            self._set(self.state)
+            with self._changed:
+                self._set(self.state)  # read under the lock: `begin` may be setting another
 
     def _shut(self, control: Processes) -> None:
         """End the child, then everybody who waits."""

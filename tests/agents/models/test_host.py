@@ -620,7 +620,7 @@ def test_a_child_dies_with_the_process_that_started_it(tiny: Path, processes: Pr
         "import threading; threading.Event().wait()"
     )
     parent = processes.python("-c", code, tiny)
-    wait_for(lambda: "\n" in processes.output(parent), what="the child's pid")
+    wait_for(lambda: "\n" in processes.output(parent), timeout_s=60, what="the child's pid")
     child = int(processes.output(parent).partition("pid ")[2])
     processes.kill(parent)
     wait_for(lambda: not alive(child), timeout_s=15, what="the child to die with its parent")

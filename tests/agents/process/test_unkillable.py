@@ -233,7 +233,7 @@ def test_a_helper_that_hangs_answers_who_waits_and_no_second_one_is_started(
 
     arguments = {"path": str(mount / "made")}
     try:
-        helpers.call(("view", "v"), "os:mkdir", arguments, answers.append, 1.0)
+        helpers.call(("view", "v"), "os:mkdir", arguments, answers.append, 4.0)
         wait_for(lambda: turn(1), what="the first answer")
         assert (answers[0].cls, "cannot be killed" in str(answers[0].error)) == ("infra", True)
         helpers.call(("view", "v"), "os:mkdir", arguments, answers.append, 1.0)

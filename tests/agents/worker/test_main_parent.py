@@ -19,7 +19,7 @@ AGENTS = Path(__file__).parent.with_name("sample_agents.py")
 _IMPATIENT = """\
 import sys
 from rigbus.agents.worker.parent import Parent
-sys.exit(Parent(sys.argv[2:], sys.argv[1], silent_s=1.5).run())
+sys.exit(Parent(sys.argv[2:], sys.argv[1], silent_s=4).run())
 """
 
 

@@ -189,6 +189,19 @@ class TestWhatIsSent:
             call("POST", server.url, b"", timeout_s=1.0)
         assert sent < 4 * MAX_BODY_BYTES or more.startswith(b"HTTP")
 
+    def test_a_body_without_a_length_that_is_cut_off_by_the_time_is_not_taken_for_a_whole_one(self) -> None:
+        done = threading.Event()
+
+        def script(sock: socket.socket, _n: int) -> None:
+            with sock:
+                sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1000)
+                done.wait(30)
+
+        with RawServer(script) as server:
+            with pytest.raises(WebError, match=r"no whole answer within 0\.5 s"):
+                call("POST", server.url, b"", timeout_s=0.5)
+            done.set()
+
     @pytest.mark.parametrize(
         ("status", "refused"), [(400, True), (413, True), (401, False), (429, False), (500, False)]
     )

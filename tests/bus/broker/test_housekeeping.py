@@ -252,12 +252,19 @@ def test_a_broker_hands_over_what_it_forgets(rig_dir: Path) -> None:
     with serving(paths, Options(retain_tasks=1)) as endpoint:
         file = old(result(paths))
         ref = {"sha256": file.name, "bytes": file.stat().st_size}
-        worker = SmallWorker(endpoint, ["make"], lambda lease, payload, progress: Ref(ref))
+        shown = threading.Event()
+
+        def make(*_: object) -> Ref:
+            shown.wait(20)  # what they leave behind has to be there when they end
+            return Ref(ref)
+
+        worker = SmallWorker(endpoint, ["make"], make)
         with Client(endpoint=endpoint) as client:
             first = client.submit([Task(type="make", key="a"), Task(type="make", key="b")])
             batch = first.batch
             made = [lines(paths, batch), paths.views / batch]
             made[1].mkdir()
+            shown.set()
             assert len(list(client.results(first, timeout_s=10))) == 2
             wait_for(lambda: not any(p.exists() for p in (*made, file)), what="the files to go")
             with pytest.raises(NotFound):

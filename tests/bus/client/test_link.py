@@ -126,8 +126,9 @@ def test_a_request_gets_its_own_answer_and_keeps_the_pushes(broker: ScriptedBrok
 
 
 def test_a_lost_answer_is_asked_again_with_the_same_id(
-    hasty: None, broker: ScriptedBroker, link: Connection
+    broker: ScriptedBroker, link: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(link_module, "FIRST_TRY_S", 0.15)
     link.connect(5)
     tries: list[bytes] = []
 
@@ -136,11 +137,12 @@ def test_a_lost_answer_is_asked_again_with_the_same_id(
         return [] if len(tries) < 3 else [(Verb.OK, {"n": len(tries)}, [])]
 
     broker.answers[Verb.QUERY] = answer
-    assert link.request(Verb.QUERY, {"what": "status"}, timeout_s=10).header == {"n": 3}
+    said = link.request(Verb.QUERY, {"what": "status"}, timeout_s=20).header
+    assert said["n"] >= 3  # more where an answer came later than it was waited for
     assert len(set(tries)) == 1
-    assert len(broker.hellos) == 3  # each try on a socket of its own
+    assert len(broker.hellos) == len(tries)  # each try on a socket of its own
     assert len({h.header["session"] for h in broker.hellos}) == 1
-    assert len({h.peer for h in broker.hellos}) == 3
+    assert len({h.peer for h in broker.hellos}) == len(tries)
 
 
 def test_a_request_that_is_never_answered_ends_at_its_deadline(
@@ -245,8 +247,8 @@ def test_a_question_among_too_many_is_asked_again(broker: ScriptedBroker, link: 
     assert link.request(Verb.QUERY, {"what": "status"}, timeout_s=10).header == {"x": 1}
     busy = {"bound": "requests", "retry_after_s": 60.0, "message": "too many"}
     broker.answers[Verb.QUERY] = lambda e: [(Verb.BUSY, busy, [])]
-    with pytest.raises(Busy, match="too many"):
-        link.request(Verb.QUERY, {"what": "status"}, timeout_s=0.5)
+    with pytest.raises(Busy, match="too many"):  # at once: it is to come again after more than its time
+        link.request(Verb.QUERY, {"what": "status"}, timeout_s=4)
 
 
 def test_a_broker_of_another_major_version_is_asked_again_seldom_and_said_once(
