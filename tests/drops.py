@@ -55,10 +55,7 @@ def drop(
     ready: bytes | None = b"",
     files: Mapping[str, str | bytes] | None = None,
 ) -> Path:
-    """Put a folder into the inbox, READY last (None: none), where no receipt of an earlier one stands; the folder."""
-    Path(os.fsdecode(os.fsencode(rig.shared / "inbox") + b"/" + os.fsencode(name) + b".receipt.json")).unlink(
-        missing_ok=True
-    )
+    """Put a folder into the inbox, READY last (None: none); the folder."""
     folder = Path(os.fsdecode(os.fsencode(rig.shared / "inbox") + b"/" + os.fsencode(name)))
     folder.mkdir(parents=True)
     wanted = {**({} if plan is None else {"plan.md": plan}), **(files or {})}
@@ -76,7 +73,8 @@ def receipt(rig: LiveRig, name: str, *, timeout_s: float = 20.0) -> dict[str, An
 
 
 def run_plan(rig: LiveRig, name: str, plan: str, *, files: Mapping[str, str | bytes] | None = None) -> str:
-    """Drop a plan that is accepted; its batch."""
+    """Drop a plan that is accepted; its batch. The receipt of an earlier one of this name is taken away first."""
+    (rig.shared / "inbox" / f"{name}.receipt.json").unlink(missing_ok=True)
     drop(rig, name, plan, files=files)
     said = receipt(rig, name)
     assert said["state"] == "accepted", said

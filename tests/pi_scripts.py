@@ -76,7 +76,7 @@ def reset(shared: Path) -> list[str]:
             task.pop(key, None)
         task["status"] = "pending"
         _dump(shared / "tasks/queue" / path.name, task)
-        path.unlink()
+        path.unlink(missing_ok=True)  # the bridge may have followed already
         moved.append(path.stem)
     return moved
 

@@ -335,10 +335,16 @@ def test_on_failure_says_what_becomes_of_the_rest(rig: LiveRig, tmp_path: Path) 
     assert "timed out after 0.5 s" in str(tasks_of(rig, slow)["a"]["error"])
 
 
-def test_two_plans_share_the_workers_and_one_is_cancelled_in_the_middle(rig: LiveRig) -> None:
-    plan = HEAD + "".join(task(f"t{n}", "sleep 0.05") for n in range(40))
-    first, second = run_plan(rig, "first", plan), run_plan(rig, "second", plan)
+def test_two_plans_share_the_workers_and_one_is_cancelled_in_the_middle(rig: LiveRig, tmp_path: Path) -> None:
+    both, never = tmp_path / "both", tmp_path / "never"
+    plan = HEAD + "".join(
+        task(f"t{n}", f"until [ -e {both} ]; do sleep 0.02; done; sleep 0.05") for n in range(40)
+    )
+    last = task("last", f"until [ -e {never} ]; do sleep 0.02; done", depends_on="t39")
+    first, second = run_plan(rig, "first", plan), run_plan(rig, "second", plan + last)
     with rig.client() as client:
+        wait_for(lambda: rig.batch(second, client)["total"] == 41, what="both to be planned")
+        both.touch()
         done = rig.wait_done(second, client, 10)["tasks"]["done"]
         ahead = rig.batch(first, client)["tasks"]["done"] - done
         assert ahead < 30, "the second plan waited for the first one"

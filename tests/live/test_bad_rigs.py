@@ -154,7 +154,7 @@ def test_a_second_rig_and_a_second_broker_are_refused_and_the_first_goes_on(rig:
 
 def test_a_broker_of_its_own_keeps_a_rig_away(state: Path, processes: Processes) -> None:
     alone = processes.python("-m", "rigbus", "broker", "--state", state)
-    wait_for((rig_paths(state).runtime / "commands").exists, what="the broker")
+    wait_for((rig_paths(state).runtime / "commands").exists, timeout_s=30, what="the broker")
     done = rigbus("up", "--state", state)
     assert done.returncode == 8
     one_line(done, "another broker")

@@ -80,7 +80,7 @@ def test_the_demo_tells_its_story_with_real_numbers(rig_dir):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_takes_its_rig_with_it(demo, rig_dir, number):
     process = demo()
-    wait_for(lambda: is_up(rig_dir), what="the rig")
+    wait_for(lambda: is_up(rig_dir), timeout_s=30, what="the rig")
     process.send_signal(number)
     assert process.wait(timeout=30) == 130
     wait_for(lambda: not processes_of(rig_dir), timeout_s=15, what="the end of the rig")
@@ -90,7 +90,7 @@ def test_an_interrupted_demo_takes_its_rig_with_it(demo, rig_dir, number):
 
 def test_a_killed_demo_takes_its_rig_with_it(demo, rig_dir):
     process = demo()
-    wait_for(lambda: is_up(rig_dir), what="the rig")
+    wait_for(lambda: is_up(rig_dir), timeout_s=30, what="the rig")
     process.kill()
     process.wait()
     wait_for(lambda: not processes_of(rig_dir), timeout_s=15, what="the end of the rig")

@@ -65,7 +65,7 @@ class TestThePlanOfTheEarlierSystem:
         words = [sys.executable, str(script), str(on_the_pi), "--config", '{"LIMIT": 4, "UNIT": "kelvin"}']
         env = {**os.environ, "OLD_SHARED": str(rig.shared)}
         task = subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout.strip()
-        until(rig, "processing", task)
+        wait_for(lambda: read(rig, "processing", task) or read(rig, "complete", task), what="it to be taken")
         done = until(rig, "complete", task)
         assert done["result"]["success"], done
         assert (done["created_by"], done["plan_path"]) == ("submit", str(on_the_pi))
@@ -82,8 +82,11 @@ class TestThePlanOfTheEarlierSystem:
         assert (batches / "1f3a9c02/table.csv").read_text() == OLD_TABLE
         said = json.loads((rig.shared / f"inbox/{task}.receipt.json").read_text())
         assert (said["state"], said["batch_id"]) == ("accepted", batch)
-        readings = [p for p in (rig.shared / "tasks/complete").glob("*.json") if batch in p.read_text()]
-        assert len(readings) >= 7  # its own file, and one of each task
+        complete = rig.shared / "tasks/complete"
+        wait_for(
+            lambda: sum(batch in p.read_text() for p in complete.glob("*.json")) >= 7,
+            what="its own file, and one of each task",
+        )
 
     def test_a_missing_input_is_refused_with_its_line(self, rig: LiveRig) -> None:
         write_old_plan(rig.shared / "plans/of_sensors")

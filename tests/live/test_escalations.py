@@ -161,7 +161,7 @@ def test_an_abandoned_one_is_closed_and_a_second_answer_refused(rig: LiveRig) ->
     assert receipt(rig, one)["state"] == "accepted"
     status_of(rig, one, "closed")
     answer(rig, one, "retry", by="bob")
-    wait_for(lambda: receipt(rig, one)["state"] == "refused", what="the second answer to be refused")
+    wait_for(lambda: receipt(rig, one)["state"] == "refused", timeout_s=30, what="the second one refused")
     assert "closed by ann" in receipt(rig, one)["problems"][0]["what"]
     with rig.client() as client:
         assert rig.batch(batch, client)["state"] == "failed"

@@ -38,8 +38,16 @@ def _children_of(pid: int) -> list[int]:
 def _kill_a_child_of(rig: LiveRig, name: str) -> None:
     """A worker's running command, not the worker."""
     worker = rig.pids()[name]
-    for child in wait_for(lambda: _children_of(worker), timeout_s=20, what=f"a command of {name}"):
-        os.kill(child, signal.SIGKILL)
+
+    def killed() -> bool:
+        try:
+            for child in (children := _children_of(worker)):
+                os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended by itself
+            return False
+        return bool(children)
+
+    wait_for(killed, timeout_s=20, what=f"a command of {name}", poll_s=0.001)
 
 
 @pytest.mark.parametrize("victim", ["broker", "brain", "bridge", "worker-1", "brain-worker", "a command"])

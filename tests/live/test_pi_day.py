@@ -73,8 +73,10 @@ class TestMorning:
     def test_the_readers_find_a_rig_before_anything_was_done(self, day: Day) -> None:
         for folder in ("queue", "processing", "complete", "failed"):
             assert (day.shared / "tasks" / folder).is_dir()
-        assert any("worker-1" in line for line in status(day.config))
-        assert Dashboard(day.config).brain()["state"] == "ok"
+        wait_for(
+            lambda: any("worker-1" in line for line in status(day.config)), timeout_s=WAIT_S, what="worker-1"
+        )
+        wait_for(lambda: Dashboard(day.config).brain()["state"] == "ok", timeout_s=WAIT_S, what="the brain")
         wait_for(lambda: day.lookout.looks["files"] > 2, timeout_s=WAIT_S, what="the readers to look")
 
     def test_a_plan_by_each_door_is_seen_to_its_end(self, day: Day) -> None:

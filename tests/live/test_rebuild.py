@@ -101,9 +101,21 @@ def live_until_half_of_a_batch(rig: LiveRig, gate: Path) -> dict[str, str]:
         timeout_s=60,
         what="half of it",
     )
-    processing = rig.shared / "tasks/processing"
-    wait_for(lambda: list(processing.glob("*.json")), what="something that runs when the rig dies")
+    tasks = rig.shared / "tasks"
+    # The share is drawn a little later than things happen, and it is all that will be left.
+    wanted = {"first", *(f"items_i{n}" for n in range(5))}
+    wait_for(
+        lambda: wanted <= {t["name"] for t in _shown(tasks / "complete") if t["batch_id"] == ids["half"]},
+        what="the files of what is done",
+    )
+    wait_for(
+        lambda: list((tasks / "processing").glob("*.json")), what="something that runs when the rig dies"
+    )
     return ids
+
+
+def _shown(lane: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in lane.glob("*.json")]
 
 
 def lose_the_state(rig: LiveRig, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from frozen import frozen_mount, thaw
 from fusefs import fuse_mount
-from helpers import Processes, wait_for
+from helpers import Processes, slack, wait_for
 from parts import Part, drop, runs, wait_ran
 
 from rigbus import Client, Task
@@ -68,6 +68,9 @@ def test_beside_a_hung_share_tasks_that_need_none_go_on_and_everybody_answers(
         wait_for((share / "brain/state.json").exists, timeout_s=30, what="the mirror")
         with Client(state=rig.state) as client:
             assert client.call("echo", {"text": "before"}, timeout_s=30) == {"text": "before"}
+            wait_for(
+                lambda: client.query("status")["brain"]["state"] == "seated", timeout_s=30, what="the brain"
+            )
             assert subprocess.run(["fsfreeze", "-f", str(point)], check=False, timeout=20).returncode == 0
             try:
                 ids = client.submit([Task(type="echo", payload={"text": str(n)}) for n in range(200)])
@@ -78,7 +81,7 @@ def test_beside_a_hung_share_tasks_that_need_none_go_on_and_everybody_answers(
                     began = time.monotonic()
                     status = client.query("status")
                     worst = max(worst, time.monotonic() - began)
-                assert worst < 2.0
+                assert worst < 2.0 * slack()
                 assert status["brain"]["state"] == "seated" and status["bridge"]["state"] == "attached"
             finally:
                 thaw(point)

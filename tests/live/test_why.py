@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 from drops import HEAD, own_rig, run_plan, say, task
-from helpers import wait_for
+from helpers import slack, wait_for
 from rigs import LiveRig
 
 from rigbus import Client
 
 pytestmark = pytest.mark.live
 
-TIMED = HEAD + "".join(task(f"t{i}", "sleep 0.4", task_class="cpu") for i in range(8))
+
+def timed(gate: Path | None = None) -> str:
+    """Eight tasks of 0.4 s; with a gate each first waits until it is open. It is the same plan by its name."""
+    wait = f"until [ -e {gate} ]; do sleep 0.02; done; " if gate else ""
+    return HEAD + "".join(task(f"t{i}", f"{wait}sleep 0.4", task_class="cpu") for i in range(8))
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +45,11 @@ def kept(client: Client) -> dict[str, Any]:
     return dict(facts[0]["value"]) if facts else {}
 
 
-def test_a_second_run_is_estimated_from_the_first_though_the_broker_was_killed_between(rig: LiveRig) -> None:
+def test_a_second_run_is_estimated_from_the_first_though_the_broker_was_killed_between(
+    rig: LiveRig, tmp_path: Path
+) -> None:
     with rig.client() as client:
-        first = run_plan(rig, "timed", TIMED)
+        first = run_plan(rig, "timed", timed())
         answer = why(rig, first)
         if answer["state"] == "running" and answer["eta_s"] is None:
             assert "has been timed yet" in answer["eta"]["why"]
@@ -52,18 +58,19 @@ def test_a_second_run_is_estimated_from_the_first_though_the_broker_was_killed_b
     rig.kill("broker")
     with rig.client() as client:
         wait_for(lambda: len(client.query("workers")["workers"]) >= 3, timeout_s=20, what="the workers")
-        (rig.shared / "inbox" / "timed.receipt.json").unlink()
-        second = run_plan(rig, "timed", TIMED)
+        gate = tmp_path / "gate"
+        second = run_plan(rig, "timed", timed(gate))
         row = wait_for(
             lambda: r if (r := rig.batch(second, client))["tasks"]["leased"] == 2 else None, what="its start"
         )
-        began = time.monotonic()
         said = why(rig, second)
         assert said["position"] == 1
         assert "all 2 workers that can run it are busy" in said["reasons"][0]
+        gate.touch()
+        began = time.monotonic()
         assert rig.wait_batch(second, client)["state"] == "complete"
         took = time.monotonic() - began
-    assert row["eta_s"] == pytest.approx(took, rel=0.5, abs=1.0)
+    assert row["eta_s"] == pytest.approx(took, rel=0.5 * slack(), abs=1.0)
 
 
 def test_a_plan_whose_own_copy_was_removed_says_so_and_how_to_go_on(rig: LiveRig) -> None:
@@ -77,11 +84,17 @@ def test_a_plan_whose_own_copy_was_removed_says_so_and_how_to_go_on(rig: LiveRig
                     path.chmod(0o700)
             shutil.rmtree(folder)
         assert say(rig, "resume", "all")[0] == 0
-        wait_for(lambda: "copy of its plan is missing" in why(rig, batch)["reasons"][0], poll_s=0.2)
-        text = say(rig, "why", batch)[1]
-        assert f"rigbus cancel {batch}, then submit the plan again" in " ".join(text.split())
+        # It is tried again each few seconds, and for those moments it is under way.
+        missing = "copy of its plan is missing"
+        wait_for(lambda: any(missing in reason for reason in why(rig, batch)["reasons"]), poll_s=0.2)
+        way = f"rigbus cancel {batch}, then submit the plan again"
+        text = wait_for(
+            lambda: text if way in " ".join((text := say(rig, "why", batch)[1]).split()) else "",
+            timeout_s=20,
+            what="the way out",
+        )
         assert max(map(len, text.splitlines())) <= 100
-        assert batch in {s["id"] for s in why(rig)["stuck"]}
+        wait_for(lambda: batch in {s["id"] for s in why(rig)["stuck"]}, timeout_s=20, what="it to be stuck")
         assert say(rig, "cancel", batch)[0] == 0
         again = run_plan(rig, "robbed-again", HEAD + task("a", "true"))
         assert rig.wait_batch(again, client)["state"] == "complete"
@@ -89,10 +102,14 @@ def test_a_plan_whose_own_copy_was_removed_says_so_and_how_to_go_on(rig: LiveRig
 
 def test_a_class_that_nobody_offers_is_told_with_the_command_that_gives_it(rig: LiveRig) -> None:
     batch = run_plan(rig, "thinks", HEAD + task("a", "true", task_class="llm"))
-    wait_for(lambda: why(rig, batch)["reasons"], poll_s=0.2)
-    rows = {p["name"]: p for p in why(rig)["predicates"]}
-    assert not rows["somebody runs shell (class llm)"]["ok"]
-    assert "pip install 'rigbus[llm]'" in rows["somebody runs shell (class llm)"]["fix"]
+    wanted = "somebody runs shell (class llm)"
+    row = wait_for(
+        lambda: next((p for p in why(rig)["predicates"] if p["name"] == wanted), None),
+        timeout_s=20,
+        poll_s=0.2,
+    )
+    assert not row["ok"]
+    assert "pip install 'rigbus[llm]'" in row["fix"]
     assert why(rig, "worker-1")["summary"].startswith("idle: 0 of 1 ready task fit, 1 wants")
     say(rig, "cancel", batch)
 

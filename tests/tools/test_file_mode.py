@@ -132,8 +132,9 @@ def test_old_news_end_with_4(say, share):
 
 
 def test_the_files_say_themselves_how_old_they_may_become(share):
-    folder, now = Folder(share), time.time()
-    assert folder.stale_for(now + layout.STALE_AFTER_S - 1) is None
+    folder = Folder(share)
+    now = folder.as_of()
+    assert now is not None and folder.stale_for(now + layout.STALE_AFTER_S - 1) is None
     assert folder.stale_for(now + layout.STALE_AFTER_S + 2) > layout.STALE_AFTER_S
     (worker,) = folder.workers(now + layout.STALE_AFTER_S + 2)
     assert worker["state"] == "stale"
@@ -359,7 +360,7 @@ def answering(share: Path, receipt: dict) -> threading.Thread:
     """A rig that answers the next request."""
 
     def answer() -> None:
-        wait_for(lambda: requests(share), timeout_s=5)
+        wait_for(lambda: requests(share), timeout_s=60)
         name = requests(share)[0]["id"]
         (share / "inbox" / ".requests" / f"{name}.receipt.json").write_text(json.dumps(receipt))
 
@@ -371,7 +372,7 @@ def answering(share: Path, receipt: dict) -> threading.Thread:
 def test_a_submit_waits_for_the_receipt_and_for_the_end(say, share, tmp_path):
     (tmp_path / "fine.md").write_text(plan_text(a="true"))
     thread = answering(share, {"state": "accepted", "batch_id": OLD})
-    said = say("submit", tmp_path / "fine.md", "--wait", "--timeout", "5", "--json")
+    said = say("submit", tmp_path / "fine.md", "--wait", "--timeout", "60", "--json")
     thread.join()
     assert said.code == 6
     assert (said.json["batch_id"], said.json["state"]) == (OLD, "failed")
@@ -381,7 +382,7 @@ def test_a_refused_receipt_ends_with_5_and_its_faults(say, share, tmp_path):
     (tmp_path / "fine.md").write_text(plan_text(a="true"))
     problem = {"file": "plan.md", "line": 3, "what": "it is wrong", "fix": "mend it"}
     thread = answering(share, {"state": "refused", "problems": [problem]})
-    said = say("submit", tmp_path / "fine.md", "--wait", "--timeout", "5")
+    said = say("submit", tmp_path / "fine.md", "--wait", "--timeout", "60")
     thread.join()
     assert said.code == 5
     assert "plan.md:3: it is wrong; mend it" in said.err

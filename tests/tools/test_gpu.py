@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Processes, short_folder, wait_for
+from helpers import Processes, short_folder, wait_for, written
 
 from rigbus import Client, Task
 from rigbus.agents.gpu.cards import row_of
@@ -152,7 +152,8 @@ def test_which_task_heats_the_card(
             names = {task for _, task in found.values()}
             assert names == {"left", "right"} and found[0] == found[3]
             # Now the driver names one: below the worker, so that it is proven whose it is, and only there.
-            pid = int((here.folder / "pid-1-PCI_BUS_ID").read_text())
+            # a worker says "running" when it has made the process, which may not have come to its first line
+            pid = int(wait_for(lambda: written(here.folder / "pid-1-PCI_BUS_ID").strip(), what="its pid"))
             now.unlink()
             here.show(cards_of([40, 50, 60, 71], pids=[pid]))
             assert _tasks(say) == {1: found[1]}

@@ -40,7 +40,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [-10 * HOUR_S, -HOUR_S, 0.0, HOUR_S])
-def test_of_a_rig_that_lives_it_is_the_rigs_time_whatever_this_clock_says(ahead_s: float) -> None:
+def test_of_a_rig_that_lives_it_is_the_rigs_time_whatever_this_clock_says(
+    ahead_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rigclock, "WATCH_S", 30.0)  # it ends at the first sign
     clock = RigClock(Rig(ahead_s, lives=True).stamps)
     assert clock.now() == pytest.approx(time.time() + ahead_s, abs=5)
 
@@ -83,8 +86,14 @@ def _draw(share: Path, at: float) -> None:
 
 @pytest.mark.parametrize(("lives", "code"), [(True, 0), (False, 4)])
 def test_status_in_file_mode(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lives: bool, code: int
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lives: bool,
+    code: int,
 ) -> None:
+    if lives:
+        monkeypatch.setattr(rigclock, "WATCH_S", 30.0)
     share = tmp_path / "share"
     for folder in ("inbox", "brain", "workers"):
         (share / folder).mkdir(parents=True)

