@@ -51,11 +51,16 @@ class Rig:
         return self.processes.python("-c", BRIDGE, self.state, env=self.environment)
 
     def drop(self, name: str, text: str = PLAN, *, ready: bool = True) -> Path:
-        folder = self.inbox / name
-        folder.mkdir(parents=True)
-        (folder / "plan.md").write_text(text)
+        folder = self.unseen(name, text).rename(self.inbox / name)
         if ready:
             (folder / "READY").touch()
+        return folder
+
+    def unseen(self, name: str, text: str = PLAN) -> Path:
+        """A folder in the inbox under a name that nobody looks at: renamed to its own it is a drop."""
+        folder = self.inbox / f".{name}"
+        folder.mkdir(parents=True)
+        (folder / "plan.md").write_text(text)
         return folder
 
     def receipt(self, name: str, *states: str, timeout_s: float = 20.0) -> dict[str, Any]:

@@ -58,8 +58,15 @@ def test_a_drop_with_ready_runs_to_its_mirrored_result(running: Rig) -> None:
 
 
 def test_without_ready_it_settles_first(running: Rig) -> None:
-    running.drop("slow", ready=False)
-    assert running.receipt("slow", "settling")["note"]
+    folder = running.drop("slow", ready=False)
+    receipt = running.inbox / "slow.receipt.json"
+
+    def settling() -> str:
+        with (folder / "plan.md").open("a") as file:
+            file.write("\n")  # as long as this goes on
+        return str(json.loads(written(receipt) or "{}").get("note") or "")
+
+    assert wait_for(settling, timeout_s=20, what="the note")
     assert running.receipt("slow")["state"] == "accepted"
 
 
@@ -91,14 +98,17 @@ def test_every_bad_drop_gets_a_receipt_and_the_rig_goes_on(running: Rig) -> None
         data = content if isinstance(content, bytes) else content.encode()
         (folder / "plan.md").write_bytes(data)
         (folder / "READY").touch()
-    with (running.drop("huge", ready=False) / "plan.md").open("wb") as file:
+    huge = running.unseen("huge")
+    with (huge / "plan.md").open("wb") as file:
         file.truncate(50 << 20)
+    huge.rename(running.inbox / "huge")
     os.mkfifo(running.inbox / "pipe")
     (running.inbox / "way-out").symlink_to("/etc")
     (running.drop("..x", ready=True)).rename(running.inbox / "a b; rm -rf x")
-    inner = running.drop("with-link", ready=False)
+    inner = running.unseen("with-link")
     (inner / "passwd").symlink_to("/etc/passwd")
     (inner / "READY").touch()
+    inner.rename(running.inbox / "with-link")
     running.drop("good")
     for name in [*EVIL, "huge", "pipe", "way-out", "with-link"]:
         said = running.receipt(name)

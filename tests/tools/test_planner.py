@@ -59,12 +59,12 @@ class Said:
 class Desk:
     """A loop over a share, with its seat; ``clock`` is Unix seconds."""
 
-    def __init__(self, share, planner, *, per_day=50, receipt_s=0.0, dry=False, without=()):
+    def __init__(self, share, planner, *, per_day=50, receipt_s=0.0, dry=False, without=(), beat_s=0.05):
         self.clock = 1_800_000_000.0
         self.outcomes = []
         file = book_file(share.parent / "state", share)
         self.book = Book(file, per_day, trial=dry)
-        self.seat = None if dry else Seat(share, file.with_suffix(".lock"), beat_s=0.05, free_s=1.0)
+        self.seat = None if dry else Seat(share, file.with_suffix(".lock"), beat_s=beat_s, free_s=1.0)
         self.loop = Loop(
             Escalations(share),
             planner,
@@ -254,7 +254,7 @@ class TestLoop:
                 put(share / RECORD, {"id": "another", "beat": 1})
                 return super().ask(question)
 
-        with Desk(share, Robbed(RETRY)) as desk:
+        with Desk(share, Robbed(RETRY), beat_s=60) as desk:  # no beat of ours may fall between
             assert desk.once() == ["lost"]
             with pytest.raises(Refused, match="taken"):
                 desk.loop.forever()
