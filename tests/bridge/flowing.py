@@ -39,8 +39,16 @@ class Killed(Exception):
     """The flow was stopped where a kill -9 would have."""
 
 
-def drive(flow: Flow[T], port: FolderPort, broker: Answer | None = None, *, die_at: int = 0) -> T:
-    """The flow's value. With ``die_at`` it is killed *after* its n-th step was done, before it hears of it."""
+def drive(
+    flow: Flow[T],
+    port: FolderPort,
+    broker: Answer | None = None,
+    *,
+    die_at: int = 0,
+    between: Callable[[int], object] | None = None,
+) -> T:
+    """The flow's value. With ``die_at`` it is killed *after* its n-th step was done, before it hears of it; ``between``
+    is called with n at that moment of each step."""
     value: Any = None
     steps = 0
     while True:
@@ -58,6 +66,8 @@ def drive(flow: Flow[T], port: FolderPort, broker: Answer | None = None, *, die_
         steps += 1
         if steps == die_at:
             raise Killed
+        if between is not None:
+            between(steps)
 
 
 def away(step: Ops) -> Reply:

@@ -68,6 +68,7 @@ class Orders:
         self._rest = Rest(clock, settle_s)
         self._taking: set[str] = set()  #: task_ids that a flow is at
         self._shown: dict[str, tuple[Any, ...]] = {}  #: what of a plan's file stands, by task_id
+        self._showing: set[str] = set()  #: task_ids whose file a flow is at
 
     # -- taking ----------------------------------------------------------------------------------------------
 
@@ -231,15 +232,23 @@ class Orders:
         )
 
     def _show_plan(self, entry: Entry, row: Mapping[str, Any]) -> Flow[bool]:
-        """Draw its file; True when it stands."""
+        """Draw its file; True when it stands. One flow at a time: a file is written and then removed from the other lanes,
+        so two of them would each take away what the other has written."""
+        task_id = str(entry["task_id"])
+        if task_id in self._showing:
+            return False
         offset = self._clock.utc_offset_s(float(entry["at"]))
         file = plan_view(entry, row, offset)
         state = (file.path, row["state"])
-        if self._shown.get(str(entry["task_id"])) == state:
+        if self._shown.get(task_id) == state:
             return True
-        stands = yield from self._put(file, str(entry["source"]), entry["was"])
+        self._showing.add(task_id)
+        try:
+            stands = yield from self._put(file, str(entry["source"]), entry["was"])
+        finally:
+            self._showing.discard(task_id)
         if stands:
-            self._shown[str(entry["task_id"])] = state
+            self._shown[task_id] = state
         return stands
 
     # -- tasks -----------------------------------------------------------------------------------------------

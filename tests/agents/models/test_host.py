@@ -518,7 +518,7 @@ def test_a_request_behind_the_one_that_crashed_is_answered_by_the_next_child(mak
 
 @llm
 def test_a_child_that_hangs_is_ended_and_named(make: Make) -> None:
-    host = make(patience=Patience(silent_s=1.0, backoff_s=0.05))
+    host = make(patience=Patience(silent_s=4.0, backoff_s=0.05))
     generation = host.generate(GenerateRequest(prompt="hello", max_tokens=4000))
     first_text(generation)
     assert host.pid is not None
@@ -543,11 +543,11 @@ def test_a_child_that_ignores_a_cancel_is_ended(make: Make) -> None:
 
 @llm
 def test_an_idle_child_may_be_silent(make: Make) -> None:
-    host = make(patience=Patience(silent_s=1.0, backoff_s=0.05))
+    host = make(patience=Patience(silent_s=3.0, backoff_s=0.05))
     host.load(30)
     former = host.pid
     since = monotonic()
-    wait_for(lambda: monotonic() - since > 1.2, what="longer than a working child may be silent")
+    wait_for(lambda: monotonic() - since > 3.3, what="longer than a working child may be silent")
     assert ask(host, max_tokens=3).usage.completion_tokens == 3
     assert host.pid == former
 

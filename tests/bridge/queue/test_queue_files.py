@@ -845,6 +845,37 @@ class TestKilledAtEveryStep:
             assert json.loads((share.root / f"tasks/complete/{ID}.json").read_text())["result"]["success"]
 
 
+class TestAPlanThatEndsWhileItIsBegun:
+    @pytest.mark.parametrize("step", range(1, 14))
+    def test_the_file_of_its_end_stays(self, share: Share, paths: RigPaths, step: int) -> None:
+        """Its batch may be over before its file has come to processing: many others are before it."""
+        plan = share.root / "plans/p"
+        plan.mkdir(parents=True)
+        (plan / "plan.md").write_text(PLAN)
+        file = share.root / f"tasks/queue/{ID}.json"
+        file.write_text(json.dumps(SUBMITTED))
+        rig = Rig()
+        books = Books(paths.state / "doors/queue")
+        books.begin()
+        orders = Orders(books, Taker(paths, Clock(), books.journal), paths, Clock())
+        found = read_order(file.name, file.read_bytes())
+        assert isinstance(found, PlanOrder)
+
+        def look(n: int) -> None:
+            if n == step:
+                rig.end()
+                drive(orders.tend(), share.port, rig)
+
+        drive(orders.take(file.name, was(file), found), share.port, rig, between=look)
+        rig.end()
+        drive(orders.tend(), share.port, rig)
+        assert not books.open
+        lanes = {
+            lane: os.listdir(share.root / "tasks" / lane) for lane in ("queue", "processing", "complete")
+        }
+        assert lanes == {"queue": [], "processing": [], "complete": [file.name]}
+
+
 class TestALargeQueue:
     def test_a_look_shows_a_bounded_part_in_bounded_time(self, share: Share) -> None:
         queue = share.root / "tasks/queue"

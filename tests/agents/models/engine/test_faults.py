@@ -255,7 +255,7 @@ def test_who_waits_hears_its_place_and_one_too_many_is_busy(make: Make) -> None:
 @pytest.mark.parametrize(
     ("place", "patience", "words"),
     [
-        ("_probe", Patience(silent_s=2.0, backoff_s=1.0), "at its first token"),
+        ("_probe", Patience(silent_s=4.0, backoff_s=1.0), "at its first token"),
         ("_load_model", Patience(load_silent_s=8.0, backoff_s=1.0), "while it loaded"),
     ],
 )
