@@ -45,18 +45,24 @@ def doors(
     clock: Clock,
     drawn: Callable[[str], bool],
     *,
+    homes: set[str] | None = None,
     path_map: Sequence[str] = (),
     books: Books | None = None,
     patience_s: float = PATIENCE_S,
     doubt_s: float = queue_files.DOUBT_S,
 ) -> Mapping[str, Callable[[], Flow[None]]]:
     """Flow name -> what starts it. ``drawn``: whether the mirror keeps a file at a path; ``path_map``: the setting;
-    ``books``: :func:`books_of`, where somebody else looks into them too."""
+    ``homes``: as in :class:`.intake.taking.Taker`; ``books``: :func:`books_of`, where somebody else looks into them too."""
     books = books or books_of(paths)
     orders = Orders(
-        books, Taker(paths, clock, books.journal), paths, clock, path_map, min(SETTLE_S, patience_s / 6)
+        books,
+        Taker(paths, clock, books.journal, homes),
+        paths,
+        clock,
+        path_map,
+        min(SETTLE_S, patience_s / 6),
     )
     queue = QueueFiles(port, flows, orders, clock, drawn, patience_s=patience_s, doubt_s=doubt_s)
     signal = Signals(port, Journal(paths.state / "doors/signals"), clock, books.public_id)
-    answer = Answers(port, Taker(paths, clock, Journal(paths.state / "doors/answers")), paths, clock)
+    answer = Answers(port, Taker(paths, clock, Journal(paths.state / "doors/answers"), homes), paths, clock)
     return dict(zip(NAMES, (queue.run, queue.tend, signal.run, answer.run), strict=True))

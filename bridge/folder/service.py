@@ -148,7 +148,16 @@ class Bridge:
         inbox = Intake(port, flows, taker, answer, clock, settle_s=rest, told=batches.told)
         redraw = partial(flows.poke, mirror.NAME)
         edits = Control(port, self._deeds, self._findings, taker, clock, redraw)
-        beside = doors(port, flows, paths, clock, self.mirror.drawn, path_map=path_map, books=self._books)
+        beside = doors(
+            port,
+            flows,
+            paths,
+            clock,
+            self.mirror.drawn,
+            homes=taker.homes,
+            path_map=path_map,
+            books=self._books,
+        )
         return inbox, {control.NAME: edits.run, **beside, batch_files.NAME: batches.run}
 
     # -- the loop --------------------------------------------------------------------------------------------

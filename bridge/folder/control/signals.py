@@ -133,6 +133,8 @@ class Signals:
             raise Invalid(
                 Problem(str(got["what"]), where, "make it readable for the rig's user, or write it again")
             )
+        if [got["inode"], got["size"], got["mtime_ns"]] != list(entry.was):
+            return None  # written anew since it was listed: the next look takes that one
         wish = wish_of(bytes(got["data"]), where)
         if wish is None:
             if self._clock.now() - since < HALF_S:
@@ -182,22 +184,27 @@ class Signals:
         name = str(deed.get("name"))
         if not deed.get("done"):
             try:
-                note = yield from self._do(deed)
-                yield from self._answer(name, "accepted", note=note)
-                log.info("signal %s: %s", shown(name), note)
+                if "note" not in deed:
+                    # Kept before it is told: done again after the share was away it would hit what has come since.
+                    deed = self._kept(mark, {**deed, "note": (yield from self._do(deed))})
+                yield from self._answer(name, "accepted", note=str(deed["note"]))
+                log.info("signal %s: %s", shown(name), deed["note"])
             except RigbusError as e:
                 problem = problem_from(f"the rig refuses it: {e}", f"{FOLDER}/{shown(name)}")
                 yield from self._answer(name, "refused", problems=(problem,))
             except (KeyError, TypeError, ValueError) as e:
                 log.warning("the journal's entry of signal %s is unusable (%r)", shown(name), e)
-            deed = {**deed, "done": True}
-            self._journal.enter(mark, deed)
-            if self._open is not None:
-                self._open[mark] = deed
+            deed = self._kept(mark, {**deed, "done": True})
         if (yield from self._removed(name, deed.get("was"))):
             self._journal.leave(mark)
             if self._open is not None:
                 self._open.pop(mark, None)
+
+    def _kept(self, mark: str, deed: Deed) -> Deed:
+        self._journal.enter(mark, deed)
+        if self._open is not None:
+            self._open[mark] = deed
+        return deed
 
     def _do(self, deed: Deed) -> Flow[str]:
         if "workers" in deed:

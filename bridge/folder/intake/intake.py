@@ -18,7 +18,7 @@ from ..share.ops import Entry, entries, mkdirs, scan, shown
 from ..share.port import FolderPort
 from . import core
 from .moves import KIND, Later, Stuck
-from .taking import INBOX, Taker
+from .taking import INBOX, Declined, Taker
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +189,8 @@ class Intake:
             yield from self._tell(Receipt(name, "waiting", self._clock.wall(), note=note))
             yield Idle(AGAIN_S)
             self._again(name)
+        except Declined as e:
+            yield from self._declined(name, e)
         except Invalid as e:
             yield from self._refuse(name, e.problems)
         except Exception:
@@ -230,12 +232,8 @@ class Intake:
             self._waits(name, e)
         except (Stuck, OSError) as e:
             self._stuck(name, e if isinstance(e, Stuck) else Stuck(_disk(e)))
-        except Invalid as e:
-            if entry.get("request"):
-                receipt = Receipt("submit", "refused", self._clock.wall(), problems=e.problems)
-                yield from self._tell(receipt, str(entry["request"]))
-            else:
-                yield from self._refuse(name, e.problems)
+        except Declined as e:
+            yield from self._declined(name, e, str(entry.get("request") or ""))
         except (KeyError, TypeError, ValueError) as e:
             log.warning("the journal's entry of %s is unusable (%r): drop that plan again", shown(name), e)
             self._taker.journal.leave(str(entry["drop_id"]))
@@ -248,6 +246,22 @@ class Intake:
         log.warning("%s waits: %s", shown(name), e)
         self._again(name)
         self._resume_at = self._clock.now() + AGAIN_S
+
+    def _declined(self, name: str, e: Declined, request: str = "") -> Flow[None]:
+        """Say what the broker refuses; only then is it out of the journal."""
+        try:
+            if request:
+                receipt = Receipt("submit", "refused", self._clock.wall(), problems=e.problems)
+                told = yield from self._taker.answer(receipt, request)
+            else:
+                told = yield from self._taker.refuse(name, e.problems, lies=e.lies)
+        except ShareAway as away:
+            self._waits(name, away)
+            return
+        if told:
+            self._taker.journal.leave(e.drop_id)
+        else:
+            self._stuck(name, Stuck("it is refused; its receipt is written when the share can be"))
 
     def _refuse(self, name: str, problems: tuple[Problem, ...]) -> Flow[None]:
         try:

@@ -23,8 +23,8 @@ from ..share.ops import Entry, entries, read, rmdir, scan, stat, write
 from . import core
 from .core import FileRequest, parse_request
 from .drafts import given_settings
-from .moves import KIND
-from .taking import INBOX, Taker
+from .moves import KIND, Stuck
+from .taking import INBOX, Declined, Taker
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,10 @@ class Requests:
                 return
             verb, header = question(asked)
             answer = yield from ask(verb, header)
+        except Declined as e:
+            if not (yield from self._refused(stem, asked.verb, e.problems)):
+                raise Stuck("it is refused; its receipt is written when the share can be") from None
+            self._taker.journal.leave(e.drop_id)
         except Invalid as e:
             yield from self._refused(stem, asked.verb, e.problems)
         except RigbusError as e:
@@ -88,6 +92,8 @@ class Requests:
 
     def _submit(self, asked: FileRequest) -> Flow[None]:
         """A plan that came with the request, one that lies in the inbox, or one in ``plans/``."""
+        if any(entry.get("request") == asked.id for entry in self._taker.journal.entries().values()):
+            return  # taken in before the share went away or the bridge was killed: it goes on, and is answered, from there
         given, revises = given_settings(asked.args), None
         name = asked.args.get("plan")
         parts = [p for p in name.split("/") if p] if isinstance(name, str) else []
@@ -148,11 +154,11 @@ class Requests:
 
     def _refused(
         self, stem: str, verb: str, problems: tuple[Problem, ...], exit_code: int | None = None
-    ) -> Flow[None]:
+    ) -> Flow[bool]:
         log.warning("request %s (%s) refused: %s", stem, verb or "?", "; ".join(p.what for p in problems[:5]))
         at = self._clock.wall()
         receipt = Receipt(verb or stem, "refused", at, problems=problems, exit_code=exit_code)
-        yield from self._taker.answer(receipt, stem)
+        return (yield from self._taker.answer(receipt, stem))
 
     def _done(self, stem: str, asked: FileRequest, answer: Mapping[str, Any]) -> Flow[None]:
         at = self._clock.wall()

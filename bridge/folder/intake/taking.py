@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ....bus.errors import Busy, RigbusError
 from ....bus.paths import RigPaths
@@ -34,7 +34,10 @@ from .moves import KIND, Drop, Later, Stuck, drop_of, settle_in
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 INBOX: Final = "inbox"
+TURN_S: Final = 0.05  #: between two looks whether another flow has done with a plan's folder
 MAX_COPY_S: Final = 600.0
 MAX_NAMES: Final = 100
 _FIXES: Final = {
@@ -56,12 +59,24 @@ class Taken:
     note: str
 
 
-class Taker:
-    """Takes drops in. ``active`` are the ids of the drops that a flow is at."""
+class Declined(Invalid):
+    """The broker refuses it. It stays in the journal as ``drop_id`` until that is told; ``lies``: where it has been moved."""
 
-    def __init__(self, paths: RigPaths, clock: Clock, journal: Journal | None = None) -> None:
+    def __init__(self, drop_id: str, lies: str, problem: Problem) -> None:
+        super().__init__(problem)
+        self.drop_id, self.lies = drop_id, lies
+
+
+class Taker:
+    """Takes drops in. ``active`` are the ids of the drops that a flow is at; ``homes`` the folders of ``plans/`` that are
+    being read or moved, of all takers of a bridge."""
+
+    def __init__(
+        self, paths: RigPaths, clock: Clock, journal: Journal | None = None, homes: set[str] | None = None
+    ) -> None:
         self.journal = journal or Journal(paths.state / "incoming")
         self.active: set[str] = set()
+        self.homes: set[str] = set() if homes is None else homes
         self._paths, self._clock = paths, clock
 
     def take_in(
@@ -82,11 +97,13 @@ class Taker:
         share gets more time with each of ``tries``. ``revises``: `batch` and `reason` of a REVISE in the place of the SUBMIT.
 
         Raises:
-            Invalid, Later, ShareAway.  Stuck: it is in the journal and goes on from there.
+            Invalid, Later, ShareAway.  Declined, Stuck: it is in the journal; a Stuck one goes on from there.
         """
-        mark = core.drop_id(path, 0, listing)[:16]
+        # with the key: two requests for one plan are two runs of it
+        mark = core.drop_id(path, 0, f"{listing}:{key}" if key else listing)[:16]
         copied, draft = yield from self.prepare(path, plan, is_folder, mark, given, tries)
-        drop_id = core.drop_id(name, copied["inode"], f"{copied['sha256']}:{listing}")
+        content = ":".join([copied["sha256"], listing, *([key] if key else [])])
+        drop_id = core.drop_id(name, copied["inode"], content)
         if drop_id in self.active:
             return None
         drop = Drop(path, plan, copied["inode"], is_folder, drop_id)
@@ -109,18 +126,31 @@ class Taker:
         """
         place = self.journal.copy_place(mark, plan)
         try:
-            copied = yield from self._copy(path, place, is_folder, tries)
+            copied = yield from self._alone(path, self._copy(path, place, is_folder, tries))
             called = core.PLAN if is_folder else path.rpartition("/")[2]
             draft = self.check(place, given, called)
         finally:
             self.journal.drop_copy(place)
         return copied, draft
 
+    def _alone(self, path: str, flow: Flow[T]) -> Flow[T]:
+        """``flow``, while no other one reads or moves the same folder of ``plans/``."""
+        home = "/".join(path.split("/")[:2])
+        if not home.startswith("plans/"):
+            return (yield from flow)
+        while home in self.homes:
+            yield Idle(TURN_S)
+        self.homes.add(home)
+        try:
+            return (yield from flow)
+        finally:
+            self.homes.discard(home)
+
     def resume(self, entry: Mapping[str, Any]) -> Flow[None]:
         """Go on with a journal's entry.
 
         Raises:
-            Invalid: the broker refuses it.  ShareAway.  KeyError, TypeError, ValueError: the entry is damaged.
+            Declined.  ShareAway.  KeyError, TypeError, ValueError: the entry is damaged.
         """
         drop_id = str(entry["drop_id"])
         log.info("going on with %s", shown(str(entry["name"])))
@@ -182,7 +212,7 @@ class Taker:
         drop = drop_of(entry)
         home, unmoved = str(entry.get("home", "")), str(entry.get("unmoved", ""))
         if not home:
-            home, unmoved = yield from settle_in(drop)
+            home, unmoved = yield from self._alone(drop.home, settle_in(drop))
         if unmoved and "home" not in entry:
             # The run reads its data there: once submitted so, it must not be moved by a later try.
             entry = {**entry, "home": home, "unmoved": unmoved}
@@ -199,8 +229,8 @@ class Taker:
             else:
                 batch = yield from submit(header)
         except RigbusError as e:
-            self.journal.leave(drop.drop_id)
-            raise Invalid(problem_from(f"the broker refuses it: {e}", drop.path)) from None
+            problem = problem_from(f"the broker refuses it: {e}", drop.path)
+            raise Declined(drop.drop_id, "" if home == drop.path else home, problem) from None
         log.info("%s is batch %s, %d tasks in the plan", drop.name, batch, entry["tasks"])
         stays = (
             f"It could not be moved to plans/ as a whole, and runs from {home}: {unmoved}." if unmoved else ""
@@ -248,21 +278,27 @@ class Taker:
                 return False
         return True
 
-    def refuse(self, name: str, problems: Sequence[Problem], *, move: bool = True) -> Flow[None]:
-        """A refusal, and the drop out of the way."""
+    def refuse(
+        self, name: str, problems: Sequence[Problem], *, move: bool = True, lies: str = ""
+    ) -> Flow[bool]:
+        """A refusal, and the drop out of the way; False where the share refuses the receipt. ``lies``: where it has been
+        moved before, so that what has its name in the inbox now is another one."""
         log.warning("refused %s: %s", shown(name), "; ".join(p.what for p in problems[:5]))
         receipt = Receipt(name, "refused", self._clock.wall(), problems=tuple(problems))
+        if lies:
+            note = f"It lies in {lies} now: mend it there and submit that, or drop it again."
+            return (yield from self.answer(replace(receipt, note=note)))
         to = (yield from self._free_place(name)) if move else ""
         if not to:
-            yield from self.answer(receipt)
-            return
+            return (yield from self.answer(receipt))
         note = f"It is kept in {to}: mend it there, and move it back to {INBOX}/."
         # Before the move: what has gone from the inbox without a receipt would never get one.
-        yield from self.answer(replace(receipt, note=note))
+        stood = yield from self.answer(replace(receipt, note=note))
         (moved,) = yield from share(KIND, [rename(f"{INBOX}/{name}", to)])
         if not moved["ok"]:
             note = f"It stays where it is ({moved['what']}), and is looked at again when it changes."
-            yield from self.answer(replace(receipt, note=note))
+            stood = yield from self.answer(replace(receipt, note=note))
+        return stood
 
     def _free_place(self, name: str) -> Flow[str]:
         """Where a refused drop can go; "" where there is no room."""

@@ -45,8 +45,12 @@ class Others:
 
     def adopt(self, path: str, entry: Entry | None, now: float) -> None:
         """``entry`` stands there: left as it is where size and time say that it is the very file."""
-        file = self._wanted[path]
-        if entry is not None and (entry.size, entry.mtime_ns) == (len(file.data), file.mtime_ns):
+        file = self._wanted.get(path)  # what was forgotten since `unseen` is nobody's
+        if (
+            file is not None
+            and entry is not None
+            and (entry.size, entry.mtime_ns) == (len(file.data), file.mtime_ns)
+        ):
             self._standing[path] = _Stand(file, (entry.size, entry.mtime_ns), now)
             del self._wanted[path]
 

@@ -129,11 +129,14 @@ class Orders:
         yield from share(KIND, [unlink(f"{QUEUE}/{name}", was=was)])
 
     def _entry(self, kind: str, name: str, was: Was, order: Order, header: dict[str, Any]) -> Entry:
+        # A newer order of the same file name is shown under its own id: each keeps its answer.
+        taken = self.books.holder(name) is not None
+        stem = stem_of(name, order.task_id) if kind == "plan" and not taken else order.task_id
         return {
             "kind": kind,
             "task_id": order.task_id,
             "source": name,
-            "stem": stem_of(name, order.task_id) if kind == "plan" else order.task_id,
+            "stem": stem,
             "was": list(was),
             "at": self._clock.wall(),
             "fields": order.fields,
@@ -216,6 +219,8 @@ class Orders:
             raise Invalid(Problem(what, "config.RESUME_BATCH_ID", fix)) from None
         if row["kind"] != "plan":
             raise Invalid(Problem(f"{batch} is no batch of a plan", "config.RESUME_BATCH_ID", fix))
+        if "requeued" in entry:  # before a kill, or before the share went away
+            return row, _runs_again(int(entry["requeued"]), row)
         if row["state"] in LIVE:
             return row, f"RUN_MODE resume: batch {row['id']} still runs, and is followed."
         if row["state"] == "complete":
@@ -225,11 +230,9 @@ class Orders:
         if not again:
             what = f"batch {row['id']} has no task that could run again"
             raise Invalid(Problem(what, "config.RESUME_BATCH_ID", "write RUN_MODE fresh"))
+        self.books.enter({**entry, "requeued": again})
         row = (yield from ask(Verb.QUERY, {"what": "batch", "id": batch})).header
-        return (
-            row,
-            f"RUN_MODE resume: {again} tasks of batch {row['id']} run again, with the plan as it was then.",
-        )
+        return row, _runs_again(again, row)
 
     def _show_plan(self, entry: Entry, row: Mapping[str, Any]) -> Flow[bool]:
         """Draw its file; True when it stands. One flow at a time: a file is written and then removed from the other lanes,
@@ -342,7 +345,7 @@ class Orders:
         file = refused_view(name, fields, problems, at, self._clock.utc_offset_s(at))
         note = ""
         if not fields:
-            aside = yield from self._aside(name)
+            aside = yield from self._aside(name, was)
             if not aside:
                 return False
             note = f"It is kept as {aside}: mend it, and move it back to {QUEUE}/."
@@ -360,10 +363,10 @@ class Orders:
         receipt = Receipt(name.removesuffix(".json"), "refused", self._clock.wall(), problems=(problem,))
         yield from self._taker.answer(receipt)
 
-    def _aside(self, name: str) -> Flow[str]:
+    def _aside(self, name: str, was: Was | None) -> Flow[str]:
         for n in range(1, MAX_ASIDE):
             to = f"{FAILED}/{name}.refused" + (f"-{n}" if n > 1 else "")
-            (moved,) = yield from share(KIND, [rename(f"{QUEUE}/{name}", to)])
+            (moved,) = yield from share(KIND, [rename(f"{QUEUE}/{name}", to, was=was)])
             if moved["ok"]:
                 return to
             if moved["errno"] != "EEXIST":
@@ -381,6 +384,10 @@ class Orders:
             return False
         yield from share(KIND, [unlink(path) for path in old[1:]])
         return True
+
+
+def _runs_again(again: int, row: Mapping[str, Any]) -> str:
+    return f"RUN_MODE resume: {again} tasks of batch {row['id']} run again, with the plan as it was then."
 
 
 def _same_plan(header: Mapping[str, Any], row: Mapping[str, Any], entry: Entry) -> None:

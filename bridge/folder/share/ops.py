@@ -143,9 +143,12 @@ def aside(path: str, was: Sequence[int]) -> Op:
     return {"op": "aside", "path": path, "was": list(was)}
 
 
-def rename(path: str, to: str, *, replace: bool = False) -> Op:
-    """Move a file or folder; EEXIST when something stands at ``to``, unless it is to be replaced."""
+def rename(path: str, to: str, *, replace: bool = False, was: Sequence[int] | None = None) -> Op:
+    """Move a file or folder; EEXIST when something stands at ``to``, unless it is to be replaced. With ``was`` ([inode, size,
+    mtime_ns]) EEDITED when another one stands at ``path``."""
     op: Op = {"op": "rename", "path": path, "to": to}
+    if was is not None:
+        op["was"] = list(was)
     return {**op, "replace": True} if replace else op
 
 

@@ -339,10 +339,17 @@ class Share:
             os.close(fd)
         return {"was": True}
 
-    def rename(self, path: str, to: str, replace: bool = False) -> dict[str, Any]:
-        """Move a file or folder inside the share; an existing target is refused, or with ``replace`` replaced."""
+    def rename(
+        self, path: str, to: str, replace: bool = False, was: list[int] | None = None
+    ) -> dict[str, Any]:
+        """Move a file or folder inside the share; an existing target is refused, or with ``replace`` replaced. With ``was`` only
+        the file that the caller read."""
         source, name = self.parent(path)
         try:
+            if was is not None:
+                info = os.stat(name, dir_fd=source, follow_symlinks=False)
+                if was != [info.st_ino, info.st_size, info.st_mtime_ns]:
+                    raise OpError("EEDITED", f"{path} is another file now")
             target, new = self.parent(to, create=True)
             try:
                 try:

@@ -17,7 +17,7 @@ from rigbus.bridge.folder.intake.core import FileRequest, Settings
 from rigbus.bridge.folder.intake.drafts import examine
 from rigbus.bridge.folder.intake.moves import Drop, Later, Stuck, settle_in
 from rigbus.bridge.folder.intake.requests import Requests, question
-from rigbus.bridge.folder.intake.taking import Taker
+from rigbus.bridge.folder.intake.taking import Declined, Taker
 from rigbus.bridge.folder.loop.clock import Clock
 from rigbus.bridge.folder.loop.flows import ShareAway
 from rigbus.bridge.folder.share import ops
@@ -148,9 +148,10 @@ class TestOneDrop:
         broker = Broker()
         broker.next = [Envelope(Verb.ERROR, {"code": "definition", "message": "no room; make some"})]
         drop(share)
-        with pytest.raises(Invalid, match="no room"):
+        with pytest.raises(Declined, match="no room") as caught:
             take(taker, share, broker)
-        assert taker.journal.entries() == {}
+        assert caught.value.lies == "plans/p"
+        assert list(taker.journal.entries()) == [caught.value.drop_id], "until it is told"
 
     def test_a_share_that_hangs_leaves_the_drop_in_the_journal(self, share: Share, taker: Taker) -> None:
         drop(share)
