@@ -200,8 +200,9 @@ def test_what_hangs_holds_up_no_other_attempt(mount: Path, tmp_path: Path, words
     try:
         start(1, f"{words} touch {mount}/x & exit 0")
         wait_hanging(wait_for(procs.adopted_children, what="its orphan")[0].pid)
+        assert ended() == []  # its shell has ended and its orphan is seen before there is another attempt
         start(2, "true")
-        wait_for(lambda: ended() == [(1, 2)], what="the end of the one beside it")
+        wait_for(lambda: ended() == [(1, 2)], timeout_s=30, what="the end of the one beside it")
         wait_for(lambda: ended() and host.of(ev.Unkillable), what="the first one to be given up")
         start(3, "true")
         wait_for(lambda: ended() == [(1, 2), (1, 3)], what="the end of the one after it")
