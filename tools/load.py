@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -72,8 +73,6 @@ def unload(
 def _ask(
     op: str, model: str, worker: str, state: Path | None, config: Path | None, as_json: bool, timeout_s: float
 ) -> int:
-    import uuid
-
     from ..bus.client.work import Task
     from ..bus.errors import TaskFailed
 

@@ -59,7 +59,11 @@ class Message:
     body: int = 0  #: bytes of the payloads
 
     def add(self, spec: dict[str, Any], payload: Mapping[str, Any], head: int = 0) -> None:
-        """``head`` is about the packed size of ``spec`` where the caller knows it."""
+        """``head`` is about the packed size of ``spec``, bytes, where the caller knows it.
+
+        Raises:
+            Unplannable: the payload is larger than a task's may be.
+        """
         packed = pack(payload)
         if len(packed) > MAX_PAYLOAD_BYTES:
             raise Unplannable(

@@ -24,6 +24,7 @@ from rigbus.bridge.folder.intake.taking import Declined, Taker
 from rigbus.bridge.folder.loop.clock import Clock
 from rigbus.bridge.folder.loop.flows import Ask, Flow
 from rigbus.bridge.folder.queue.books import Books
+from rigbus.bridge.folder.queue.core import PlanOrder, read_order
 from rigbus.bridge.folder.queue.orders import Orders
 from rigbus.bridge.folder.share.port import Fault, Reply
 from rigbus.bus.paths import RigPaths, rig_paths
@@ -247,6 +248,70 @@ def test_two_orders_of_one_file_name_keep_both_their_answers(
         row |= {"state": "complete", "ended_at": 1_770_576_400.0}
         turning.until(lambda n=n: shown("complete") == n)
     turning.until(lambda: shown("processing") == shown("queue") == 0)
+
+
+def test_a_resume_requeues_once_whatever_dies_after_that(share: Share, paths: RigPaths, rig: Rig) -> None:
+    """But for a kill between the broker's answer and the journal."""
+    (share.root / "tasks/queue").mkdir(parents=True)
+    batch = "20260208_184610_a1b2c3"
+    fields = {"task_id": str(uuid.uuid4()), "type": "execute_plan", "plan_path": "plans/p"}
+    fields["config"] = {"RUN_MODE": "resume", "RESUME_BATCH_ID": batch}  # type: ignore[assignment]
+    row: dict[str, Any] = {
+        "id": batch,
+        "kind": "plan",
+        "name": "p",
+        "plan": "p",
+        "total": 1,
+        "tasks": {"dead": 1},
+    }
+    asked = 0
+    for step in range(3, 9):
+        rig.asked.clear()
+        rig.batches["k"] = {**row, "state": "failed"}
+        file = share.root / f"tasks/queue/{step}.json"
+        file.write_text(json.dumps(fields))
+        info = file.stat()
+
+        def orders(step: int = step) -> Orders:
+            books = Books(paths.state / f"doors/{step}")
+            books.begin()
+            return Orders(books, Taker(paths, Clock(), books.journal), paths, Clock())
+
+        found = read_order(file.name, file.read_bytes())
+        assert isinstance(found, PlanOrder)
+        was = (info.st_ino, info.st_size, info.st_mtime_ns)
+        killed(orders().take(file.name, was, found), share, rig, step)
+        rig.batches["k"]["state"] = "failed"  # it ran again, and failed again, while nobody looked
+        again = orders()
+        for entry in again.books.unsent():
+            drive(again.go_on(entry), share.port, rig)
+            asked += 1
+        assert len([ask for ask in rig.asked if ask.verb is Verb.REQUEUE]) == 1, step
+    assert asked, "no kill fell between the requeue and its book"
+
+
+def test_a_signal_that_is_written_anew_while_it_is_read_is_done_once(
+    share: Share, paths: RigPaths, rig: Rig, turning: Turning
+) -> None:
+    (share.root / "signals").mkdir()
+    file = share.root / "signals/B1.abort"
+    file.touch()
+    rig.batches["k"] = {"id": "B1", "kind": "plan", "name": "p", "state": "running"}
+    real, anew = share.port.request, []
+
+    def ask(kind: str, ops: list[dict[str, Any]], deadline_s: float = 10.0) -> int:
+        if not anew and any(op["op"] == "read" for op in ops):
+            anew.append(1)
+            (share.root / "anew").write_text('{"reason": "for another reason"}')
+            (share.root / "anew").rename(file)
+        return real(kind, ops, deadline_s)
+
+    share.port.request = ask  # type: ignore[method-assign, assignment]
+    turning.start(signals=Signals(share.port, Journal(paths.state / "doors/signals"), turning.clock).run)
+    turning.until(lambda: (share.root / "signals/B1.abort.receipt.json").exists() and not file.exists())
+    assert [ask.header["reason"] for ask in rig.asked if ask.verb is Verb.CANCEL] == [
+        "signal B1.abort: for another reason"
+    ]
 
 
 def test_half_an_order_that_was_made_whole_meanwhile_is_not_put_aside(share: Share, paths: RigPaths) -> None:

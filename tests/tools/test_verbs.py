@@ -141,6 +141,24 @@ def test_a_wait_that_is_too_short_ends_with_7_and_cancel_ends_the_task(say, here
     assert say("cancel", batch, "--json").json["already"] == 1
 
 
+def test_ctrl_c_in_the_submit_of_a_load_takes_it_back(say, here, monkeypatch):
+    submit, asked = Client.submit, []
+
+    def interrupted(bus, *given, **how):
+        ids = submit(bus, *given, **how)
+        asked.append(ids[0])
+        if len(asked) == 1:  # the broker has it, its answer is not read yet
+            raise KeyboardInterrupt
+        return ids
+
+    monkeypatch.setattr(Client, "submit", interrupted)
+    assert say("load", "small").code == 130
+    assert len(set(asked)) == 1 and len(asked) == 2
+    with Client(state=here.state) as bus:
+        row = bus.query("task", id=asked[0])["rows"][0]
+        assert row["cancel_requested"] or row["state"] == "cancelled"
+
+
 def test_status_is_what_the_schema_says(say, here):
     submitted(say, here, a="true")
     said = say("status", "--json")

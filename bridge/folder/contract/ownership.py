@@ -36,7 +36,11 @@ RULES: Final = (
         Owner.BRIDGE,
         "tells whose folder this is; removed, the folder counts as not mounted",
     ),
-    Rule("tasks/queue/<new>.json", Owner.PEOPLE, "an order: it becomes a task or a run of a plan, once"),
+    Rule(
+        "tasks/queue/<new>.json",
+        Owner.PEOPLE,
+        "an order: it becomes a task or a run, once; while one of its file name is open, shown under its `task_id`",
+    ),
     Rule(
         "tasks/<lane>/<task>.json",
         Owner.BRIDGE,

@@ -133,7 +133,7 @@ class Signals:
             raise Invalid(
                 Problem(str(got["what"]), where, "make it readable for the rig's user, or write it again")
             )
-        if [got["inode"], got["size"], got["mtime_ns"]] != list(entry.was):
+        if [got["inode"], got["size"], got["mtime_ns"]] != entry.was:
             return None  # written anew since it was listed: the next look takes that one
         wish = wish_of(bytes(got["data"]), where)
         if wish is None:

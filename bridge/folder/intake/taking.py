@@ -99,11 +99,10 @@ class Taker:
         Raises:
             Invalid, Later, ShareAway.  Declined, Stuck: it is in the journal; a Stuck one goes on from there.
         """
-        # with the key: two requests for one plan are two runs of it
-        mark = core.drop_id(path, 0, f"{listing}:{key}" if key else listing)[:16]
+        listing = f"{listing}:{key}" if key else listing  # two requests for one plan are two runs of it
+        mark = core.drop_id(path, 0, listing)[:16]
         copied, draft = yield from self.prepare(path, plan, is_folder, mark, given, tries)
-        content = ":".join([copied["sha256"], listing, *([key] if key else [])])
-        drop_id = core.drop_id(name, copied["inode"], content)
+        drop_id = core.drop_id(name, copied["inode"], f"{copied['sha256']}:{listing}")
         if drop_id in self.active:
             return None
         drop = Drop(path, plan, copied["inode"], is_folder, drop_id)
